@@ -1,0 +1,90 @@
+"""Validators for user input: each raises a ValueError that says what was expected and what came.
+
+They are called where data enters the package (constructors, ``train``, ``tune``, ``sample``,
+loaders) and nowhere in inner loops.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_vtdis.units import kelvin
+
+
+def positive_integer(name: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` as an int if it is an integer >= ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value!r}")
+    return int(value)
+
+
+def positive_number(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is finite and > 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0.0):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+    return number
+
+
+def fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float if 0 < value < 1."""
+    number = positive_number(name, value)
+    if number >= 1.0:
+        raise ValueError(f"{name}: expected a fraction between 0 and 1, got {value!r}")
+    return number
+
+
+def choice(name: str, value: object, options: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``options``."""
+    if not isinstance(value, str) or value not in options:
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+    return value
+
+
+def temperature(value: object) -> float:
+    """Return a temperature in kelvin; it must be finite and positive."""
+    try:
+        number = kelvin(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"temperature: expected an openmm.unit temperature or a number in kelvin, got {value!r}"
+        ) from error
+    if not (math.isfinite(number) and number > 0.0):
+        raise ValueError(f"temperature: expected a positive, finite temperature, got {value!r}")
+    return number
+
+
+def configurations(
+    name: str, x: object, n_particles: int, n_dims: int, minimum: int = 1
+) -> Tensor:
+    """Return configurations as a float64 tensor of shape (n, n_particles, n_dims), all finite.
+
+    Accepts anything numpy can read and torch tensors. The message names the first bad frame.
+    """
+    if isinstance(x, Tensor):
+        tensor = x.detach().to(torch.float64)
+    else:
+        tensor = torch.as_tensor(np.asarray(x, dtype=np.float64))
+    expected = f"(n, {n_particles}, {n_dims})"
+    if tensor.ndim != 3 or tuple(tensor.shape[1:]) != (n_particles, n_dims):
+        raise ValueError(
+            f"{name}: expected positions of shape {expected} in nm, got {tuple(tensor.shape)}"
+        )
+    if tensor.shape[0] < minimum:
+        raise ValueError(f"{name}: expected at least {minimum} frames, got {tensor.shape[0]}")
+    finite = torch.isfinite(tensor).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        bad = torch.nonzero(~finite).flatten()
+        raise ValueError(
+            f"{name}: expected finite positions, got NaN or infinity in {len(bad)} of "
+            f"{len(finite)} frames, the first at index {int(bad[0])}"
+        )
+    return tensor

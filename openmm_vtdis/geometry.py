@@ -1,0 +1,109 @@
+r"""The space that configurations live in, and its standard Gaussian.
+
+A molecule's energy does not change when it is translated, so its Boltzmann density cannot be
+normalised over all of R^{MD}. It is defined on the zero-centre-of-mass (zero-CoM) subspace
+
+    X_0 = { x in R^{M x D} : sum_i x_i = 0 },      dim X_0 = d = (M - 1) D,
+
+with the Lebesgue measure that X_0 inherits from R^{MD} (paper, Sec. 3.2 and App. B). With V an
+(M-1, M) matrix of orthonormal rows that span { z : 1^T z = 0 }, the map x -> V x is an isometry of
+X_0 onto R^{(M-1) x D}: densities on X_0 are densities of the *reduced coordinates* V x (Eq. 23).
+
+A target without this symmetry (GMM-2) lives in all of R^{M x D}; then V = I and d = M D. Both are a
+:class:`Space`, and nothing downstream asks which one it has been given.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis import checks
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Configurations of M particles in D dimensions, with or without the zero-CoM constraint.
+
+    Attributes
+    ----------
+    n_particles
+        M.
+    n_dims
+        D.
+    centred
+        True: the zero-CoM subspace. False: all of R^{M x D}.
+    """
+
+    n_particles: int
+    n_dims: int
+    centred: bool = True
+
+    def __post_init__(self) -> None:
+        checks.positive_integer("n_particles", self.n_particles, minimum=2 if self.centred else 1)
+        checks.positive_integer("n_dims", self.n_dims)
+
+    @property
+    def rank(self) -> int:
+        """Number of reduced particles: M - 1 (zero CoM) or M."""
+        return self.n_particles - 1 if self.centred else self.n_particles
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the space: ``rank * n_dims``."""
+        return self.rank * self.n_dims
+
+    @functools.cached_property
+    def basis(self) -> Tensor:
+        """V, shape (rank, M), float64: orthonormal rows spanning the allowed particle vectors.
+
+        For the zero-CoM subspace row k compares particle k + 1 with the mean of those before it
+        (Helmert's matrix), which is exact and needs no factorisation.
+        """
+        m = self.n_particles
+        if not self.centred:
+            return torch.eye(m, dtype=torch.float64)
+        rows = torch.zeros(m - 1, m, dtype=torch.float64)
+        for k in range(1, m):
+            rows[k - 1, :k] = 1.0
+            rows[k - 1, k] = -float(k)
+            rows[k - 1] /= math.sqrt(k * (k + 1))
+        return rows
+
+    def project(self, x: Tensor) -> Tensor:
+        """Orthogonal projection onto the space: subtract the mean over particles. (..., M, D)."""
+        return x - x.mean(dim=-2, keepdim=True) if self.centred else x
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Reduced coordinates V x: (..., M, D) -> (..., rank, D)."""
+        return self.basis.to(x) @ x
+
+    def expand(self, z: Tensor) -> Tensor:
+        """V^T z: (..., rank, D) -> (..., M, D), the inverse of :meth:`reduce` on the space."""
+        return self.basis.to(z).mT @ z
+
+    def standard_normal(
+        self,
+        n: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        """Draw n standard Gaussians N_x(0, I): (n, M, D) on the generator's device."""
+        shape = (n, self.n_particles, self.n_dims)
+        noise = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+        return self.project(noise)
+
+    def isotropic_log_prob(self, residual: Tensor, variance: Tensor | float) -> Tensor:
+        """log N_x(residual; 0, variance I) in float64: (B, M, D) -> (B,).
+
+        ``residual`` must lie in the space already; ``variance`` is a positive scalar.
+        """
+        variance = torch.as_tensor(variance, dtype=torch.float64, device=residual.device)
+        square = residual.to(torch.float64).square().sum(dim=(-2, -1))
+        return -0.5 * (square / variance + self.dim * (variance.log() + LOG_2PI))

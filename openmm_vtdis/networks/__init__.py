@@ -1,0 +1,38 @@
+"""Pure torch networks: x (B, M, D) and log noise level (B,) to a displacement (B, M, D).
+
+A network carries its constructor arguments in ``config``, from which :func:`build_network` makes
+it again; no system's name appears here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from openmm_vtdis.networks.egnn import EGNN, EGNNLayer
+from openmm_vtdis.networks.mlp import MLP
+
+__all__ = ["EGNN", "MLP", "EGNNLayer", "build_network", "describe_network"]
+
+_NETWORKS: dict[str, type[nn.Module]] = {"egnn": EGNN, "mlp": MLP}
+
+
+def build_network(description: dict[str, Any]) -> nn.Module:
+    """Make a network from ``{"kind": "egnn" | "mlp", **config}``."""
+    config = dict(description)
+    kind = config.pop("kind", None)
+    if kind not in _NETWORKS:
+        raise ValueError(f"network: expected a kind among {sorted(_NETWORKS)}, got {kind!r}")
+    return _NETWORKS[kind](**config)
+
+
+def describe_network(network: nn.Module) -> dict[str, Any]:
+    """Return the JSON-able description that :func:`build_network` reads."""
+    for kind, cls in _NETWORKS.items():
+        if type(network) is cls:
+            return {"kind": kind, **network.config}  # type: ignore[dict-item]
+    raise ValueError(
+        f"network: expected one of {sorted(_NETWORKS)} to be stored in an archive, "
+        f"got {type(network).__name__}"
+    )

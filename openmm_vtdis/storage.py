@@ -1,0 +1,142 @@
+"""One-file archives: named tensors plus JSON metadata, in the safetensors format.
+
+Nothing is ever unpickled, so that a file from a stranger can be opened. The metadata is one JSON
+document under the key ``openmm_vtdis`` of the safetensors header:
+
+    {"format": "openmm-vtdis", "version": 1, "kind": "generator" | "checkpoint", ...}
+
+Writes go to a temporary file in the same directory, are flushed to disk and then renamed, so that
+a file under its final name is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+FORMAT = "openmm-vtdis"
+FORMAT_VERSION = 1
+_KEY = "openmm_vtdis"
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write ``content`` to ``path`` through a temporary file and a rename."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_archive(
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write tensors and JSON-able metadata to one file, atomically.
+
+    Parameters
+    ----------
+    path
+        Destination; an existing file is replaced only once the new one is complete.
+    kind
+        What the archive holds, checked again by :func:`read_archive`.
+    tensors
+        Name to tensor, any device; stored from the CPU.
+    metadata
+        JSON-able document; NaN and infinity are refused.
+    """
+    header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, **metadata}
+    document = json.dumps(header, allow_nan=False)
+    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return write_atomically(path, serialize(packed, metadata={_KEY: document}))
+
+
+def read_archive(
+    path: str | os.PathLike[str], kind: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an archive written by :func:`write_archive`; returns ``(tensors, metadata)``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, foreign, of another kind, or of a newer format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such archive")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as archive:
+            header = archive.metadata() or {}
+            document = header.get(_KEY)
+            if document is None:
+                raise ValueError(
+                    f"{path}: expected an {FORMAT} archive, got a safetensors file of another origin"
+                )
+            metadata = json.loads(document)
+            _check_header(path, metadata, kind)
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path}: expected an {FORMAT} archive, got a truncated or foreign file ({error})"
+        ) from error
+    return tensors, metadata
+
+
+def _check_header(path: Path, metadata: Any, kind: str) -> None:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected an {FORMAT} archive, got a foreign header")
+    version = metadata.get("version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: expected archive format version <= {FORMAT_VERSION}, got {version!r}; "
+            "a newer openmm-vtdis wrote it: upgrade to read it"
+        )
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path}: expected a {kind} archive, got a {metadata.get('kind')!r} one")
+
+
+def flatten_tensors(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """Flatten nested dictionaries of tensors to dotted names, skipping nothing.
+
+    Raises
+    ------
+    ValueError
+        If a leaf is not a tensor.
+    """
+    flat: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten_tensors(value, f"{prefix}{name}."))
+        elif isinstance(value, torch.Tensor):
+            flat[prefix + name] = value
+        else:
+            raise ValueError(f"{prefix}{name}: expected a tensor, got {type(value).__name__}")
+    return flat
+
+
+def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix``, the prefix removed."""
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
