@@ -1,0 +1,110 @@
+r"""Denoisers D(x, t) = E[x_0 | x_0 + t xi = x], learned and exact.
+
+*Learned* (Karras et al. 2022, Table 1). With data of unit variance per degree of freedom,
+
+    D(x, t) = c_skip x + c_out F(c_in x, log t),
+    c_skip = 1 / (1 + t^2),   c_out = t / sqrt(1 + t^2),   c_in = 1 / sqrt(1 + t^2),
+
+so that the network F has inputs and training targets of unit variance at every noise level.
+
+*Exact*, for a Gaussian mixture sum_k w_k N_x(m_k, s_k I): with total variance V_k = s_k + t^2,
+
+    D(x, t) = sum_k p_k(x) [m_k + s_k / V_k (x - m_k)],   p_k ~ w_k N_x(x; m_k, V_k I),
+
+the oracle that the tests hold every sampler, covariance and weight against.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from openmm_vtdis.geometry import Space
+
+
+class Denoiser(Protocol):
+    """Callable (x (B, M, D), t scalar or (B,)) -> E[x_0 | x_t = x], (B, M, D), in x's dtype."""
+
+    space: Space
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor: ...
+
+
+class PreconditionedDenoiser(nn.Module):
+    """A network wrapped in EDM preconditioning, for data of unit variance per degree of freedom.
+
+    Parameters
+    ----------
+    network
+        Maps (B, M, D) and log t (B,) to a displacement (B, M, D).
+    space
+        Where configurations live; outputs are projected onto it.
+    """
+
+    def __init__(self, network: nn.Module, space: Space) -> None:
+        super().__init__()
+        self.network = network
+        self.space = space
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """D(x, t). The network runs in its own precision; the skip path in that of x."""
+        parameter = next(self.network.parameters())
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
+        total = (1.0 + t.square())[:, None, None]
+        scaled = (x / total.sqrt()).to(parameter.dtype)
+        displacement = self.network(scaled, t.log().to(parameter.dtype)).to(x.dtype)
+        c_out = t[:, None, None] / total.sqrt()
+        return x / total + c_out * self.space.project(displacement)
+
+    def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        r"""EDM loss per configuration, |D - x_0|^2 / (c_out^2 d): clean (B, M, D), t (B,) -> (B,).
+
+        With log t drawn uniformly this weighting is, below t = 1, the one under which the loss is
+        the KL divergence between the forward and reverse processes.
+        """
+        residual = self(clean + t[:, None, None] * noise, t) - clean
+        c_out_square = t.square() / (1.0 + t.square())
+        return residual.square().sum(dim=(-2, -1)) / (c_out_square * self.space.dim)
+
+
+class GaussianMixtureDenoiser:
+    """Exact denoiser of a mixture of isotropic Gaussians on a space.
+
+    Parameters
+    ----------
+    space
+        All of R^{M x D} or its zero-CoM subspace.
+    weights
+        (K,) positive, summing to one.
+    means
+        (K, M, D), projected onto the space.
+    variances
+        (K,) positive.
+    """
+
+    def __init__(self, space: Space, weights: Tensor, means: Tensor, variances: Tensor) -> None:
+        self.space = space
+        self.weights = torch.as_tensor(weights, dtype=torch.float64)
+        self.means = space.project(torch.as_tensor(means, dtype=torch.float64))
+        self.variances = torch.as_tensor(variances, dtype=torch.float64)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """D(x, t) in float64, returned in x's dtype."""
+        y = x.to(torch.float64)
+        means, spread = self.means.to(y), self.variances.to(y)
+        level = torch.as_tensor(t, dtype=torch.float64, device=y.device).expand(y.shape[0])
+        total = spread + level.square()[:, None]
+        difference = y[:, None] - means
+        square = difference.square().sum(dim=(-2, -1))
+        logits = self.weights.to(y).log() - 0.5 * (square / total + self.space.dim * total.log())
+        posterior = torch.softmax(logits, dim=1)
+        shrunk = means + (spread / total)[:, :, None, None] * difference
+        return (posterior[:, :, None, None] * shrunk).sum(dim=1).to(x.dtype)
+
+    def scaled(self, length: float) -> GaussianMixtureDenoiser:
+        """The same mixture in units of ``length``."""
+        return GaussianMixtureDenoiser(
+            self.space, self.weights, self.means / length, self.variances / length**2
+        )

@@ -1,0 +1,107 @@
+r"""Forward and reverse Gaussian kernels of the diffusion.
+
+    forward     q(x_n | x_{n-1}) = N_x(x_{n-1}, (t_n^2 - t_{n-1}^2) I)                 (Eq. 18)
+    prior       p(x_N)           = N_x(0, T^2 I)
+    reverse     p(x_{n-1} | x_n) = N_x(mu_n, Sigma_n(x_n))                             (Eq. 19)
+                mu_n = x_n + k_n (D(x_n, t_n) - x_n),   k_n = 1 - r_n unless tuned
+                r_n  = t_{n-1}^2 / t_n^2,   v_n = t_{n-1}^2 (1 - r_n)                   (Eq. 20, 21)
+
+Eq. 20 is printed with r inverted. Sigma_n is a :class:`~openmm_vtdis.diffusion.covariance.Covariance`
+in units of v_n; Sigma_n = v_n I is the DDPM kernel. All in model units, where the data have unit
+variance per degree of freedom.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis.diffusion.covariance import Covariance, Isotropic, ReverseStep
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.geometry import Space
+
+
+@dataclass(frozen=True)
+class DiffusionKernel:
+    """Everything that defines q and p: denoiser, grid, covariance and mean coefficients.
+
+    Attributes
+    ----------
+    denoiser
+        D(x, t) on :attr:`space`.
+    schedule
+        Noise levels t_0..t_N.
+    covariance
+        Family of reverse covariances, fitted for this schedule (DDPM: ``Isotropic.untuned``).
+    gains
+        (N,) mean coefficients k_n, or None for 1 - r_n.
+    """
+
+    denoiser: Denoiser
+    schedule: Schedule
+    covariance: Covariance
+    gains: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.gains is not None and tuple(self.gains.shape) != (self.schedule.n_steps,):
+            raise ValueError(
+                f"gains: expected shape ({self.schedule.n_steps},), got {tuple(self.gains.shape)}"
+            )
+        self.covariance.check_schedule(self.schedule)
+
+    @classmethod
+    def ddpm(cls, denoiser: Denoiser, schedule: Schedule) -> DiffusionKernel:
+        """The untuned kernel, Sigma_n = v_n I."""
+        return cls(denoiser, schedule, Isotropic.untuned(denoiser.space, schedule.n_steps))
+
+    def with_covariance(self, covariance: Covariance) -> DiffusionKernel:
+        """The same kernel with another covariance."""
+        return dataclasses.replace(self, covariance=covariance)
+
+    def with_gains(self, gains: Tensor) -> DiffusionKernel:
+        """The same kernel with other mean coefficients k_n, shape (N,)."""
+        return dataclasses.replace(self, gains=gains)
+
+    @property
+    def space(self) -> Space:
+        """The space that x_n live in."""
+        return self.denoiser.space
+
+    @property
+    def mean_gains(self) -> Tensor:
+        """The k_n in use, (N,) float64."""
+        return 1.0 - self.schedule.ratios if self.gains is None else self.gains
+
+    @torch.no_grad()
+    def step(self, n: int, x: Tensor) -> ReverseStep:
+        """Evaluate the denoiser at level n (1..N): x is x_n, (B, M, D) float64."""
+        t = self.schedule.times
+        level = torch.full((x.shape[0],), t[n], dtype=x.dtype, device=x.device)
+        return ReverseStep(n, t[n], t[n - 1], x, self.denoiser(x, level), self.denoiser)
+
+    def mean(self, step: ReverseStep) -> Tensor:
+        """mu_n, (B, M, D)."""
+        gain = float(self.mean_gains[step.n - 1])
+        return step.x + gain * (step.denoised - step.x)
+
+    def sample_prior(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw x_N ~ N_x(0, T^2 I): (n, M, D) float64."""
+        return self.schedule.times[-1] * self.space.standard_normal(n, generator)
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_N), (B,) float64."""
+        return self.space.isotropic_log_prob(x, self.schedule.times[-1] ** 2)
+
+    def sample_forward(self, n: int, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x_n ~ q(. | x_{n-1} = x)."""
+        noise = self.space.standard_normal(x.shape[0], generator)
+        return x + float(self.schedule.increments[n - 1]) ** 0.5 * noise
+
+    def forward_log_prob(self, n: int, x_before: Tensor, x_after: Tensor) -> Tensor:
+        """log q(x_n = x_after | x_{n-1} = x_before), (B,) float64."""
+        variance = float(self.schedule.increments[n - 1])
+        return self.space.isotropic_log_prob(x_after - x_before, variance)

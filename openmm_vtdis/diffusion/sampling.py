@@ -1,0 +1,145 @@
+r"""Trajectories in both directions, with the log ratio of the two path densities.
+
+Reverse: draw x_N from the prior, then x_{n-1} from the reverse kernel. Forward: noise target
+samples x_0 with q. Along either,
+
+    log ratio = sum_n log q(x_n | x_{n-1}) - log p(x_N) - sum_n log p(x_{n-1} | x_n),
+
+and the log weight of the trajectory is log w = -u(x_0) + log ratio (paper, Eq. 16, 17). Positions
+and all log densities are float64, whatever precision the network runs in; trajectories are made in
+batches, and only x_0 and the sums survive a batch.
+
+Each batch has a random stream of its own, derived from the caller's seed, so that the result does
+not depend on how a chain's draws interleave with another batch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from openmm_vtdis.diffusion.covariance import Covariance
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.random import derive_seed, make_generator
+
+
+@dataclass(frozen=True)
+class ReversePaths:
+    """End points of generated trajectories, in model units.
+
+    Attributes
+    ----------
+    x
+        x_0, (n, M, D) float64, on the CPU.
+    log_ratio
+        (n,) float64, sum log q - log p(x_N) - sum log p.
+    """
+
+    x: Tensor
+    log_ratio: Tensor
+
+
+@dataclass(frozen=True)
+class ForwardPaths:
+    """Log densities and statistics of noised target samples.
+
+    Attributes
+    ----------
+    log_forward
+        (n,) sum_n log q(x_n | x_{n-1}) - log p(x_N): free of the reverse covariance.
+    log_reverse
+        (n,) sum_n log p(x_{n-1} | x_n) under the kernel's own covariance.
+    statistics
+        (n, N, F) of the family that was asked for; None if none was.
+    """
+
+    log_forward: Tensor
+    log_reverse: Tensor
+    statistics: Tensor | None
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """(n,) as for :class:`ReversePaths`."""
+        return self.log_forward - self.log_reverse
+
+
+@torch.no_grad()
+def reverse_paths(
+    kernel: DiffusionKernel,
+    n: int,
+    generator: torch.Generator,
+    batch_size: int = 1024,
+    progress: bool = True,
+) -> ReversePaths:
+    """Generate n trajectories from the prior down to t_0."""
+    positions, ratios = [], []
+    n_steps = kernel.schedule.n_steps
+    with tqdm(total=n * n_steps, desc="sampling", unit="eval", disable=not progress) as bar:
+        for size in _batches(n, batch_size):
+            stream = make_generator(derive_seed(generator), generator.device)
+            x = kernel.sample_prior(size, stream)
+            log_ratio = -kernel.prior_log_prob(x)
+            for level in range(n_steps, 0, -1):
+                step = kernel.step(level, x)
+                scatter = kernel.covariance.at(step)
+                residual = scatter.sample(size, stream)
+                before = kernel.mean(step) + residual
+                log_ratio += kernel.forward_log_prob(level, before, x) - scatter.log_prob(residual)
+                x = before
+                bar.update(size)
+            positions.append(x.cpu())
+            ratios.append(log_ratio.cpu())
+    return ReversePaths(torch.cat(positions), torch.cat(ratios))
+
+
+@torch.no_grad()
+def forward_paths(
+    kernel: DiffusionKernel,
+    x_0: Tensor,
+    generator: torch.Generator,
+    family: Covariance | None = None,
+    batch_size: int = 1024,
+    progress: bool = True,
+) -> ForwardPaths:
+    """Noise target samples x_0, (n, M, D) in model units, one trajectory each.
+
+    Parameters
+    ----------
+    family
+        If given, its sufficient statistics are collected; the positions are thrown away.
+    """
+    forward, reverse, collected = [], [], []
+    n_steps = kernel.schedule.n_steps
+    device = generator.device
+    with tqdm(total=len(x_0) * n_steps, desc="noising", unit="eval", disable=not progress) as bar:
+        for start in range(0, len(x_0), batch_size):
+            stream = make_generator(derive_seed(generator), device)
+            x = x_0[start : start + batch_size].to(device, torch.float64)
+            log_forward = torch.zeros(len(x), dtype=torch.float64, device=device)
+            log_reverse = torch.zeros_like(log_forward)
+            rows = []
+            for level in range(1, n_steps + 1):
+                after = kernel.sample_forward(level, x, stream)
+                step = kernel.step(level, after)
+                residual = x - kernel.mean(step)
+                log_forward += kernel.forward_log_prob(level, x, after)
+                log_reverse += kernel.covariance.at(step).log_prob(residual)
+                if family is not None:
+                    rows.append(family.statistics(step, residual).cpu())
+                x = after
+                bar.update(len(x))
+            log_forward -= kernel.prior_log_prob(x)
+            forward.append(log_forward.cpu())
+            reverse.append(log_reverse.cpu())
+            if rows:
+                collected.append(torch.stack(rows, dim=1))
+    statistics = torch.cat(collected) if collected else None
+    return ForwardPaths(torch.cat(forward), torch.cat(reverse), statistics)
+
+
+def _batches(n: int, batch_size: int) -> list[int]:
+    full, rest = divmod(n, batch_size)
+    return [batch_size] * full + ([rest] if rest else [])

@@ -1,0 +1,159 @@
+r"""Grids of noise levels t_0 < t_1 < ... < t_N.
+
+N steps are N network evaluations and N + 1 levels; t_0 = eps is the data end and t_N = T the prior
+end. Levels are in units of the model's length scale, in which data have unit variance per degree
+of freedom.
+
+    geometric   t_n = t_0 (t_N / t_0)^{n/N}
+    Karras      t_n = (t_0^{1/rho} + (n/N) (t_N^{1/rho} - t_0^{1/rho}))^rho,   geometric as rho -> inf
+
+(paper, Sec. 4.5, where the printed formula swaps the ends and divides by N - 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_vtdis import checks
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An increasing grid of positive noise levels.
+
+    Attributes
+    ----------
+    times
+        (N + 1,) floats, t_0 to t_N.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        times = np.asarray(self.times, dtype=np.float64)
+        if times.ndim != 1 or len(times) < 3:
+            raise ValueError(
+                f"schedule: expected n_steps >= 2 (at least 3 noise levels), got {times.size} levels"
+            )
+        if not (np.isfinite(times).all() and times[0] > 0.0 and (np.diff(times) > 0.0).all()):
+            raise ValueError(
+                "schedule: expected finite, positive, strictly increasing noise levels, "
+                f"got {self.times!r}"
+            )
+        object.__setattr__(self, "times", tuple(float(t) for t in times))
+
+    @classmethod
+    def geometric(cls, n_steps: int, t_min: float, t_max: float) -> Schedule:
+        """N + 1 levels with a constant ratio between neighbours."""
+        n_steps, t_min, t_max = _check_range(n_steps, t_min, t_max)
+        return cls(tuple(np.geomspace(t_min, t_max, n_steps + 1)))
+
+    @classmethod
+    def karras(cls, n_steps: int, t_min: float, t_max: float, rho: float = 7.0) -> Schedule:
+        """N + 1 levels evenly spaced in t^(1/rho) (Karras et al. 2022, Eq. 5)."""
+        n_steps, t_min, t_max = _check_range(n_steps, t_min, t_max)
+        rho = checks.positive_number("rho", rho)
+        levels = np.linspace(t_min ** (1.0 / rho), t_max ** (1.0 / rho), n_steps + 1) ** rho
+        levels[0], levels[-1] = t_min, t_max
+        return cls(tuple(levels))
+
+    @property
+    def n_steps(self) -> int:
+        """N, the number of network evaluations per trajectory."""
+        return len(self.times) - 1
+
+    @property
+    def tensor(self) -> Tensor:
+        """The levels as a float64 tensor, shape (N + 1,)."""
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    @property
+    def ratios(self) -> Tensor:
+        """r_n = t_{n-1}^2 / t_n^2 for n = 1..N, shape (N,)."""
+        t = self.tensor
+        return (t[:-1] / t[1:]).square()
+
+    @property
+    def variances(self) -> Tensor:
+        """DDPM variances v_n = t_{n-1}^2 (t_n^2 - t_{n-1}^2) / t_n^2, shape (N,) (Eq. 21)."""
+        return self.tensor[:-1].square() * (1.0 - self.ratios)
+
+    @property
+    def increments(self) -> Tensor:
+        """Forward variances t_n^2 - t_{n-1}^2, shape (N,)."""
+        t = self.tensor
+        return t[1:].square() - t[:-1].square()
+
+
+def make_schedule(
+    schedule: str | Schedule | Sequence[float],
+    n_steps: int,
+    t_min: float,
+    t_max: float,
+    rho: float = 7.0,
+) -> Schedule:
+    """Return a :class:`Schedule` from a name ("geometric", "karras"), levels, or a schedule.
+
+    Raises
+    ------
+    ValueError
+        For another name, ``n_steps`` < 2, or levels whose number is not ``n_steps`` + 1.
+    """
+    if isinstance(schedule, str):
+        checks.choice("schedule", schedule, ("geometric", "karras"))
+        if schedule == "geometric":
+            return Schedule.geometric(n_steps, t_min, t_max)
+        return Schedule.karras(n_steps, t_min, t_max, rho)
+    grid = schedule if isinstance(schedule, Schedule) else Schedule(tuple(schedule))
+    if grid.n_steps != n_steps:
+        raise ValueError(
+            f"schedule: expected {n_steps + 1} noise levels for n_steps={n_steps}, "
+            f"got {grid.n_steps + 1}"
+        )
+    return grid
+
+
+def default_range(dim: int, force_fourth_moments: Tensor | None = None) -> tuple[float, float]:
+    r"""Ends (t_min, t_max) of a grid at which the two end errors are negligible.
+
+    *Prior end.* Replacing the true marginal, of variance 1 + T^2 per degree of freedom, by
+    N(0, T^2 I) costs about d / (4 T^4) nats.
+
+    *Data end.* The first reverse kernel takes the density to be smooth below t_0. For a Gaussian
+    mode of width l that costs (t_0/l)^4 / 4 nats per degree of freedom, and the force g there has
+    E[g^4] = 3 / l^4. Summing over degrees of freedom, t_0^4 sum_i E[g_i^4] / 12 nats.
+
+    Each is set to 10^-3 nats.
+
+    Parameters
+    ----------
+    dim
+        d.
+    force_fourth_moments
+        (d,) or any shape: E[g_i^4] of the reduced force, in model units; None if not known, which
+        gives t_min = 0.01.
+    """
+    budget = 1e-3
+    t_max = (dim / (4.0 * budget)) ** 0.25
+    if force_fourth_moments is None:
+        return 0.01, max(t_max, 5.0)
+    total = float(force_fourth_moments.to(torch.float64).sum())
+    if not (math.isfinite(total) and total > 0.0):
+        raise ValueError(f"force_fourth_moments: expected a positive finite sum, got {total}")
+    t_min = (12.0 * budget / total) ** 0.25
+    return min(t_min, 0.05), max(t_max, 5.0)
+
+
+def _check_range(n_steps: int, t_min: float, t_max: float) -> tuple[int, float, float]:
+    n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
+    t_min = checks.positive_number("t_min", t_min)
+    t_max = checks.positive_number("t_max", t_max)
+    if t_max <= t_min:
+        raise ValueError(f"t_min, t_max: expected t_min < t_max, got {t_min} and {t_max}")
+    return n_steps, t_min, t_max

@@ -1,0 +1,296 @@
+r"""Denoising score matching, with checkpoints from which a run resumes bit for bit.
+
+Minimises E |D(x_0 + t xi, t) - x_0|^2 / (c_out(t)^2 d) over frames x_0, noise xi and log t drawn
+from a normal distribution clipped to the range in use (Karras et al. 2022, Sec. 5, with a mean and
+width that reach down to the stiffest modes of a molecule). Adam, linear warm-up, cosine decay,
+gradient clipping by norm, and an exponential moving average (EMA) of the weights, which is what is
+kept.
+
+Progress is judged by the held-out denoising loss: EMA weights, frames that training never sees,
+and noise that is the same at every evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from openmm_vtdis import checks, storage
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.random import make_generator
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one training run.
+
+    Attributes
+    ----------
+    n_iterations, batch_size
+        Optimiser steps and configurations in each.
+    learning_rate, final_learning_rate, warmup
+        Peak and end of the cosine schedule; iterations of linear warm-up.
+    ema_decay
+        Decay of the weight average per iteration (shorter at the start of the run).
+    gradient_clip
+        Largest gradient norm.
+    log_t_mean, log_t_std, t_min, t_max
+        log t ~ Normal(mean, std), clipped to [log t_min, log t_max], in units of the data's scale.
+    seed
+        Of the batches and noise.
+    """
+
+    n_iterations: int
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: int = 100
+    ema_decay: float = 0.999
+    gradient_clip: float = 1.0
+    log_t_mean: float = -1.5
+    log_t_std: float = 1.4
+    t_min: float = 1e-3
+    t_max: float = 40.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_integer("n_iterations", self.n_iterations)
+        checks.positive_integer("batch_size", self.batch_size)
+        for name in ("learning_rate", "final_learning_rate", "gradient_clip", "log_t_std", "t_min"):
+            checks.positive_number(name, getattr(self, name))
+        checks.fraction("ema_decay", self.ema_decay)
+        if self.t_max <= self.t_min:
+            raise ValueError(f"expected t_min < t_max, got {self.t_min} and {self.t_max}")
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Learning rate of the given iteration, counted from zero."""
+        if iteration < self.warmup:
+            return self.learning_rate * (iteration + 1) / self.warmup
+        progress = (iteration - self.warmup) / max(self.n_iterations - self.warmup, 1)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+        return (
+            self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine
+        )
+
+    def draw_levels(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n noise levels, (n,) float32."""
+        normal = torch.randn(n, generator=generator, device=generator.device)
+        log_t = self.log_t_mean + self.log_t_std * normal
+        return log_t.clamp(math.log(self.t_min), math.log(self.t_max)).exp()
+
+
+@dataclass
+class TrainingLog:
+    """History of a run: one row per evaluation.
+
+    Attributes
+    ----------
+    iterations, losses, held_out_losses, seconds
+        Iteration count, mean training loss since the last row, held-out loss of the EMA weights,
+        and wall seconds since the start (resumed runs go on counting).
+    """
+
+    iterations: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    held_out_losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def append(self, iteration: int, loss: float, held_out: float, seconds: float) -> None:
+        """Add one row."""
+        self.iterations.append(iteration)
+        self.losses.append(loss)
+        self.held_out_losses.append(held_out)
+        self.seconds.append(seconds)
+
+
+class Trainer:
+    """One training run: parameters, their average, optimiser, random stream and history.
+
+    Parameters
+    ----------
+    denoiser
+        Trained in place; holds the EMA weights after :meth:`run`.
+    frames, held_out
+        (n, M, D) configurations in model units, projected onto the space.
+    config
+        Settings; stored in the checkpoint and compared on resume.
+    """
+
+    def __init__(
+        self,
+        denoiser: PreconditionedDenoiser,
+        frames: Tensor,
+        held_out: Tensor,
+        config: TrainingConfig,
+    ) -> None:
+        self.denoiser = denoiser
+        self.config = config
+        device = next(denoiser.parameters()).device
+        self.frames = frames.to(device, torch.float32)
+        self.held_out = held_out.to(device, torch.float32)
+        self.generator = make_generator(config.seed, device)
+        self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate)
+        self.average = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
+        self.iteration = 0
+        self.log = TrainingLog()
+        self._elapsed = 0.0
+        self._recent: list[float] = []
+
+    def run(
+        self,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 120.0,
+        evaluate_every: int = 500,
+        progress: bool = True,
+    ) -> TrainingLog:
+        """Train to the end, resuming from ``checkpoint`` if that file exists.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint belongs to another run (settings, network or data differ).
+        FloatingPointError
+            If the loss becomes NaN or infinite; the last checkpoint is kept.
+        """
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and path.exists():
+            self.restore(path)
+        started = time.monotonic() - self._elapsed
+        saved = time.monotonic()
+        bar = tqdm(
+            total=self.config.n_iterations,
+            initial=self.iteration,
+            desc="training",
+            unit="it",
+            disable=not progress,
+        )
+        with bar:
+            while self.iteration < self.config.n_iterations:
+                self._recent.append(self._step())
+                bar.update()
+                last = self.iteration == self.config.n_iterations
+                if last or self.iteration % evaluate_every == 0:
+                    self._elapsed = time.monotonic() - started
+                    self._record()
+                    bar.set_postfix(held_out=f"{self.log.held_out_losses[-1]:.4f}")
+                due = time.monotonic() - saved >= checkpoint_seconds
+                if path is not None and (last or due):
+                    self._elapsed = time.monotonic() - started
+                    self.save(path)
+                    saved = time.monotonic()
+        self.denoiser.load_state_dict(self.average)
+        self.denoiser.eval()
+        return self.log
+
+    def _step(self) -> float:
+        config, generator = self.config, self.generator
+        n_frames, device = len(self.frames), self.frames.device
+        index = torch.randint(
+            n_frames, (config.batch_size,), generator=generator, device=device
+        )
+        clean = self.frames[index]
+        levels = config.draw_levels(config.batch_size, generator)
+        noise = self.denoiser.space.standard_normal(config.batch_size, generator, torch.float32)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.denoiser.loss(clean, levels, noise).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"training diverged at iteration {self.iteration}: the loss is {value}. The last "
+                "checkpoint is kept; resume with a lower learning_rate or check the frames"
+            )
+        self.optimizer.step()
+        self.iteration += 1
+        decay = min(config.ema_decay, (1.0 + self.iteration) / (10.0 + self.iteration))
+        with torch.no_grad():
+            for name, value_now in self.denoiser.state_dict().items():
+                if value_now.dtype.is_floating_point:
+                    self.average[name].lerp_(value_now, 1.0 - decay)
+                else:
+                    self.average[name].copy_(value_now)
+        return value
+
+    def _record(self) -> None:
+        mean = sum(self._recent) / max(len(self._recent), 1)
+        self._recent.clear()
+        self.log.append(self.iteration, mean, self.held_out_loss(), self._elapsed)
+
+    @torch.no_grad()
+    def held_out_loss(self, n: int = 2048) -> float:
+        """Denoising loss of the EMA weights on held-out frames, with fixed noise."""
+        generator = make_generator(0, self.held_out.device)
+        current = {k: v.clone() for k, v in self.denoiser.state_dict().items()}
+        self.denoiser.load_state_dict(self.average)
+        total, count = 0.0, 0
+        for chunk in self.held_out[:n].split(256):
+            levels = self.config.draw_levels(len(chunk), generator)
+            noise = self.denoiser.space.standard_normal(len(chunk), generator, torch.float32)
+            total += float(self.denoiser.loss(chunk, levels, noise).sum())
+            count += len(chunk)
+        self.denoiser.load_state_dict(current)
+        return total / max(count, 1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that the rest of the run depends on, atomically."""
+        tensors = {f"model.{k}": v for k, v in self.denoiser.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        metadata = {
+            "run": self._identity(),
+            "iteration": self.iteration,
+            "elapsed": self._elapsed,
+            "recent": self._recent,
+            "log": dataclasses.asdict(self.log),
+        }
+        storage.write_archive(path, "checkpoint", tensors, metadata)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a checkpoint of this very run."""
+        tensors, metadata = storage.read_archive(path, "checkpoint")
+        identity = json.loads(json.dumps(self._identity()))
+        if metadata["run"] != identity:
+            changed = sorted(k for k in identity if metadata["run"].get(k) != identity[k])
+            raise ValueError(
+                f"{path}: expected a checkpoint of this run, got one that differs in "
+                f"{', '.join(changed)}; give another checkpoint path or the same settings"
+            )
+        self.denoiser.load_state_dict(storage.select_prefix(tensors, "model."))
+        average = storage.select_prefix(tensors, "average.")
+        for name, value in self.average.items():
+            value.copy_(average[name])
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in storage.select_prefix(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            states.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.generator.set_state(tensors["generator"])
+        self.iteration = int(metadata["iteration"])
+        self._elapsed = float(metadata["elapsed"])
+        self._recent = list(metadata["recent"])
+        self.log = TrainingLog(**metadata["log"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree for a resumed run to be the same run."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "parameters": {k: list(v.shape) for k, v in self.denoiser.state_dict().items()},
+            "n_frames": len(self.frames),
+            "frames_checksum": float(self.frames.double().abs().sum()),
+        }
