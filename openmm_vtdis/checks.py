@@ -62,9 +62,7 @@ def temperature(value: object) -> float:
     return number
 
 
-def configurations(
-    name: str, x: object, n_particles: int, n_dims: int, minimum: int = 1
-) -> Tensor:
+def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum: int = 1) -> Tensor:
     """Return configurations as a float64 tensor of shape (n, n_particles, n_dims), all finite.
 
     Accepts anything numpy can read and torch tensors. The message names the first bad frame.

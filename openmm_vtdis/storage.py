@@ -93,7 +93,7 @@ def read_archive(
             document = header.get(_KEY)
             if document is None:
                 raise ValueError(
-                    f"{path}: expected an {FORMAT} archive, got a safetensors file of another origin"
+                    f"{path}: expected an {FORMAT} archive, got a foreign safetensors file"
                 )
             metadata = json.loads(document)
             _check_header(path, metadata, kind)

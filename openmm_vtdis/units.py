@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from openmm import unit
 
-GAS_CONSTANT: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(
-    unit.kilojoule_per_mole / unit.kelvin
-)
+GAS_CONSTANT: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 """Molar gas constant R = k_B N_A in kJ/mol/K."""
 
 
@@ -40,7 +38,7 @@ def temperature_for(thermal_energy_kj_per_mol: float) -> float:
 
 
 def nanometers(positions: object) -> object:
-    """Strip a length unit from ``positions`` (Quantity -> array in nm); pass bare arrays through."""
+    """Strip a length unit (Quantity -> array in nm); pass bare arrays through."""
     if unit.is_quantity(positions):
         return positions.value_in_unit(unit.nanometer)  # type: ignore[attr-defined]
     return positions

@@ -353,8 +353,8 @@ class Diagonal(ClassCovariance):
     r"""Precision V diag(lambda_L) V^T on the space: particles independent given their CoM (Eq. 7).
 
     Parameters: lambda, (N, K). Without the CoM constraint this is the paper's diagonal covariance
-    with eta = 1/lambda; with it, the precision rather than the covariance is the projected diagonal,
-    which makes the fit convex and the Gaussian that of independent particles conditioned on
+    with eta = 1/lambda; with it, the precision rather than the covariance is the projected
+    diagonal, which makes the fit convex and the Gaussian that of independent particles conditioned on
     sum_i z_i = 0.
     """
 
@@ -465,7 +465,7 @@ class LowRank(ClassCovariance):
         alpha = parameters[:, :1].exp()
         k = len(self.between)
         identity = torch.eye(k, dtype=torch.float64)
-        columns = parameters[:, 1:].reshape(-1, k, self._columns)
+        columns = parameters[:, 1:].reshape(len(parameters), k, self._columns)
         covariance = columns @ columns.mT + alpha[:, :, None] * identity
         lam = (1.0 / alpha).expand(-1, len(self.multiplicity))
         if k == 0:
@@ -525,9 +525,9 @@ class TimeNetwork(Diagonal):
         return super().cost(1.0 / self._eta(parameters, schedule), statistics, schedule)
 
     def eta(self, schedule: Schedule) -> Tensor:
-        return Diagonal(
-            self.space, self.labels, 1.0 / self._eta(self.parameters, schedule)
-        ).eta(schedule)
+        return Diagonal(self.space, self.labels, 1.0 / self._eta(self.parameters, schedule)).eta(
+            schedule
+        )
 
     def initial(self, statistics: Tensor, schedule: Schedule) -> Tensor:
         """Small random weights from a fixed seed, biases that spread the units over log t."""

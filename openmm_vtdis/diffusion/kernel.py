@@ -6,8 +6,8 @@ r"""Forward and reverse Gaussian kernels of the diffusion.
                 mu_n = x_n + k_n (D(x_n, t_n) - x_n),   k_n = 1 - r_n unless tuned
                 r_n  = t_{n-1}^2 / t_n^2,   v_n = t_{n-1}^2 (1 - r_n)                   (Eq. 20, 21)
 
-Eq. 20 is printed with r inverted. Sigma_n is a :class:`~openmm_vtdis.diffusion.covariance.Covariance`
-in units of v_n; Sigma_n = v_n I is the DDPM kernel. All in model units, where the data have unit
+Eq. 20 is printed with r inverted. Sigma_n is a
+:class:`~openmm_vtdis.diffusion.covariance.Covariance` in units of v_n; Sigma_n = v_n I is the DDPM kernel. All in model units, where the data have unit
 variance per degree of freedom.
 """
 

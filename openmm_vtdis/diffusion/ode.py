@@ -14,6 +14,7 @@ against: with ``divergence="exact"`` a step costs d Jacobian-vector products mor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -49,6 +50,7 @@ def make_flow(denoiser: Denoiser, probes: Tensor, exact: bool) -> Flow:
     """
 
     def flow(s: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
         level = torch.full((x.shape[0],), math.exp(s), dtype=x.dtype, device=x.device)
 
         def velocity(y: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def integrate(
     change = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     grid = [math.log(t) for t in levels]
     velocity, rate = flow(grid[0], x)
-    for s, s_next in zip(grid[:-1], grid[1:], strict=True):
+    for s, s_next in itertools.pairwise(grid):
         h = s_next - s
         velocity_end, rate_end = flow(s_next, x + h * velocity)
         x_next = x + 0.5 * h * (velocity + velocity_end)
@@ -146,7 +148,7 @@ def ode_paths(
                 x = x_0[start : start + size].to(device, torch.float64)
             exact = divergence == "exact"
             if exact:
-                probes = trace_basis(space, x)[:, None].expand(-1, size, -1, -1)
+                probes = trace_basis(space, x)[:, None].repeat(1, size, 1, 1)
             else:
                 probes = torch.stack([space.standard_normal(size, stream) for _ in range(n_probes)])
             flow = make_flow(denoiser, probes, exact)

@@ -5,9 +5,9 @@ end. Levels are in units of the model's length scale, in which data have unit va
 of freedom.
 
     geometric   t_n = t_0 (t_N / t_0)^{n/N}
-    Karras      t_n = (t_0^{1/rho} + (n/N) (t_N^{1/rho} - t_0^{1/rho}))^rho,   geometric as rho -> inf
+    Karras      t_n = (t_0^{1/rho} + (n/N) (t_N^{1/rho} - t_0^{1/rho}))^rho
 
-(paper, Sec. 4.5, where the printed formula swaps the ends and divides by N - 1).
+the second tending to the first as rho grows (paper, Sec. 4.5, where the printed formula swaps the ends and divides by N - 1).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Schedule:
         times = np.asarray(self.times, dtype=np.float64)
         if times.ndim != 1 or len(times) < 3:
             raise ValueError(
-                f"schedule: expected n_steps >= 2 (at least 3 noise levels), got {times.size} levels"
+                f"schedule: expected n_steps >= 2 (3 or more noise levels), got {times.size} levels"
             )
         if not (np.isfinite(times).all() and times[0] > 0.0 and (np.diff(times) > 0.0).all()):
             raise ValueError(

@@ -78,9 +78,7 @@ class TrainingConfig:
             return self.learning_rate * (iteration + 1) / self.warmup
         progress = (iteration - self.warmup) / max(self.n_iterations - self.warmup, 1)
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-        return (
-            self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine
-        )
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine
 
     def draw_levels(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n noise levels, (n,) float32."""
@@ -195,9 +193,7 @@ class Trainer:
     def _step(self) -> float:
         config, generator = self.config, self.generator
         n_frames, device = len(self.frames), self.frames.device
-        index = torch.randint(
-            n_frames, (config.batch_size,), generator=generator, device=device
-        )
+        index = torch.randint(n_frames, (config.batch_size,), generator=generator, device=device)
         clean = self.frames[index]
         levels = config.draw_levels(config.batch_size, generator)
         noise = self.denoiser.space.standard_normal(config.batch_size, generator, torch.float32)
@@ -207,7 +203,7 @@ class Trainer:
         loss = self.denoiser.loss(clean, levels, noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"training diverged at iteration {self.iteration}: the loss is {value}. The last "

@@ -13,8 +13,8 @@ second, from statistics that were collected once; :func:`fit_sgd` is the paper's
 (Algorithm 1), thousands of steps with fresh trajectories, kept for comparison.
 
 The mean coefficients k_n are fitted together with an isotropic covariance: with a = x_{n-1} - x_n
-and b = D - x_n, the cost lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2, kappa = lambda k,
-is jointly convex in (lambda, kappa).
+and b = D - x_n, the cost lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2,
+kappa = lambda k, is jointly convex in (lambda, kappa).
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def objective_value(log_weights: Tensor, objective: str) -> Tensor:
     return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
 
-def log_weights(
-    covariance: Covariance, trajectories: Trajectories, schedule: Schedule
-) -> Tensor:
+def log_weights(covariance: Covariance, trajectories: Trajectories, schedule: Schedule) -> Tensor:
     """log w of forward trajectories under a fitted covariance, (S,)."""
     return trajectories.base + covariance.cost(
         covariance.parameters, trajectories.statistics, schedule
@@ -181,7 +179,7 @@ def fit_sgd(
         First parameters, DDPM in the paper.
     """
     began = time.perf_counter()
-    parameters = start.clone().requires_grad_(True)
+    parameters = start.to(torch.float64, copy=True).requires_grad_(True)
     bounds = family.lower_bounds(start)
     optimizer = torch.optim.Adam([parameters], lr=learning_rate)
     schedule_lr = torch.optim.lr_scheduler.CosineAnnealingLR(

@@ -1,0 +1,24 @@
+"""Weighted ensembles: effective sample sizes, estimates with errors, resampling, files.
+
+Nothing here knows how the samples were made; any importance sampler can use it.
+"""
+
+from __future__ import annotations
+
+from openmm_vtdis.ensemble.diagnostics import (
+    Diagnostics,
+    Estimate,
+    forward_ess,
+    pareto_k,
+    reverse_ess,
+)
+from openmm_vtdis.ensemble.weighted import WeightedEnsemble
+
+__all__ = [
+    "Diagnostics",
+    "Estimate",
+    "WeightedEnsemble",
+    "forward_ess",
+    "pareto_k",
+    "reverse_ess",
+]

@@ -6,6 +6,7 @@ it again; no system's name appears here.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from openmm_vtdis.networks.egnn import EGNN, EGNNLayer
 from openmm_vtdis.networks.mlp import MLP
 
-__all__ = ["EGNN", "MLP", "EGNNLayer", "build_network", "describe_network"]
+__all__ = ["EGNN", "MLP", "EGNNLayer", "build_network", "describe_network", "parse_size"]
 
 _NETWORKS: dict[str, type[nn.Module]] = {"egnn": EGNN, "mlp": MLP}
 
@@ -36,3 +37,16 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
         f"network: expected one of {sorted(_NETWORKS)} to be stored in an archive, "
         f"got {type(network).__name__}"
     )
+
+
+def parse_size(name: str) -> dict[str, Any]:
+    """Read a size such as "egnn-4x128" (kind-layers x width) into a partial description.
+
+    The paper's sizes are "egnn-4x128" (DW-4), "egnn-6x128" (LJ-13), "egnn-7x256" (ALDP) and
+    "mlp-7x512" (GMM-2).
+    """
+    match = re.fullmatch(r"(egnn|mlp)-(\d+)x(\d+)", name)
+    if match is None:
+        raise ValueError(f'network: expected a size such as "egnn-4x128", got {name!r}')
+    kind, n_layers, n_hidden = match.groups()
+    return {"kind": kind, "n_layers": int(n_layers), "n_hidden": int(n_hidden)}

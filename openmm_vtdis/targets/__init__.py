@@ -1,0 +1,31 @@
+"""Targets: a System and a temperature become reduced energies u(x), for batches of configurations.
+
+=========================  ==================================================================
+module                     what it holds
+=========================  ==================================================================
+``target``                 the ``Target`` interface; ``OpenMMTarget``: validation and fallback
+``contexts``               a pool of OpenMM Contexts: the truth
+``batched``, ``lepton``    the same System as batched torch: speed, checked against a Context
+``validation``             what a System must satisfy
+``systems``, ``mixture``   benchmark systems: DW-4, LJ-n; Gaussian mixtures
+``hmc``                    reference samples
+=========================  ==================================================================
+"""
+
+from openmm_vtdis.targets.hmc import ConvergenceReport, ReferenceData, sample_hmc
+from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
+from openmm_vtdis.targets.systems import BenchmarkSystem, double_well, lennard_jones
+from openmm_vtdis.targets.target import OpenMMTarget, Target
+
+__all__ = [
+    "BenchmarkSystem",
+    "ConvergenceReport",
+    "GaussianMixture",
+    "OpenMMTarget",
+    "ReferenceData",
+    "Target",
+    "double_well",
+    "gaussian_mixture",
+    "lennard_jones",
+    "sample_hmc",
+]

@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo` and `make test` set up the environment themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint format docs bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,plot]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt ".[docs]"
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+# One system at a time with `make bench SYSTEMS=dw4`.
+SYSTEMS ?= gmm2 dw4 lj13
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py $(SYSTEMS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info docs/_build demo-output

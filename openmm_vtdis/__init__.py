@@ -1,0 +1,17 @@
+"""Unbiased Boltzmann samples from diffusion models, for OpenMM.
+
+Train an equivariant diffusion model on MD of an OpenMM System, tune its reverse covariance so that
+importance weights stay flat, and draw weighted samples with exact trajectory weights (VT-DIS).
+"""
+
+from openmm_vtdis._version import __version__
+from openmm_vtdis.ensemble import Estimate, WeightedEnsemble
+from openmm_vtdis.generator import DiffusionBoltzmannGenerator, TuningReport
+
+__all__ = [
+    "DiffusionBoltzmannGenerator",
+    "Estimate",
+    "TuningReport",
+    "WeightedEnsemble",
+    "__version__",
+]

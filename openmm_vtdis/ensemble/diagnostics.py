@@ -1,0 +1,221 @@
+r"""What log weights alone can say: effective sample sizes, tails, log Z, standard errors.
+
+With w_i = exp(log w_i) = unnormalised target / proposal, over n samples:
+
+    log Z        = log mean_i w_i                        for x_i ~ proposal
+    reverse ESS  = (sum_i w_i)^2 / (n sum_i w_i^2)       for x_i ~ proposal        (Eq. 12)
+    forward ESS  = 1 / (mean_i w_i  mean_i w_i^-1)       for x_i ~ target          (Eq. 11)
+
+Both are fractions in [0, 1] that estimate 1 / (1 + chi^2). The reverse one sees only where the
+proposal goes: a mode that was never proposed leaves no trace in it, and a heavy tail makes it fall
+with n. The forward one sees both. Everything is computed from log w, of any magnitude.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from arviz_stats.base import array_stats
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp
+
+Array = np.ndarray
+MINIMUM_FOR_PARETO = 25
+"""Fewest finite log weights that :func:`pareto_k` fits a tail to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A Monte Carlo estimate with its standard error.
+
+    Attributes
+    ----------
+    value, stderr
+        Two floats, or two arrays of one shape for a vector observable. A standard error is NaN if
+        there are too few samples to tell.
+    """
+
+    value: Any
+    stderr: Any
+
+    def __post_init__(self) -> None:
+        value = np.array(self.value, dtype=np.float64)
+        stderr = np.array(self.stderr, dtype=np.float64)
+        if value.shape != stderr.shape or (stderr < 0.0).any():
+            raise ValueError(
+                "stderr: expected a non-negative standard error for every value, got "
+                f"{self.stderr!r} for {self.value!r}"
+            )
+        value.flags.writeable = stderr.flags.writeable = False
+        object.__setattr__(self, "value", value if value.ndim else float(value))
+        object.__setattr__(self, "stderr", stderr if stderr.ndim else float(stderr))
+
+    def z(self, reference: ArrayLike, reference_stderr: ArrayLike = 0.0) -> Any:
+        """(value - reference) in joint standard errors; 0 where two exact values agree."""
+        difference = np.asarray(self.value - np.asarray(reference, dtype=np.float64))
+        error = np.hypot(self.stderr, np.asarray(reference_stderr, dtype=np.float64))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where((difference == 0.0) & (error == 0.0), 0.0, difference / error)
+        return z if z.ndim else float(z)
+
+    def __str__(self) -> str:
+        values, errors = np.ravel(self.value), np.ravel(self.stderr)
+        texts = [_two_digits(v, s) for v, s in zip(values, errors, strict=True)]
+        return texts[0] if np.ndim(self.value) == 0 else f"[{', '.join(texts)}]"
+
+
+def _two_digits(value: float, stderr: float) -> str:
+    """Print both to the second significant digit of the error."""
+    if not (math.isfinite(stderr) and stderr > 0.0 and math.isfinite(value)):
+        return f"{value:.6g} ± {stderr:.2g}"
+    decimals = 1 - math.floor(math.log10(stderr))
+    if not 0 <= decimals <= 12:
+        return f"{value:.6g} ± {stderr:.2g}"
+    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How far a set of weights can be trusted.
+
+    Attributes
+    ----------
+    n
+        Number of samples.
+    ess
+        Reverse ESS, a fraction.
+    largest_weight_share
+        The largest normalised weight; NaN if all weights are zero.
+    pareto_k
+        Shape of the tail of the weights, see :func:`pareto_k`.
+    n_zero_weight
+        Samples of weight zero: energies that overflowed, wrong stereochemistry.
+    """
+
+    n: int
+    ess: float
+    largest_weight_share: float
+    pareto_k: float
+    n_zero_weight: int
+
+    @classmethod
+    def of(cls, log_weights: ArrayLike) -> Diagnostics:
+        """Diagnose raw log weights (n,)."""
+        lw = check_log_weights(log_weights)
+        peak = lw.max()
+        share = math.exp(peak - logsumexp(lw)) if peak > -math.inf else math.nan
+        return cls(
+            n=len(lw),
+            ess=reverse_ess(lw),
+            largest_weight_share=share,
+            pareto_k=pareto_k(lw),
+            n_zero_weight=int(np.isneginf(lw).sum()),
+        )
+
+    @property
+    def pareto_k_threshold(self) -> float:
+        """min(0.7, 1 - 1 / log10 n): above it, estimates and their errors mislead.
+
+        Vehtari et al., Pareto smoothed importance sampling, JMLR 25 (2024).
+        """
+        alive = self.n - self.n_zero_weight
+        return min(0.7, 1.0 - 1.0 / math.log10(alive)) if alive > 1 else -math.inf
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the tail is light enough and no single sample carries a tenth of the weight."""
+        return self.pareto_k < self.pareto_k_threshold and self.largest_weight_share < 0.1
+
+    def __str__(self) -> str:
+        verdict = "reliable" if self.reliable else "NOT reliable"
+        return (
+            f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "
+            f"weight {self.largest_weight_share:.2%}, Pareto k {self.pareto_k:.2f} "
+            f"(< {self.pareto_k_threshold:.2f} wanted), {self.n_zero_weight} of weight zero: "
+            f"{verdict}"
+        )
+
+
+def check_log_weights(log_weights: ArrayLike) -> Array:
+    """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
+    lw = np.asarray(log_weights, dtype=np.float64)
+    if lw.ndim != 1 or len(lw) == 0:
+        raise ValueError(f"log_weights: expected shape (n,) with n >= 1, got {lw.shape}")
+    bad = np.flatnonzero(np.isnan(lw) | np.isposinf(lw))
+    if len(bad):
+        raise ValueError(
+            "log_weights: expected finite numbers or -inf, got NaN or +inf in "
+            f"{len(bad)} of {len(lw)} samples, the first at index {bad[0]}"
+        )
+    return lw
+
+
+def forward_ess(log_weights: ArrayLike) -> float:
+    """Forward ESS, a fraction, from the log weights (n,) of noised *target* samples (Eq. 11).
+
+    A weight of zero, which no target sample should have, makes 1/w infinite and the ESS zero.
+    """
+    lw = check_log_weights(log_weights)
+    if np.isneginf(lw).any():
+        return 0.0
+    return float(np.exp(2.0 * math.log(len(lw)) - logsumexp(lw) - logsumexp(-lw)))
+
+
+def reverse_ess(log_weights: ArrayLike) -> float:
+    """Reverse ESS, a fraction, from the log weights (n,) of generated samples (Eq. 12)."""
+    lw = check_log_weights(log_weights)
+    if np.isneginf(lw).all():
+        return 0.0
+    return float(np.exp(2.0 * logsumexp(lw) - logsumexp(2.0 * lw) - math.log(len(lw))))
+
+
+def log_mean_weight(log_weights: ArrayLike) -> Estimate:
+    """log mean w with the error std(w) / (mean(w) sqrt n) of the delta method.
+
+    Raises
+    ------
+    ValueError
+        If all weights are zero.
+    """
+    lw = check_log_weights(log_weights)
+    n = len(lw)
+    value = float(logsumexp(lw)) - math.log(n)
+    if value == -math.inf:
+        raise ValueError(f"log_weights: expected a weight above zero, got {n} of -inf")
+    ratio = np.exp(lw - value)  # w / mean(w), at most n
+    stderr = float(ratio.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Estimate(value, stderr)
+
+
+def pareto_k(log_weights: ArrayLike) -> float:
+    """Shape k of the generalised Pareto distribution fitted to the largest of (n,) log weights.
+
+    The weights have moments up to 1/k: a finite variance needs k < 0.5, estimates are usable up to
+    k = 0.7, a finite mean needs k < 1. Weights of zero are left out.
+
+    Returns
+    -------
+    float
+        NaN with fewer than 25 non-zero weights; -inf if the largest ones are all equal; +inf if
+        a quarter of the tail cannot be told from the weights below it, because of ties or because
+        it underflows beside the largest one, so that there is nothing to fit.
+    """
+    lw = check_log_weights(log_weights)
+    lw = lw[np.isfinite(lw)]
+    n = len(lw)
+    if n < MINIMUM_FOR_PARETO:
+        return math.nan
+    # The tail that psislw fits, preceded by its cutoff. Where a quarter of the tail equals the
+    # cutoff in floating point the fit is 0 / 0, and psislw returns its prior: a harmless k of
+    # about 0.05, even for a single sample that outweighs all others.
+    n_tail = int(3.0 * math.sqrt(n)) if n > 225 else n // 5
+    tail = np.sort(lw)[-n_tail - 1 :] - lw.max()
+    if tail[1] > -1e-12:
+        return -math.inf
+    if math.exp(tail[int(n_tail / 4.0 + 0.5)]) == math.exp(tail[0]):
+        return math.inf
+    _, k = array_stats.psislw(-lw)
+    return float(k)

@@ -1,0 +1,228 @@
+"""Ensembles on disk: NetCDF that trajectory tools read too, and npz.
+
+``.nc`` is a trajectory in the Amber convention (NetCDF-3, 64-bit offsets): float32 ``coordinates``
+in angstrom, which mdtraj, cpptraj, MDAnalysis and VMD read, plus variables they ignore:
+
+================  =====================  ==========================================
+variable          dimensions             content
+================  =====================  ==========================================
+log_weight        frame                  log of the unnormalised weight, float64
+reduced_energy    frame                  u(x) in kT, float64
+positions         frame, atom, n_dims    x in nm, float64: what is read back
+================  =====================  ==========================================
+
+``.npz`` holds the same three arrays under the names of the attributes of a WeightedEnsemble.
+
+Both carry one JSON document (temperature, topology, metadata) with a CRC of the three arrays: the
+NetCDF-3 library fills the missing end of a truncated file with zeros and says nothing. Nothing is
+ever unpickled, and files are written under a temporary name first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import netCDF4
+import numpy as np
+from openmm import app
+
+from openmm_vtdis._version import __version__
+from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.topology import topology_from_json, topology_to_json
+
+FORMAT = "openmm-vtdis-ensemble"
+FORMAT_VERSION = 1
+_ATTRIBUTE = "openmm_vtdis"
+_VARIABLES = {
+    "positions": "positions",
+    "log_weights": "log_weight",
+    "reduced_energies": "reduced_energy",
+}
+"""Array of :class:`Contents` to NetCDF variable."""
+
+
+class Contents(TypedDict):
+    """What an ensemble file holds: the fields of a WeightedEnsemble.
+
+    ``positions`` (n, M, D) in nm, ``log_weights`` and ``reduced_energies`` (n,), all float64;
+    ``temperature`` in K.
+    """
+
+    positions: np.ndarray
+    log_weights: np.ndarray
+    reduced_energies: np.ndarray
+    temperature: float | None
+    topology: app.Topology | None
+    metadata: dict[str, Any]
+
+
+def write_ensemble(path: str | os.PathLike[str], contents: Contents) -> Path:
+    """Write an ensemble to ``path``, as NetCDF (.nc) or npz (.npz) by its suffix, atomically."""
+    path = Path(path)
+    pack = {".nc": _pack_netcdf, ".npz": _pack_npz}[_suffix(path)]
+    topology = contents["topology"]
+    arrays = _arrays(contents)
+    document = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "temperature": contents["temperature"],
+        "topology": None if topology is None else topology_to_json(topology),
+        "metadata": contents["metadata"],
+        "crc32": _checksum(arrays),
+    }
+    return write_atomically(path, pack(path, arrays, json.dumps(document, allow_nan=False)))
+
+
+def read_ensemble(path: str | os.PathLike[str]) -> Contents:
+    """Read an ensemble written by :func:`write_ensemble`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, altered, foreign, or of a newer format version.
+    """
+    path = Path(path)
+    unpack = {".nc": _unpack_netcdf, ".npz": _unpack_npz}[_suffix(path)]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such ensemble")
+    arrays, text = unpack(path)
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise _foreign(path, f"an unreadable document ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise _foreign(path, "a foreign document")
+    version = document.get("version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: expected ensemble format version <= {FORMAT_VERSION}, got {version!r}; a "
+            "newer openmm-vtdis wrote it: upgrade to read it"
+        )
+    missing = {"temperature", "topology", "metadata", "crc32"} - set(document)
+    if missing:
+        raise _foreign(path, f"a document without {', '.join(sorted(missing))}")
+    if _checksum(arrays) != document["crc32"]:
+        raise _foreign(path, "arrays that do not match their checksum: truncated or altered")
+    topology = document["topology"]
+    return Contents(
+        positions=arrays["positions"],
+        log_weights=arrays["log_weights"],
+        reduced_energies=arrays["reduced_energies"],
+        temperature=document["temperature"],
+        topology=None if topology is None else topology_from_json(topology),
+        metadata=document["metadata"],
+    )
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in (".nc", ".npz"):
+        raise ValueError(f"{path}: expected a file name that ends in .nc or .npz, got {suffix!r}")
+    return suffix
+
+
+def _foreign(path: Path, got: str) -> ValueError:
+    return ValueError(f"{path}: expected an ensemble written by openmm-vtdis, got {got}")
+
+
+def _arrays(contents: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(contents[name], dtype="<f8") for name in _VARIABLES}
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    crc = 0
+    for name in _VARIABLES:
+        array = np.ascontiguousarray(arrays[name], dtype="<f8")
+        crc = zlib.crc32(repr(array.shape).encode(), crc)
+        crc = zlib.crc32(array.data.cast("B"), crc)
+    return crc
+
+
+# -- NetCDF -----------------------------------------------------------------------------------
+def _pack_netcdf(path: Path, arrays: Mapping[str, np.ndarray], document: str) -> bytes:
+    positions = arrays["positions"]
+    _, n_particles, n_dims = positions.shape
+    if n_dims > 3:
+        raise ValueError(
+            f"{path}: expected at most 3 dimensions in a NetCDF trajectory, got {n_dims}; save to "
+            "a file that ends in .npz"
+        )
+    file = netCDF4.Dataset(path.name, mode="w", format="NETCDF3_64BIT_OFFSET", memory=1024)
+    file.set_fill_off()
+    file.Conventions = "AMBER"
+    file.ConventionVersion = "1.0"
+    file.application = "OpenMM"
+    file.program = "openmm-vtdis"
+    file.programVersion = __version__
+    file.setncattr(_ATTRIBUTE, document)
+    for name, size in {"frame": None, "atom": n_particles, "spatial": 3, "n_dims": n_dims}.items():
+        file.createDimension(name, size)
+    file.createVariable("spatial", "S1", ("spatial",))[:] = np.array(["x", "y", "z"], dtype="S1")
+    coordinates = file.createVariable("coordinates", "f4", ("frame", "atom", "spatial"))
+    coordinates.units = "angstrom"
+    log_weight = file.createVariable("log_weight", "f8", ("frame",))
+    log_weight.long_name = "log of the unnormalised importance weight"
+    reduced_energy = file.createVariable("reduced_energy", "f8", ("frame",))
+    reduced_energy.units = "kT"
+    exact = file.createVariable("positions", "f8", ("frame", "atom", "n_dims"))
+    exact.units = "nanometer"
+    padding = [(0, 0), (0, 0), (0, 3 - n_dims)]
+    with np.errstate(over="ignore"):  # a sample that exploded: of weight zero, infinite here
+        coordinates[:] = np.pad(10.0 * positions, padding).astype(np.float32)
+    log_weight[:] = arrays["log_weights"]
+    reduced_energy[:] = arrays["reduced_energies"]
+    exact[:] = positions
+    return bytes(file.close())
+
+
+def _unpack_netcdf(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    try:
+        file = netCDF4.Dataset(path, mode="r")
+    except OSError as error:
+        raise _foreign(path, f"a truncated or foreign file ({error})") from error
+    with file:
+        file.set_auto_mask(False)
+        missing = [v for v in _VARIABLES.values() if v not in file.variables]
+        if missing or _ATTRIBUTE not in file.ncattrs():
+            raise _foreign(
+                path,
+                f"a NetCDF file without {', '.join(missing or ['its document'])} (variables: "
+                f"{', '.join(file.variables) or 'none'})",
+            )
+        try:
+            arrays = {name: np.array(file[v][:], np.float64) for name, v in _VARIABLES.items()}
+        except (RuntimeError, OSError, ValueError) as error:
+            raise _foreign(path, f"a truncated file ({error})") from error
+        return arrays, str(file.getncattr(_ATTRIBUTE))
+
+
+# -- npz --------------------------------------------------------------------------------------
+def _pack_npz(path: Path, arrays: Mapping[str, np.ndarray], document: str) -> bytes:
+    buffer = io.BytesIO()
+    text = np.frombuffer(document.encode(), dtype=np.uint8)
+    np.savez(buffer, document=text, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _unpack_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    if not zipfile.is_zipfile(path):
+        raise _foreign(path, "a truncated or foreign file (not a zip archive)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = list(file.files)
+            missing = {"document", *_VARIABLES} - set(names)
+            if not missing:
+                arrays = {name: np.array(file[name], dtype=np.float64) for name in _VARIABLES}
+                return arrays, file["document"].astype(np.uint8).tobytes().decode()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise _foreign(path, f"a truncated or foreign file ({error})") from error
+    raise _foreign(path, f"an npz file without {', '.join(sorted(missing))} (arrays: {names})")

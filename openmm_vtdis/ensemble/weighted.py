@@ -1,0 +1,424 @@
+r"""Weighted ensembles: samples, what each is worth, and every estimate that follows from the two.
+
+Sample i, drawn from a proposal p, has the unnormalised weight w_i = exp(-u(x_i)) / p(x_i), kept as
+log w_i in float64. With normalised weights W_i = w_i / sum_j w_j,
+
+    log Z  = log mean_i w_i                standard error  std(w) / (mean(w) sqrt n)
+    <f>    = sum_i W_i f(x_i)              standard error  sqrt( sum_i W_i^2 (f(x_i) - <f>)^2 )
+
+and changing the Hamiltonian or the temperature adds u_old(x_i) - u_new(x_i) to log w_i.
+
+A sample of zero weight (log w = -inf: its energy overflowed, or it is of the wrong handedness) is
+still a draw: it counts in n and in :meth:`WeightedEnsemble.diagnostics`, and is never dropped. Its
+coordinates may be anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mdtraj as md
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from openmm import app
+from scipy.special import logsumexp
+
+from openmm_vtdis import checks
+from openmm_vtdis.ensemble.diagnostics import (
+    Array,
+    Diagnostics,
+    Estimate,
+    check_log_weights,
+    log_mean_weight,
+    reverse_ess,
+)
+from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_ensemble
+from openmm_vtdis.random import Seed, make_generator
+from openmm_vtdis.targets import OpenMMTarget
+from openmm_vtdis.topology import placeholder_topology, topology_to_json
+from openmm_vtdis.units import nanometers
+
+Observable = Callable[[Array], ArrayLike] | ArrayLike
+"""A function of positions (n, M, D) in nm, or its values: (n,) or (n, ...), one per sample."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightedEnsemble:
+    """Importance-weighted configurations of one system. Immutable; arrays are read-only float64.
+
+    Attributes
+    ----------
+    positions
+        (n, M, D) in nm.
+    log_weights
+        (n,) log of the unnormalised weights target / proposal; -inf is a sample of no weight.
+    reduced_energies
+        (n,) u(x) in kT, of the Hamiltonian and temperature that the weights are for.
+    temperature
+        In K, or None for a density without one.
+    topology
+        OpenMM Topology, or None.
+    metadata
+        JSON-able notes on where the samples are from.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a log weight is NaN or +inf, or a sample with weight has a position or
+        an energy that is not finite.
+    """
+
+    positions: Array
+    log_weights: Array
+    reduced_energies: Array
+    temperature: float | None = None
+    topology: app.Topology | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        x = _frozen(nanometers(self.positions))
+        if x.ndim != 3 or 0 in x.shape:
+            raise ValueError(
+                f"positions: expected shape (n, M, D) in nm with at least one sample, got {x.shape}"
+            )
+        lw = check_log_weights(_frozen(self.log_weights))
+        u = _frozen(self.reduced_energies)
+        for name, array in {"log_weights": lw, "reduced_energies": u}.items():
+            if array.shape != (len(x),):
+                raise ValueError(
+                    f"{name}: expected shape ({len(x)},), one per sample, got {array.shape}"
+                )
+        for name, finite in {
+            "positions": np.isfinite(x).all(axis=(1, 2)),
+            "reduced_energies": np.isfinite(u),
+        }.items():
+            bad = np.flatnonzero(~finite & np.isfinite(lw))
+            if len(bad):
+                raise ValueError(
+                    f"{name}: expected finite values wherever the log weight is, got NaN or "
+                    f"infinity in {len(bad)} of {len(x)} samples, the first at index {bad[0]}"
+                )
+        if self.topology is not None:
+            if not isinstance(self.topology, app.Topology):
+                raise ValueError(
+                    "topology: expected an openmm.app.Topology or None, got "
+                    f"{type(self.topology).__name__}"
+                )
+            if self.topology.getNumAtoms() != x.shape[1]:
+                raise ValueError(
+                    f"topology: expected {x.shape[1]} atoms as in the positions, got "
+                    f"{self.topology.getNumAtoms()}"
+                )
+        t = None if self.temperature is None else checks.temperature(self.temperature)
+        fields = {"positions": x, "log_weights": lw, "reduced_energies": u, "temperature": t}
+        for name, value in {**fields, "metadata": _json_copy(self.metadata)}.items():
+            object.__setattr__(self, name, value)
+
+    # -- the container ------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self.log_weights)
+
+    def __getitem__(self, index: int | slice | ArrayLike) -> WeightedEnsemble:
+        """The samples at an index, slice, boolean mask or index array, weights as they are."""
+        rows: Any = index
+        if isinstance(index, int | np.integer):
+            rows = [index]
+        elif not isinstance(index, slice):
+            rows = np.asarray(index)
+        return dataclasses.replace(
+            self,
+            positions=self.positions[rows],
+            log_weights=self.log_weights[rows],
+            reduced_energies=self.reduced_energies[rows],
+        )
+
+    def __repr__(self) -> str:
+        n, n_particles, n_dims = self.positions.shape
+        at = "" if self.temperature is None else f", {self.temperature:.6g} K"
+        return (
+            f"WeightedEnsemble({n} samples of {n_particles} particles in {n_dims} dimensions{at}, "
+            f"ESS {self.ess:.2%})"
+        )
+
+    def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
+        """The same samples with other log weights (n,)."""
+        return dataclasses.replace(self, log_weights=np.asarray(log_weights))
+
+    @staticmethod
+    def concatenate(ensembles: Sequence[WeightedEnsemble]) -> WeightedEnsemble:
+        """Pool ensembles of one system: raw weights stay as they are.
+
+        Each may have a proposal of its own, since each raw weight estimates the same Z.
+        """
+        ensembles = list(ensembles)
+        if not ensembles:
+            raise ValueError("concatenate: expected at least one ensemble, got none")
+        first = ensembles[0]
+        for k, other in enumerate(ensembles):
+            if not isinstance(other, WeightedEnsemble):
+                raise ValueError(
+                    f"concatenate: expected WeightedEnsembles, got {type(other).__name__} in "
+                    f"place {k}"
+                )
+            for what, a, b in (
+                ("particles and dimensions", first.positions.shape[1:], other.positions.shape[1:]),
+                ("temperature", first.temperature, other.temperature),
+                ("topology", _document(first.topology), _document(other.topology)),
+            ):
+                if a != b:
+                    raise ValueError(
+                        f"concatenate: expected one {what}, but ensemble {k} differs from the "
+                        "first" + ("" if what == "topology" else f" ({b} instead of {a})")
+                    )
+        notes = [ensemble.metadata for ensemble in ensembles]
+        return WeightedEnsemble(
+            np.concatenate([ensemble.positions for ensemble in ensembles]),
+            np.concatenate([ensemble.log_weights for ensemble in ensembles]),
+            np.concatenate([ensemble.reduced_energies for ensemble in ensembles]),
+            first.temperature,
+            first.topology,
+            notes[0] if all(note == notes[0] for note in notes) else {"concatenated": notes},
+        )
+
+    # -- weights ------------------------------------------------------------------------------
+    @property
+    def weights(self) -> Array:
+        """Normalised weights (n,), which sum to 1.
+
+        Raises
+        ------
+        ValueError
+            If no sample has any weight.
+        """
+        total = logsumexp(self.log_weights)
+        if total == -math.inf:
+            raise ValueError(
+                f"weights: expected a sample with weight, but all {len(self)} log weights are -inf"
+            )
+        return np.exp(self.log_weights - total)
+
+    @property
+    def ess(self) -> float:
+        """Reverse effective sample size as a fraction of n (Eq. 12); 0 if no sample has weight."""
+        return reverse_ess(self.log_weights)
+
+    def diagnostics(self) -> Diagnostics:
+        """Whether these weights can be trusted; print it."""
+        return Diagnostics.of(self.log_weights)
+
+    # -- estimates ----------------------------------------------------------------------------
+    def log_z(self) -> Estimate:
+        """log Z, the log of the integral of exp(-u) over configurations (in nm), and its error."""
+        return log_mean_weight(self.log_weights)
+
+    def expectation(self, f: Observable) -> Estimate:
+        """Mean of an observable under the target, and its error.
+
+        Parameters
+        ----------
+        f
+            A function of positions (n, M, D) in nm, or an array of values with first axis n. One
+            number per sample gives floats; (n, k) gives arrays of shape (k,). Values for samples
+            of zero weight do not matter, and may be NaN.
+
+        Notes
+        -----
+        The error is the weights' own account: trust it no further than :meth:`diagnostics`. It is
+        NaN if only one sample has weight.
+        """
+        weights = self.weights
+        values, alive = self._values(f, "expectation")
+        v = values[alive]
+        w = weights[alive].reshape(-1, *[1] * (v.ndim - 1))
+        mean = (w * v).sum(axis=0)
+        error = np.sqrt((w * w * (v - mean) ** 2).sum(axis=0))
+        return Estimate(mean, error if len(v) > 1 else np.full_like(error, np.nan))
+
+    def histogram(
+        self,
+        values: Observable,
+        bins: int | Sequence[float] | Array = 50,
+        range: tuple[float, float] | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Probability density of a scalar observable under the target.
+
+        Parameters
+        ----------
+        values
+            A function of positions (n, M, D) in nm -> (n,), or an array (n,).
+        bins, range
+            As for ``numpy.histogram``. What lies outside keeps its probability: the density
+            integrates to the probability of the range.
+
+        Returns
+        -------
+        density, edges, stderr
+            (k,), (k + 1,), (k,). An empty bin has a standard error of zero, not of certainty.
+        """
+        weights = self.weights
+        v, alive = self._values(values, "histogram")
+        if v.ndim != 1:
+            raise ValueError(f"histogram: expected one value per sample, got {v.shape}")
+        v, w = v[alive], weights[alive]
+        probability, edges = np.histogram(v, bins, range, weights=w)
+        square, _ = np.histogram(v, edges, weights=w * w)
+        rest = np.maximum((w * w).sum() - square, 0.0)
+        variance = square * (1.0 - probability) ** 2 + rest * probability**2
+        widths = np.diff(edges)
+        return probability / widths, edges, np.sqrt(variance) / widths
+
+    def _values(self, f: Observable, name: str) -> tuple[Array, Array]:
+        """Values (n, ...) of an observable, and which samples have weight (n,)."""
+        raw = f(self.positions) if callable(f) else f
+        values = np.asarray(raw, dtype=np.float64)
+        if values.ndim == 0 or len(values) != len(self):
+            raise ValueError(
+                f"{name}: expected one value per sample, first axis {len(self)}, got an array of "
+                f"shape {values.shape}"
+            )
+        alive = np.isfinite(self.log_weights)
+        finite = np.isfinite(values).reshape(len(self), -1).all(axis=1)
+        bad = np.flatnonzero(~finite & alive)
+        if len(bad):
+            raise ValueError(
+                f"{name}: expected finite values wherever the log weight is, got NaN or infinity "
+                f"in {len(bad)} of {len(self)} samples, the first at index {bad[0]}"
+            )
+        return values, alive
+
+    # -- other weights ------------------------------------------------------------------------
+    def resample(self, n: int | None = None, seed: Seed = None) -> WeightedEnsemble:
+        """Draw n samples (default: as many as there are) in proportion to their weights.
+
+        Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times. All log weights
+        of the result equal log mean w, so that its ``log_z()`` has the same value. Its standard
+        errors know nothing of the duplicates: estimate them before resampling.
+        """
+        n = checks.positive_integer("n", len(self) if n is None else n)
+        generator = make_generator(seed)
+        offset = torch.rand((), generator=generator, dtype=torch.float64).item()
+        cumulative = np.cumsum(self.weights)
+        points = np.minimum((np.arange(n) + offset) / n, np.nextafter(1.0, 0.0))
+        index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
+        return dataclasses.replace(
+            self[index],
+            log_weights=np.full(n, self.log_z().value),
+            metadata={**self.metadata, "resampled_from": len(self)},
+        )
+
+    def reweight(self, target: Any) -> WeightedEnsemble:
+        """The same samples, weighted for another Hamiltonian or temperature.
+
+        Parameters
+        ----------
+        target
+            Anything with ``reduced_energy(x)``, x (n, M, D) torch float64 in nm -> (n,) kT, such
+            as an :class:`~openmm_vtdis.targets.OpenMMTarget`; or an openmmtools
+            ThermodynamicState, which is evaluated with this ensemble's topology.
+
+        Notes
+        -----
+        A sample of zero weight stays so, even if the new energy is finite. A new energy that is
+        NaN or infinite gives zero weight.
+        """
+        if not hasattr(target, "reduced_energy"):
+            if not hasattr(target, "get_system"):
+                raise ValueError(
+                    "reweight: expected a target with reduced_energy(x), or an openmmtools "
+                    f"ThermodynamicState, got {type(target).__name__}"
+                )
+            target = OpenMMTarget(
+                target.get_system(remove_thermostat=True),
+                self.topology,
+                temperature=target.temperature,
+                n_dims=self.positions.shape[2],
+            )
+        with torch.no_grad():
+            energies = target.reduced_energy(torch.tensor(self.positions))
+        u_new = np.asarray(torch.as_tensor(energies).detach().cpu(), dtype=np.float64)
+        if u_new.shape != (len(self),):
+            raise ValueError(
+                f"reweight: expected energies of shape ({len(self)},), got {u_new.shape}"
+            )
+        alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
+        log_weights = np.full(len(self), -math.inf)
+        log_weights[alive] = (self.log_weights + self.reduced_energies - u_new)[alive]
+        return dataclasses.replace(
+            self,
+            log_weights=log_weights,
+            reduced_energies=u_new,
+            temperature=getattr(target, "temperature", None),
+        )
+
+    # -- elsewhere ----------------------------------------------------------------------------
+    def to_mdtraj(self) -> md.Trajectory:
+        """The positions as an mdtraj Trajectory; missing dimensions are padded with zeros.
+
+        mdtraj holds float32 and no weights: use it for observables, and never compute energies or
+        weights again from it. Without a topology the atoms are argon.
+        """
+        n, n_particles, n_dims = self.positions.shape
+        if n_dims > 3:
+            raise ValueError(f"to_mdtraj: expected at most 3 dimensions, got {n_dims}")
+        topology = self.topology
+        if topology is None:
+            topology = placeholder_topology(n_particles)
+        xyz = np.zeros((n, n_particles, 3), dtype=np.float32)
+        with np.errstate(over="ignore"):  # positions of zero weight may be anything
+            xyz[..., :n_dims] = self.positions
+        return md.Trajectory(xyz, md.Topology.from_openmm(topology))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file that ends in .nc (a trajectory for others too) or .npz; see :mod:`io`."""
+        names = (f.name for f in dataclasses.fields(self))
+        contents: Any = {name: getattr(self, name) for name in names}
+        return write_ensemble(path, contents)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> WeightedEnsemble:
+        """Read what :meth:`save` wrote, exactly.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is truncated or foreign.
+        """
+        contents: Contents = read_ensemble(path)
+        return cls(**contents)
+
+
+def _frozen(values: object) -> Array:
+    """A read-only float64 array; a copy unless it is one already."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    array = np.asarray(values, dtype=np.float64)
+    if array.flags.writeable:
+        array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
+def _json_copy(metadata: object) -> dict[str, Any]:
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata: expected a dictionary, got {type(metadata).__name__}")
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"metadata: expected JSON-able values without NaN or infinity, got {error}"
+        ) from error
+    return copy
+
+
+def _document(topology: app.Topology | None) -> dict[str, Any] | None:
+    return None if topology is None else topology_to_json(topology)

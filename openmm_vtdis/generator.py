@@ -1,0 +1,651 @@
+"""The class that users meet: train, tune, sample, reweight.
+
+:class:`DiffusionBoltzmannGenerator` wires targets, networks, diffusion and ensembles together. It
+holds no mathematics of its own but the change of length unit: the model works in units of
+``length`` nm, in which the training data have unit variance per degree of freedom, so that
+
+    log w = -u(x_0) + log ratio(x_0 / length, ...) + d log(length).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mdtraj as md
+import numpy as np
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_vtdis import checks, pretrained, storage
+from openmm_vtdis.diffusion import ode, tuning
+from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
+from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.schedule import Schedule, default_range, make_schedule
+from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
+from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
+from openmm_vtdis.networks import build_network, describe_network, parse_size
+from openmm_vtdis.random import Seed, make_generator
+from openmm_vtdis.targets import OpenMMTarget, Target
+from openmm_vtdis.topology import (
+    check_labels,
+    check_trajectory_topology,
+    symmetry_labels,
+    topology_from_json,
+    topology_to_json,
+)
+from openmm_vtdis.units import nanometers
+
+Frames = md.Trajectory | str | Path | Sequence[str | Path] | np.ndarray | Tensor
+"""Configurations: an mdtraj trajectory, path(s) that mdtraj reads, or an (n, M, D) array in nm."""
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """What :meth:`DiffusionBoltzmannGenerator.tune` did.
+
+    Attributes
+    ----------
+    forward_ess_train, forward_ess_test
+        Forward ESS (fractions) on the trajectories that were fitted and on held-out ones, which
+        start from other frames. Where the two differ, n_trajectories is too small.
+    eta
+        (N, K) variance of the reverse kernel in units of the DDPM variance, per step and class.
+    times
+        (N + 1,) noise levels, in units of the model's length.
+    objective
+        "alpha2", "kl" or "ddpm".
+    n_network_evaluations
+        Configurations that went through the network.
+    n_trajectories
+        Trajectories simulated, held-out ones included.
+    n_iterations, fit_seconds, seconds
+        Of the optimiser; its wall time; wall time of the whole call.
+    """
+
+    forward_ess_train: float
+    forward_ess_test: float
+    eta: np.ndarray
+    times: np.ndarray
+    objective: str
+    n_network_evaluations: int
+    n_trajectories: int
+    n_iterations: int
+    fit_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.objective}, {len(self.times) - 1} steps: forward ESS "
+            f"{self.forward_ess_test:.2%} held out ({self.forward_ess_train:.2%} fitted), "
+            f"{self.n_trajectories} trajectories, {self.n_iterations} iterations in "
+            f"{self.fit_seconds:.2f} s, {self.seconds:.0f} s in all"
+        )
+
+
+class DiffusionBoltzmannGenerator:
+    """Unbiased, weighted samples of a Boltzmann distribution from a diffusion model (VT-DIS).
+
+    Parameters
+    ----------
+    system
+        OpenMM System without constraints, virtual sites or periodic boundaries.
+    topology
+        Its Topology. Optional if all particles are identical.
+    temperature
+        Temperature quantity, or a number in kelvin.
+    n_dims
+        3, or 2 for a System that lives at z = 0.
+    network
+        A size such as "egnn-4x128", or a torch module (x (B, M, D), log t (B,)) -> (B, M, D).
+    labels
+        (M,) integers overriding the symmetry labels: particles with one label are interchangeable.
+    backend
+        How energies are evaluated; see :class:`~openmm_vtdis.targets.OpenMMTarget`.
+    device
+        Where the network runs.
+
+    Raises
+    ------
+    ValueError
+        For a System that the method cannot treat; the message says what to change.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        topology: app.Topology | None = None,
+        temperature: unit.Quantity | float = 300.0 * unit.kelvin,
+        *,
+        n_dims: int = 3,
+        network: str | torch.nn.Module = "egnn-4x128",
+        labels: Sequence[int] | None = None,
+        backend: str = "auto",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims)
+        self._set_up(target, network, labels, device)
+
+    def _set_up(
+        self,
+        target: Target,
+        network: str | torch.nn.Module,
+        labels: Sequence[int] | None,
+        device: torch.device | str,
+    ) -> None:
+        self.target = target
+        self.space = target.space
+        self.device = torch.device(device)
+        n = self.space.n_particles
+        if labels is not None:
+            self.labels = [int(label) for label in check_labels(labels, n)]
+        elif self.topology is not None:
+            self.labels = [int(label) for label in symmetry_labels(self.topology)]
+        else:
+            self.labels = [0] * n if isinstance(target, OpenMMTarget) else list(range(n))
+        if isinstance(network, str):
+            network = build_network(self._network_description(parse_size(network)))
+        self.network = network.to(self.device)
+        self.length: float | None = None
+        self.kernel: DiffusionKernel | None = None
+        self.training_log: TrainingLog | None = None
+        self._denoiser: Denoiser = PreconditionedDenoiser(self.network, self.space)
+
+    def _network_description(self, size: dict[str, Any]) -> dict[str, Any]:
+        if size["kind"] == "mlp":
+            return {**size, "n_particles": self.space.n_particles, "n_dims": self.space.n_dims}
+        return {**size, "labels": self.labels, "n_dims": self.space.n_dims}
+
+    # -- other ways in ------------------------------------------------------------------------
+    @classmethod
+    def from_target(
+        cls,
+        target: Target,
+        network: str | torch.nn.Module = "mlp-7x512",
+        labels: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> DiffusionBoltzmannGenerator:
+        """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry."""
+        self = cls.__new__(cls)
+        self._set_up(target, network, labels, device)
+        return self
+
+    @classmethod
+    def from_denoiser(
+        cls, target: Target, denoiser: Denoiser, length: float = 1.0
+    ) -> DiffusionBoltzmannGenerator:
+        """A generator around a known denoiser in units of ``length`` nm; needs no training."""
+        self = cls.from_target(target, network=torch.nn.Identity())
+        self._denoiser = denoiser
+        self.length = checks.positive_number("length", length)
+        return self
+
+    @classmethod
+    def from_thermodynamic_state(
+        cls, state: Any, topology: app.Topology | None = None, **options: Any
+    ) -> DiffusionBoltzmannGenerator:
+        """A generator for an ``openmmtools.states.ThermodynamicState``."""
+        system = state.get_system(remove_thermostat=True)
+        return cls(system, topology, state.temperature, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, device: torch.device | str = "cpu"
+    ) -> DiffusionBoltzmannGenerator:
+        """A shipped generator: "dw4" or "lj13"."""
+        return cls.load(pretrained.path(name), device=device)
+
+    # -- properties ---------------------------------------------------------------------------
+    @property
+    def topology(self) -> app.Topology | None:
+        """The Topology given at construction."""
+        return getattr(self.target, "topology", None)
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature in kelvin."""
+        return self.target.temperature
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """D(x, t) in model units."""
+        return self._denoiser
+
+    # -- training -----------------------------------------------------------------------------
+    def train(
+        self,
+        traj: Frames,
+        n_iterations: int = 20_000,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        held_out: float = 0.1,
+        checkpoint_seconds: float = 120.0,
+        evaluate_every: int = 500,
+        progress: bool = True,
+        **settings: Any,
+    ) -> TrainingLog:
+        """Fit the denoiser to equilibrium configurations by denoising score matching.
+
+        Parameters
+        ----------
+        traj
+            Unweighted samples at this generator's temperature.
+        n_iterations
+            Optimiser steps.
+        checkpoint
+            File to write every ``checkpoint_seconds`` and to resume from if it exists.
+        held_out
+            Fraction of the frames, the last ones in time, kept for the held-out loss.
+        settings
+            Further fields of :class:`~openmm_vtdis.diffusion.training.TrainingConfig`.
+
+        Returns
+        -------
+        TrainingLog
+            Loss history. Training discards an earlier tuning.
+        """
+        frames = self._frames("train", traj, minimum=10)
+        held_out = checks.fraction("held_out", held_out)
+        config = TrainingConfig(n_iterations=n_iterations, **settings)
+        if not isinstance(self._denoiser, PreconditionedDenoiser):
+            raise ValueError("train: this generator was made from a fixed denoiser")
+        n_test = max(1, int(held_out * len(frames)))
+        fitted = frames[:-n_test]
+        length = self.length
+        if length is None:
+            length = math.sqrt(float(fitted.square().sum(dim=(1, 2)).mean()) / self.space.dim)
+        trainer = Trainer(self._denoiser, fitted / length, frames[-n_test:] / length, config)
+        log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
+        self.length, self.kernel, self.training_log = length, None, log
+        return log
+
+    # -- tuning -------------------------------------------------------------------------------
+    def tune(
+        self,
+        traj: Frames,
+        n_steps: int = 100,
+        covariance: str = "isotropic",
+        objective: str = "alpha2",
+        schedule: str | Schedule | Sequence[float] = "geometric",
+        n_trajectories: int = 10_000,
+        *,
+        t_min: float | None = None,
+        t_max: float | None = None,
+        rho: float = 7.0,
+        rank: int = 4,
+        tune_mean: bool = False,
+        method: str = "convex",
+        sgd_iterations: int = 5000,
+        sgd_batch_size: int = 512,
+        batch_size: int | None = None,
+        seed: Seed = 0,
+        progress: bool = True,
+    ) -> TuningReport:
+        """Choose the grid and fit the reverse covariance, so that importance weights stay flat.
+
+        Parameters
+        ----------
+        traj
+            Equilibrium configurations. The last fifth in time is held out for the report.
+        n_steps
+            N, network evaluations per sample.
+        covariance
+            "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network".
+        objective
+            "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
+        schedule
+            "geometric", "karras" (with ``rho``), or the N + 1 noise levels in model units.
+        n_trajectories
+            Forward trajectories in all: 7/10 fitted, 1/10 for early stopping, 2/10 for the report.
+        t_min, t_max
+            Ends of the grid in model units; by default from the forces on the data.
+        tune_mean
+            Fit the mean coefficients k_n first, in a pass of its own.
+        method
+            "convex" (one pass, L-BFGS) or "sgd" (the paper's: ``sgd_iterations`` Adam steps of
+            ``sgd_batch_size`` fresh trajectories).
+        """
+        began = time.perf_counter()
+        self._check_trained("tune")
+        checks.choice("objective", objective, (*tuning.OBJECTIVES, "ddpm"))
+        checks.choice("method", method, ("convex", "sgd"))
+        n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
+        n_trajectories = checks.positive_integer("n_trajectories", n_trajectories, minimum=100)
+        frames = self._frames("tune", traj, minimum=10)
+        generator = make_generator(seed, self.device)
+        grid = self._grid(schedule, n_steps, t_min, t_max, rho, frames)
+        options = {"rank": rank} if covariance == "low-rank" else {}
+        family = make_covariance(covariance, self.space, self.labels, **options)
+        kernel = DiffusionKernel.ddpm(self._denoiser, grid)
+        n_test_frames = max(1, len(frames) // 5)
+        pools = frames[:-n_test_frames], frames[-n_test_frames:]
+        n_test = n_trajectories // 5
+        size = batch_size or self._batch_size()
+
+        def collect(kind: Covariance, pool: Tensor, n: int, show: bool) -> tuning.Trajectories:
+            index = torch.randint(len(pool), (n,), generator=generator, device=generator.device)
+            x = pool[index.cpu()]
+            paths = forward_paths(kernel, x / self.length, generator, kind, size, show)
+            base = paths.log_forward - self.target.reduced_energy(x).cpu() + self._log_jacobian
+            return tuning.Trajectories(base, paths.statistics)  # type: ignore[arg-type]
+
+        evaluations = n_trajectories * n_steps
+        if tune_mean:
+            gains = tuning.GainStatistics(self.space, self.labels, torch.zeros(1, 1))
+            data = collect(gains, pools[0], n_trajectories - n_test, progress)
+            fitted = tuning.fit(gains, data, grid, objective if objective != "ddpm" else "kl")
+            kernel = kernel.with_gains(fitted.covariance.gains)  # type: ignore[attr-defined]
+            evaluations += (n_trajectories - n_test) * n_steps
+        data = collect(family, pools[0], n_trajectories - n_test, progress)
+        test = collect(family, pools[1], n_test, progress)
+        n_validation = n_trajectories // 10
+        train, validation = data[:-n_validation], data[-n_validation:]
+        if objective == "ddpm":
+            identity = DiffusionKernel.ddpm(self._denoiser, grid).covariance
+            if covariance != "isotropic":
+                raise ValueError('covariance: expected "isotropic" with objective="ddpm"')
+            fit = tuning.Fit(identity, math.nan, 0, 0.0)
+        elif method == "convex":
+            fit = tuning.fit(family, train, grid, objective, validation)
+        else:
+            fit = tuning.fit_sgd(
+                family,
+                lambda n: collect(family, pools[0], n, False),
+                grid,
+                make_covariance("isotropic", self.space, self.labels).initial(
+                    torch.full((1, n_steps, 1), float(self.space.dim)), grid
+                )
+                if covariance == "isotropic"
+                else family.initial(train.statistics, grid),
+                objective,
+                sgd_iterations,
+                sgd_batch_size,
+                progress=progress,
+            )
+            evaluations += sgd_iterations * sgd_batch_size * n_steps
+        self.kernel = kernel.with_covariance(fit.covariance)
+        return TuningReport(
+            forward_ess_train=forward_ess(tuning.log_weights(fit.covariance, train, grid).numpy()),
+            forward_ess_test=forward_ess(tuning.log_weights(fit.covariance, test, grid).numpy()),
+            eta=fit.covariance.eta(grid).detach().numpy(),
+            times=np.asarray(grid.times),
+            objective=objective,
+            n_network_evaluations=evaluations,
+            n_trajectories=n_trajectories,
+            n_iterations=fit.n_iterations,
+            fit_seconds=fit.seconds,
+            seconds=time.perf_counter() - began,
+        )
+
+    # -- sampling -----------------------------------------------------------------------------
+    def sample(
+        self, n: int, *, seed: Seed = None, batch_size: int | None = None, progress: bool = True
+    ) -> WeightedEnsemble:
+        """Draw n weighted samples by the tuned reverse diffusion.
+
+        A sample whose energy is NaN or infinite gets log w = -inf and is counted by
+        ``diagnostics()``; it never gets weight and never ends a batch.
+        """
+        kernel = self._tuned("sample")
+        n = checks.positive_integer("n", n)
+        generator = make_generator(seed, self.device)
+        size = batch_size or self._batch_size()
+        paths = reverse_paths(kernel, n, generator, size, progress)
+        metadata = {"method": "reverse SDE", **self._describe_kernel(kernel)}
+        return self._weigh(paths.x, paths.log_ratio, metadata)
+
+    def sample_ode(
+        self,
+        n: int,
+        divergence: str = "exact",
+        *,
+        solver: str = "heun",
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> WeightedEnsemble:
+        """Draw n weighted samples by the probability-flow ODE, the costly baseline.
+
+        Parameters
+        ----------
+        divergence
+            "exact" (d Jacobian-vector products a step) or "hutchinson" (one; biased weights).
+        solver
+            "heun" on the tuned grid (or ``n_steps`` geometric ones), or adaptive "dopri5".
+        """
+        grid = self._ode_grid(n_steps)
+        n = checks.positive_integer("n", n)
+        generator = make_generator(seed, self.device)
+        size = batch_size or max(1, self._batch_size() // 4)
+        x, log_p = ode.ode_paths(
+            self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
+            batch_size=size, progress=progress,
+        )  # fmt: skip
+        metadata = {"method": "probability-flow ODE", "divergence": divergence, "solver": solver}
+        return self._weigh(x, -log_p, {**metadata, "times": list(grid.times)})
+
+    def noise(
+        self,
+        traj: Frames,
+        *,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """Trajectory log weights of target configurations, noised by q: (n,) float64.
+
+        ``ensemble.forward_ess`` of the result is the forward ESS; together with ``sample()`` they
+        give log Z by BAR.
+        """
+        kernel = self._tuned("noise")
+        x = self._frames("noise", traj)
+        generator = make_generator(seed, self.device)
+        size = batch_size or self._batch_size()
+        paths = forward_paths(kernel, x / self.length, generator, None, size, progress)
+        return self._log_weights(x, paths.log_ratio).numpy()
+
+    def noise_ode(
+        self,
+        traj: Frames,
+        divergence: str = "exact",
+        *,
+        solver: str = "heun",
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
+        grid = self._ode_grid(n_steps)
+        x = self._frames("noise_ode", traj)
+        generator = make_generator(seed, self.device)
+        size = batch_size or max(1, self._batch_size() // 4)
+        _, log_p = ode.ode_paths(
+            self._denoiser, grid, generator, x_0=x / self.length, divergence=divergence,
+            solver=solver, batch_size=size, progress=progress,
+        )  # fmt: skip
+        return self._log_weights(x, -log_p).numpy()
+
+    # -- archive ------------------------------------------------------------------------------
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one file with the System, Topology, network and tuning; see :mod:`storage`."""
+        self._check_trained("save")
+        if not isinstance(self.target, OpenMMTarget):
+            raise ValueError(
+                "save: expected a generator of an OpenMM System, got one of "
+                f"{type(self.target).__name__}"
+            )
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        metadata: dict[str, Any] = {
+            "system": openmm.XmlSerializer.serialize(self.target.system),
+            "topology": None if self.topology is None else topology_to_json(self.topology),
+            "temperature": self.temperature,
+            "n_dims": self.space.n_dims,
+            "labels": self.labels,
+            "network": describe_network(self.network),
+            "length": self.length,
+            "tuning": None,
+        }
+        if self.kernel is not None:
+            metadata["tuning"] = self._describe_kernel(self.kernel)
+            tensors["covariance"] = self.kernel.covariance.parameters
+            if self.kernel.gains is not None:
+                tensors["gains"] = self.kernel.gains
+        return storage.write_archive(path, "generator", tensors, metadata)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        backend: str = "auto",
+        allow_pickle: bool = False,
+    ) -> DiffusionBoltzmannGenerator:
+        """Read an archive written by :meth:`save`.
+
+        Parameters
+        ----------
+        allow_pickle
+            A System that holds a PythonForce is unpickled by OpenMM, which can run any code, and is
+            refused unless this is set.
+
+        Raises
+        ------
+        ValueError
+            For a truncated or foreign file, a newer format, or a PythonForce.
+        """
+        tensors, metadata = storage.read_archive(path, "generator")
+        try:
+            xml = metadata["system"]
+            if "PythonForce" in xml and not allow_pickle:
+                raise ValueError(
+                    f"{path}: the System holds a PythonForce, whose XML is unpickled and can run "
+                    "any code; pass allow_pickle=True only if you trust where the file is from"
+                )
+            document = metadata["topology"]
+            self = cls(
+                openmm.XmlSerializer.deserialize(xml),
+                None if document is None else topology_from_json(document),
+                metadata["temperature"],
+                n_dims=metadata["n_dims"],
+                network=build_network(metadata["network"]),
+                labels=metadata["labels"],
+                backend=backend,
+                device=device,
+            )
+            self.network.load_state_dict(storage.select_prefix(tensors, "network."))
+            self.network.eval()
+            self.length = checks.positive_number("length", metadata["length"])
+            if metadata["tuning"] is not None:
+                about = metadata["tuning"]
+                family = make_covariance(
+                    about["covariance"], self.space, about["labels"], tensors["covariance"],
+                    **about["options"],
+                )  # fmt: skip
+                grid = Schedule(tuple(about["times"]))
+                self.kernel = DiffusionKernel(self._denoiser, grid, family, tensors.get("gains"))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
+        return self
+
+    # -- internals ----------------------------------------------------------------------------
+    @property
+    def _log_jacobian(self) -> float:
+        """d log(length): densities in nm from densities in model units."""
+        return self.space.dim * math.log(self.length or 1.0)
+
+    def _check_trained(self, action: str) -> None:
+        if self.length is None:
+            raise ValueError(f"{action}: expected a trained generator; call train() first")
+
+    def _tuned(self, action: str) -> DiffusionKernel:
+        self._check_trained(action)
+        if self.kernel is None:
+            raise ValueError(f"{action}: expected a tuned generator; call tune() first")
+        return self.kernel
+
+    def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
+        """Configurations as (n, M, D) float64 nm in the space, checked."""
+        if isinstance(traj, str | Path) or (
+            isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
+        ):
+            if self.topology is None:
+                traj = md.load(traj)
+            else:
+                traj = md.load(traj, top=md.Topology.from_openmm(self.topology))
+        if isinstance(traj, md.Trajectory):
+            if self.topology is not None:
+                check_trajectory_topology(self.topology, traj.topology)
+            traj = traj.xyz[..., : self.space.n_dims]
+        space = self.space
+        x = checks.configurations(name, nanometers(traj), space.n_particles, space.n_dims, minimum)
+        return space.project(x)
+
+    def _grid(
+        self,
+        schedule: str | Schedule | Sequence[float],
+        n_steps: int,
+        t_min: float | None,
+        t_max: float | None,
+        rho: float,
+        frames: Tensor,
+    ) -> Schedule:
+        if t_min is None or t_max is None:
+            x = frames[:: max(1, len(frames) // 512)]
+            force = self.target.reduced_energy_and_force(x)[1] * self.length
+            moments = self.space.reduce(force).pow(4).mean(dim=0)
+            low, high = default_range(self.space.dim, moments)
+            t_min, t_max = t_min or low, t_max or high
+        return make_schedule(schedule, n_steps, t_min, t_max, rho)
+
+    def _ode_grid(self, n_steps: int | None) -> Schedule:
+        self._check_trained("probability flow")
+        grid = self._tuned("probability flow").schedule
+        if n_steps is None:
+            return grid
+        return Schedule.geometric(n_steps, grid.times[0], grid.times[-1])
+
+    def _batch_size(self) -> int:
+        """Configurations at once: about 64 MB of edge features on a CPU, 4 GB on an accelerator."""
+        width = getattr(self.network, "config", {}).get("n_hidden", 64)
+        budget = 64e6 if self.device.type == "cpu" else 4e9
+        return int(min(max(budget / (16.0 * self.space.n_particles**2 * width), 64), 65_536))
+
+    def _describe_kernel(self, kernel: DiffusionKernel) -> dict[str, Any]:
+        covariance = kernel.covariance
+        return {
+            "times": list(kernel.schedule.times),
+            "covariance": covariance.kind,
+            "labels": list(covariance.labels),
+            "options": covariance.options,
+        }
+
+    def _log_weights(self, x: Tensor, log_ratio: Tensor) -> Tensor:
+        energy = self.target.reduced_energy(x).cpu()
+        log_w = -energy + log_ratio + self._log_jacobian
+        return torch.where(torch.isfinite(energy) & torch.isfinite(log_w), log_w, -math.inf)
+
+    def _weigh(self, x: Tensor, log_ratio: Tensor, metadata: dict[str, Any]) -> WeightedEnsemble:
+        positions = x * self.length
+        energies = self.target.reduced_energy(positions).cpu()
+        log_w = -energies + log_ratio + self._log_jacobian
+        log_w = torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
+        return WeightedEnsemble(
+            positions.numpy(),
+            log_w.numpy(),
+            energies.numpy(),
+            temperature=self.temperature,
+            topology=self.topology,
+            metadata=metadata,
+        )

@@ -1,0 +1,318 @@
+r"""Reference samples by Hamiltonian Monte Carlo, many independent chains in one batch.
+
+Each chain x is a particle of unit mass in the potential u. With momentum p ~ N_x(0, I) on the
+target's space, L leapfrog steps of size h,
+
+    p <- p + h/2 f(x);   x <- x + h p;   p <- p + h/2 f(x),          f = -du/dx,
+
+propose a new configuration, accepted with probability min(1, exp(H_old - H_new)),
+H = u(x) + |p|^2 / 2. It leaves pi ∝ exp(-u) invariant exactly, whatever h and L. A non-finite
+energy is never accepted.
+
+During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen. L is drawn
+anew for every proposal, within 25 % of ``n_leapfrog``, so that no periodic orbit resonates with it.
+
+The samples come with a check that needs no reference value: integrating by parts,
+
+    < x . grad u > = d,      d = the dimension of the space,
+
+for every Boltzmann density. Standard errors are taken from the spread *between* chains, which are
+independent whatever the correlation along them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from openmm_vtdis import checks
+from openmm_vtdis.random import Seed, make_generator
+from openmm_vtdis.targets.target import Target
+
+logger = logging.getLogger(__name__)
+
+_TARGET_ACCEPTANCE = 0.8
+_ADAPTATION_RATE = 0.5
+_LEAPFROG_SPREAD = 0.25
+_STEP_SPREAD = 0.5
+_DESCENT_STEPS = 300
+_DESCENT_RATE = 1e-2
+_DESCENT_LIMIT = 0.02
+"""Gradient descent from a random start: nm per (kT/nm), and nm at most, of one particle a step."""
+
+
+@dataclass(frozen=True)
+class ConvergenceReport:
+    """How well HMC did: compare ``virial`` with ``dim``, and ``r_hat`` with 1.
+
+    Attributes
+    ----------
+    n_chains, n_samples
+        Independent chains, and samples kept of each.
+    acceptance
+        Mean acceptance probability after burn-in.
+    step_size
+        The adapted step size h.
+    energy, energy_stderr, energy_std
+        Mean of u in kT, its standard error (from the spread between chains), and the standard
+        deviation of u itself.
+    virial, virial_stderr
+        Mean of x . grad u, and its standard error. The exact value is ``dim``.
+    dim
+        Degrees of freedom d.
+    r_hat
+        Split R-hat of u; NaN with fewer than 4 samples per chain.
+    """
+
+    n_chains: int
+    n_samples: int
+    acceptance: float
+    step_size: float
+    energy: float
+    energy_stderr: float
+    energy_std: float
+    virial: float
+    virial_stderr: float
+    dim: int
+    r_hat: float
+
+    @property
+    def virial_z(self) -> float:
+        """(virial - d) in standard errors: |z| > 4 means the samples are wrong."""
+        return (self.virial - self.dim) / self.virial_stderr
+
+    def __str__(self) -> str:
+        rows = (
+            ("chains x samples", f"{self.n_chains} x {self.n_samples}"),
+            ("acceptance", f"{self.acceptance:.3f} at step size {self.step_size:.4g}"),
+            ("<u>", f"{self.energy:.4f} ± {self.energy_stderr:.4f} kT, std {self.energy_std:.4f}"),
+            (
+                "<x·∇u>",
+                f"{self.virial:.4f} ± {self.virial_stderr:.4f}, exact {self.dim} "
+                f"(z = {self.virial_z:+.1f})",
+            ),
+            ("split R-hat of u", f"{self.r_hat:.4f}"),
+        )
+        return "\n".join(f"{name:<18}{value}" for name, value in rows)
+
+
+@dataclass(frozen=True)
+class ReferenceData:
+    """Samples of a target from independent chains.
+
+    Attributes
+    ----------
+    positions
+        (n_chains * n_samples, M, D) in nm, float64, on the target's space. Chain by chain: row
+        ``c * n_samples + k`` is sample k of chain c, so that a split of the rows at a multiple of
+        ``n_samples`` is a split between *chains* (training and test frames that share no chain).
+    reduced_energies
+        (n_chains * n_samples,) in kT.
+    report
+        How far they can be trusted.
+    """
+
+    positions: Tensor
+    reduced_energies: Tensor
+    report: ConvergenceReport
+
+    def __post_init__(self) -> None:
+        n = self.report.n_chains * self.report.n_samples
+        if len(self.positions) != n or tuple(self.reduced_energies.shape) != (n,):
+            raise ValueError(
+                f"positions and reduced_energies: expected {n} rows, got {len(self.positions)} "
+                f"and shape {tuple(self.reduced_energies.shape)}"
+            )
+
+
+@dataclass
+class _State:
+    """The chains: positions (C, M, D), energies (C,), forces (C, M, D)."""
+
+    x: Tensor
+    u: Tensor
+    f: Tensor
+
+
+def sample_hmc(
+    target: Target,
+    n_chains: int = 2_000,
+    n_samples: int = 10,
+    *,
+    burn_in: int = 500,
+    thin: int = 10,
+    step_size: float = 0.1,
+    n_leapfrog: int = 10,
+    initial: Tensor | None = None,
+    seed: Seed = None,
+    progress: bool = True,
+) -> ReferenceData:
+    """Draw reference samples of ``target``.
+
+    Parameters
+    ----------
+    target
+        Any target with forces.
+    n_chains
+        Independent chains, advanced together.
+    n_samples
+        Samples kept of each chain.
+    burn_in
+        Proposals before the first sample, in which the step size adapts.
+    thin
+        Proposals per sample.
+    step_size
+        Where the adaptation of h starts, nm.
+    n_leapfrog
+        Mean number of leapfrog steps L of a proposal.
+    initial
+        Starting configurations (n_chains, M, D), or one (M, D) for all, in nm. None: Gaussian
+        clouds of 1 nm, relaxed by gradient descent.
+    seed
+        Integer, torch.Generator (CPU) or None.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        On bad arguments, or if a chain starts at a non-finite energy.
+    """
+    n_chains = checks.positive_integer("n_chains", n_chains, minimum=2)
+    n_samples = checks.positive_integer("n_samples", n_samples)
+    burn_in = checks.positive_integer("burn_in", burn_in, minimum=0)
+    thin = checks.positive_integer("thin", thin)
+    n_leapfrog = checks.positive_integer("n_leapfrog", n_leapfrog)
+    step_size = checks.positive_number("step_size", step_size)
+    generator = make_generator(seed)
+    state = _start(target, n_chains, initial, generator)
+
+    space = target.space
+    positions = torch.empty(n_chains, n_samples, space.n_particles, space.n_dims).double()
+    energies = torch.empty(n_chains, n_samples, dtype=torch.float64)
+    virials = torch.empty(n_chains, n_samples, dtype=torch.float64)
+    acceptance = 0.0
+    for iteration in trange(burn_in + n_samples * thin, disable=not progress, desc="HMC"):
+        probability = _propose(target, state, step_size, n_leapfrog, generator)
+        if iteration < burn_in:
+            gain = _ADAPTATION_RATE / math.sqrt(1.0 + iteration)
+            step_size *= math.exp(gain * (probability - _TARGET_ACCEPTANCE))
+            continue
+        acceptance += probability / (n_samples * thin)
+        k, remainder = divmod(iteration - burn_in + 1, thin)
+        if remainder == 0:
+            positions[:, k - 1] = state.x
+            energies[:, k - 1] = state.u
+            virials[:, k - 1] = -(state.x * state.f).sum(dim=(1, 2))
+    report = _report(energies, virials, space.dim, acceptance, step_size)
+    logger.info("HMC of %r:\n%s", target, report)
+    return ReferenceData(positions.flatten(0, 1), energies.flatten(), report)
+
+
+def _propose(
+    target: Target, state: _State, step_size: float, n_leapfrog: int, generator: torch.Generator
+) -> float:
+    """One proposal for every chain, accepted or not, in place; the mean acceptance probability."""
+    spread = int(_LEAPFROG_SPREAD * n_leapfrog)
+    n_steps = n_leapfrog + int(torch.randint(-spread, spread + 1, (), generator=generator))
+    x, f = state.x, state.f
+    p = target.space.standard_normal(len(x), generator)
+    kinetic = 0.5 * p.square().sum(dim=(1, 2))
+    jitter = torch.rand(len(x), 1, 1, generator=generator, dtype=torch.float64)
+    h = step_size * (1.0 + _STEP_SPREAD * (2.0 * jitter - 1.0))
+    p = p + 0.5 * h * f
+    for step in range(n_steps):
+        x = x + h * p
+        u, f = target.reduced_energy_and_force(x)
+        f = target.space.project(f)
+        p = p + (1.0 if step < n_steps - 1 else 0.5) * h * f
+    log_ratio = (state.u + kinetic) - (u + 0.5 * p.square().sum(dim=(1, 2)))
+    log_ratio = torch.where(torch.isfinite(u), log_ratio, -torch.inf).nan_to_num(-torch.inf)
+    accepted = _accept(log_ratio, generator)
+    state.x = torch.where(accepted[:, None, None], target.space.project(x), state.x)
+    state.u = torch.where(accepted, u, state.u)
+    state.f = torch.where(accepted[:, None, None], f, state.f)
+    return float(log_ratio.clamp(max=0.0).exp().mean())
+
+
+def _accept(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
+    """Metropolis: accept with probability min(1, exp(log_ratio)). (C,) -> (C,) bool."""
+    uniform = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64)
+    return uniform.log() < log_ratio
+
+
+def _start(
+    target: Target, n_chains: int, initial: Tensor | None, generator: torch.Generator
+) -> _State:
+    space = target.space
+    if initial is None:
+        x = _relax(target, space.standard_normal(n_chains, generator))
+    else:
+        initial = torch.as_tensor(initial, dtype=torch.float64)
+        if initial.ndim == 2:
+            initial = initial.expand(n_chains, *initial.shape)
+        x = checks.configurations("initial", initial, space.n_particles, space.n_dims)
+        if len(x) != n_chains:
+            raise ValueError(f"initial: expected {n_chains} configurations, got {len(x)}")
+        x = space.project(x)
+    u, f = target.reduced_energy_and_force(x)
+    finite = torch.isfinite(u) & torch.isfinite(f).all(dim=2).all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"initial: expected finite energies and forces, got {int((~finite).sum())} of "
+            f"{n_chains} chains without; give other starting configurations"
+        )
+    return _State(x, u, space.project(f))
+
+
+def _relax(target: Target, x: Tensor) -> Tensor:
+    """Walk downhill from (C, M, D), no particle by more than a small distance per step."""
+    for _ in range(_DESCENT_STEPS):
+        _, f = target.reduced_energy_and_force(x)
+        length = f.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        move = f * (_DESCENT_LIMIT / length).clamp(max=_DESCENT_RATE)
+        x = target.space.project(x + move.nan_to_num(0.0))
+    return x
+
+
+def _report(
+    energies: Tensor, virials: Tensor, dim: int, acceptance: float, step_size: float
+) -> ConvergenceReport:
+    """energies, virials (C, K)."""
+    n_chains, n_samples = energies.shape
+
+    def stderr(values: Tensor) -> float:
+        return float(values.mean(dim=1).std()) / math.sqrt(n_chains)
+
+    return ConvergenceReport(
+        n_chains=n_chains,
+        n_samples=n_samples,
+        acceptance=acceptance,
+        step_size=step_size,
+        energy=float(energies.mean()),
+        energy_stderr=stderr(energies),
+        energy_std=float(energies.std()),
+        virial=float(virials.mean()),
+        virial_stderr=stderr(virials),
+        dim=dim,
+        r_hat=split_r_hat(energies),
+    )
+
+
+def split_r_hat(values: Tensor) -> float:
+    """Split R-hat (Gelman et al., BDA3, Sec. 11.4) of (C, K) values; NaN where K < 4.
+
+    Every chain is cut in two, and the variance between the halves compared with that within.
+    """
+    half = values.shape[1] // 2
+    if half < 2:
+        return math.nan
+    halves = torch.cat([values[:, :half], values[:, -half:]])
+    within = float(halves.var(dim=1).mean())
+    between = half * float(halves.mean(dim=1).var())
+    return math.sqrt(((half - 1) / half * within + between / half) / within)

@@ -1,0 +1,423 @@
+r"""Lepton, the expression language of OpenMM's Custom*Forces, compiled to torch.
+
+An energy such as ``"k*(r-r0)^2; r0=2*l"`` is a primary expression followed by definitions. The
+grammar, as OpenMM parses it:
+
+    source      = expression { ";" [ name "=" expression ] }
+    expression  = operand { operator expression }
+    operand     = number | name | name"(" expression { "," expression } ")"
+                | "(" expression ")" | "-" expression
+
+=============  ==========  ==============  =========================================
+operator       precedence  associates to
+=============  ==========  ==============  =========================================
+``+  -``       0           the left
+``*  /``       1           the left
+unary ``-``    2                           ``-2^2 = -4``, there is no unary ``+``
+``^``          3           the right       ``2^3^2 = 512``, ``2^-2 = 0.25``
+=============  ==========  ==============  =========================================
+
+A definition may use those on its right; of two with the same name the left one counts; unused ones
+are dropped. Any other text is a name, so ``or``, ``lambda``, ``I`` and ``E`` are variables like any
+other. The text is parsed here and never handed to Python: only the functions of the table
+:data:`FUNCTIONS` can be called.
+
+Everything is computed in float64. Derivatives are those of the branch taken: ``select(c, a, b)``
+keeps an infinite derivative of the branch *not* taken from turning into NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import NoReturn, Union
+
+import torch
+from torch import Tensor
+
+_NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NAME = re.compile(r"[^\s\d.+\-*/^(),;=][^\s+\-*/^(),;=]*")
+_PRECEDENCE = {"+": 0, "-": 0, "*": 1, "/": 1, "^": 3}
+_UNARY_MINUS = 2
+_MAX_DEPTH = 200
+"""Deepest nesting accepted; deeper text would exhaust Python's stack."""
+_LARGEST_UNROLLED_POWER = 16
+
+
+def _power(base: Tensor, exponent: Tensor) -> Tensor:
+    return torch.pow(base, exponent)
+
+
+def _integer_power(base: Tensor, exponent: int) -> Tensor:
+    """base**exponent by repeated squaring: faster than ``pow``, right for negative bases."""
+    if exponent < 0:
+        return torch.reciprocal(_integer_power(base, -exponent))
+    if exponent == 0:
+        return torch.ones_like(base)
+    result: Tensor | None = None
+    while exponent:
+        if exponent & 1:
+            result = base if result is None else result * base
+        exponent >>= 1
+        if exponent:
+            base = base * base
+    assert result is not None  # exponent >= 1: some bit was set
+    return result
+
+
+def _step(x: Tensor) -> Tensor:
+    return (x >= 0).to(torch.float64)
+
+
+def _delta(x: Tensor) -> Tensor:
+    return (x == 0).to(torch.float64)
+
+
+FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
+    "sqrt": (1, torch.sqrt),
+    "exp": (1, torch.exp),
+    "log": (1, torch.log),
+    "sin": (1, torch.sin),
+    "cos": (1, torch.cos),
+    "sec": (1, lambda x: torch.reciprocal(torch.cos(x))),
+    "csc": (1, lambda x: torch.reciprocal(torch.sin(x))),
+    "tan": (1, torch.tan),
+    "cot": (1, lambda x: torch.reciprocal(torch.tan(x))),
+    "asin": (1, torch.asin),
+    "acos": (1, torch.acos),
+    "atan": (1, torch.atan),
+    "atan2": (2, torch.atan2),
+    "sinh": (1, torch.sinh),
+    "cosh": (1, torch.cosh),
+    "tanh": (1, torch.tanh),
+    "erf": (1, torch.erf),
+    "erfc": (1, torch.erfc),
+    "step": (1, _step),
+    "delta": (1, _delta),
+    "square": (1, torch.square),
+    "cube": (1, lambda x: x * x * x),
+    "recip": (1, torch.reciprocal),
+    "min": (2, torch.minimum),
+    "max": (2, torch.maximum),
+    "abs": (1, torch.abs),
+    "floor": (1, torch.floor),
+    "ceil": (1, torch.ceil),
+    "select": (3, lambda condition, a, b: torch.where(condition != 0, a, b)),
+}
+"""Name to (number of arguments, implementation): all that an expression can call."""
+
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "+": torch.add,
+    "-": torch.sub,
+    "*": torch.mul,
+    "/": torch.div,
+    "^": _power,
+    "negate": torch.neg,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    value: float
+    depth: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Variable:
+    name: str
+    depth: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    operation: str
+    arguments: tuple[_Node, ...]
+    depth: int
+
+
+_Node = Union[_Constant, _Variable, _Call]
+
+
+class Expression:
+    """A compiled Lepton expression: call it with the values of its variables.
+
+    Parameters
+    ----------
+    source
+        The text, definitions included.
+    variables
+        Names that may occur. An unknown one is an error here and not at the first evaluation.
+        None: any name.
+
+    Raises
+    ------
+    ValueError
+        On a syntax error, an unknown function or an unknown variable, with its position.
+    """
+
+    def __init__(self, source: str, variables: Collection[str] | None = None) -> None:
+        self.source = source
+        self._root = _Parser(source, None if variables is None else frozenset(variables)).parse()
+        self.variables: frozenset[str] = frozenset(_names(self._root))
+        """Names whose values a call needs (those in the unused definitions do not count)."""
+
+    def __call__(self, values: Mapping[str, Tensor | float]) -> Tensor:
+        """Evaluate on tensors (or numbers) that broadcast together -> float64 tensor.
+
+        Raises
+        ------
+        ValueError
+            If the value of a variable is missing.
+        """
+        missing = sorted(self.variables - values.keys())
+        if missing:
+            raise ValueError(
+                f"Lepton expression {self.source!r}: expected values for "
+                f"{sorted(self.variables)}, missing {missing}"
+            )
+        tensors = {name: _as_tensor(values[name]) for name in self.variables}
+        return _as_tensor(_Scope(tensors).evaluate(self._root))
+
+    def __repr__(self) -> str:
+        return f"Expression({self.source!r})"
+
+
+class _Scope:
+    """Values of the variables, and of the shared subexpressions computed from them so far."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+        self._cache: dict[int, Tensor | float] = {}
+
+    def evaluate(self, node: _Node) -> Tensor | float:
+        if isinstance(node, _Constant):
+            return node.value
+        if isinstance(node, _Variable):
+            return self._values[node.name]
+        key = id(node)
+        if key not in self._cache:
+            self._cache[key] = self._call(node)
+        return self._cache[key]
+
+    def _call(self, node: _Call) -> Tensor:
+        if node.operation == "select":
+            return self._select(*node.arguments)
+        arguments = [self.evaluate(argument) for argument in node.arguments]
+        if node.operation in _OPERATORS:
+            if node.operation == "^" and isinstance(arguments[1], float):
+                return _constant_power(_as_tensor(arguments[0]), arguments[1])
+            if node.operation in "+-*/":
+                return _arithmetic(node.operation, arguments[0], arguments[1])
+            return _OPERATORS[node.operation](*_same_device(arguments))
+        return FUNCTIONS[node.operation][1](*_same_device(arguments))
+
+    def _select(self, condition: _Node, a: _Node, b: _Node) -> Tensor:
+        taken = _as_tensor(self.evaluate(condition)) != 0
+        return torch.where(
+            taken,
+            *_same_device([self._where(taken).evaluate(a), self._where(~taken).evaluate(b)]),
+        )
+
+    def _where(self, mask: Tensor) -> _Scope:
+        """The same values, cut off from differentiation where ``mask`` is False.
+
+        ``where`` selects in the backward pass too, so an infinite derivative of a branch is
+        dropped, not multiplied by zero.
+        """
+        if not any(value.requires_grad for value in self._values.values()):
+            return self
+        return _Scope(
+            {
+                name: torch.where(mask, value, value.detach()) if value.requires_grad else value
+                for name, value in self._values.items()
+            }
+        )
+
+
+class _Parser:
+    def __init__(self, source: str, variables: frozenset[str] | None) -> None:
+        self._source = source
+        self._variables = variables
+        self._definitions: dict[str, _Node] = {}
+        self._unknown: dict[int, tuple[str, int]] = {}
+        self._position = 0
+        self._end = 0
+        self._nesting = 0
+
+    def parse(self) -> _Node:
+        starts = [0] + [i + 1 for i, c in enumerate(self._source) if c == ";"]
+        ends = [start - 1 for start in starts[1:]] + [len(self._source)]
+        for start, end in zip(reversed(starts[1:]), reversed(ends[1:]), strict=True):
+            text = self._source[start:end]
+            if not text.strip():
+                continue
+            name, equals, _ = text.partition("=")
+            if not equals or not _NAME.fullmatch(name.strip()):
+                self._position = start
+                self._fail("expected a definition 'name = expression'")
+            self._definitions[name.strip()] = self._segment(start + len(name) + 1, end)
+        root = self._segment(0, ends[0])
+        self._check_known(root)
+        return root
+
+    def _segment(self, start: int, end: int) -> _Node:
+        self._position, self._end = start, end
+        node = self._expression(0)
+        if self._peek():
+            self._fail(f"expected an operator or the end, got {self._peek()!r}")
+        return node
+
+    def _expression(self, precedence: int) -> _Node:
+        self._nesting += 1
+        if self._nesting > _MAX_DEPTH:
+            self._fail(f"expected at most {_MAX_DEPTH} levels of nesting")
+        left = self._operand()
+        while True:
+            operator = self._peek()
+            if operator not in _PRECEDENCE or _PRECEDENCE[operator] < precedence:
+                self._nesting -= 1
+                return left
+            self._position += 1
+            right_associative = operator == "^"
+            right = self._expression(_PRECEDENCE[operator] + (0 if right_associative else 1))
+            left = self._call(operator, (left, right))
+
+    def _operand(self) -> _Node:
+        character = self._peek()
+        if character == "-":
+            self._position += 1
+            return self._call("negate", (self._expression(_UNARY_MINUS),))
+        if character == "(":
+            self._position += 1
+            node = self._expression(0)
+            self._close()
+            return node
+        if character and (character.isdigit() or character == "."):
+            return self._number()
+        match = _NAME.match(self._source, self._position, self._end)
+        if match is None:
+            self._fail(f"expected a number, a name or '(', got {character or 'the end'!r}")
+        start, self._position = match.start(), match.end()
+        if self._position < self._end and self._source[self._position] == "(":
+            return self._function(match.group(), start)
+        if match.group() in self._definitions:
+            return self._definitions[match.group()]
+        variable = _Variable(match.group())
+        self._unknown[id(variable)] = (variable.name, start)
+        return variable
+
+    def _number(self) -> _Node:
+        match = _NUMBER.match(self._source, self._position, self._end)
+        if match is None:
+            self._fail("expected a number")
+        self._position = match.end()
+        return _Constant(min(float(match.group()), sys.float_info.max))
+
+    def _function(self, name: str, start: int) -> _Node:
+        if name not in FUNCTIONS:
+            self._position = start
+            self._fail(f"unknown function {name!r}; the known ones are {', '.join(FUNCTIONS)}")
+        self._position += 1
+        arguments = [self._expression(0)]
+        while self._peek() == ",":
+            self._position += 1
+            arguments.append(self._expression(0))
+        self._close()
+        expected = FUNCTIONS[name][0]
+        if len(arguments) != expected:
+            self._position = start
+            self._fail(f"{name}: expected {expected} arguments, got {len(arguments)}")
+        return self._call(name, tuple(arguments))
+
+    def _call(self, operation: str, arguments: tuple[_Node, ...]) -> _Node:
+        depth = 1 + max(argument.depth for argument in arguments)
+        if depth > _MAX_DEPTH:
+            self._fail(f"expected at most {_MAX_DEPTH} levels of nesting")
+        call = _Call(operation, arguments, depth)
+        if all(isinstance(argument, _Constant) for argument in arguments):
+            return _Constant(float(_as_tensor(_Scope({}).evaluate(call))))
+        return call
+
+    def _close(self) -> None:
+        if self._peek() != ")":
+            self._fail(f"expected ')', got {self._peek() or 'the end'!r}")
+        self._position += 1
+
+    def _peek(self) -> str:
+        """Skip white space; the next character of this segment, or '' at its end."""
+        while self._position < self._end and self._source[self._position].isspace():
+            self._position += 1
+        return self._source[self._position] if self._position < self._end else ""
+
+    def _check_known(self, root: _Node) -> None:
+        if self._variables is None:
+            return
+        for variable in _leaves(root):
+            name, self._position = self._unknown[id(variable)]
+            if name not in self._variables:
+                known = ", ".join(sorted(self._variables))
+                self._fail(f"unknown variable {name!r}; the known ones are {known}")
+
+    def _fail(self, message: str) -> NoReturn:
+        raise ValueError(
+            f"Lepton expression {self._source!r}: {message} at position {self._position}"
+        )
+
+
+def _leaves(root: _Node) -> list[_Variable]:
+    """The distinct variable nodes below ``root``."""
+    seen: set[int] = set()
+    found: list[_Variable] = []
+    pending: list[_Node] = [root]
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, _Variable):
+            found.append(node)
+        elif isinstance(node, _Call):
+            pending.extend(node.arguments)
+    return found
+
+
+def _names(root: _Node) -> set[str]:
+    return {variable.name for variable in _leaves(root)}
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _same_device(values: list[Tensor | float]) -> list[Tensor]:
+    """Numbers and tensors as float64 tensors on the device of the tensors."""
+    devices = [value.device for value in values if isinstance(value, Tensor) and value.ndim]
+    device = devices[0] if devices else None
+    return [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
+
+
+def _arithmetic(operator: str, a: Tensor | float, b: Tensor | float) -> Tensor:
+    if isinstance(a, float) and isinstance(b, float):
+        a = _as_tensor(a)
+    return _OPERATORS[operator](a, b) if isinstance(a, Tensor) else _reflected(operator, a, b)
+
+
+def _reflected(operator: str, a: float, b: Tensor | float) -> Tensor:
+    """a ∘ b for a number a and a tensor b, without making a tensor of a."""
+    b = _as_tensor(b)
+    if operator == "+":
+        return b + a
+    if operator == "-":
+        return a - b
+    if operator == "*":
+        return b * a
+    return a / b
+
+
+def _constant_power(base: Tensor, exponent: float) -> Tensor:
+    if exponent == math.floor(exponent) and abs(exponent) <= _LARGEST_UNROLLED_POWER:
+        return _integer_power(base, int(exponent))
+    return torch.pow(base, exponent)

@@ -1,0 +1,254 @@
+r"""Targets: reduced energies u(x) = U(x) / kT, the unnormalised densities exp(-u) to sample.
+
+A :class:`Target` is little more than a function from batches of configurations to energies. It
+knows the space its configurations live in, and nothing about how they are sampled.
+
+:class:`OpenMMTarget` makes one of an ``openmm.System``. Two backends give the same numbers:
+
+``"batched"``
+    the System translated to batched torch: thousands of configurations per call, on any device;
+``"contexts"``
+    a pool of OpenMM Contexts: any force that OpenMM has, at OpenMM's speed.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_vtdis import checks, units
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets import validation
+from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
+from openmm_vtdis.targets.contexts import ContextPool
+
+logger = logging.getLogger(__name__)
+
+_BACKENDS = ("auto", "batched", "contexts")
+
+
+class Target(abc.ABC):
+    """An unnormalised density exp(-u(x)) on a space of configurations.
+
+    Attributes
+    ----------
+    space
+        Where x lives: M particles in D dimensions, centred or not.
+    temperature
+        In kelvin, or None for a density without one.
+    """
+
+    space: Space
+    temperature: float | None = None
+
+    @abc.abstractmethod
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        """Energies in kT: x (B, M, D) in nm -> (B,), float64, on x's device.
+
+        A configuration with NaN or infinite coordinates has energy NaN, and does not disturb the
+        others.
+        """
+
+    def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) in kT and forces -du/dx (B, M, D) in kT/nm; both float64 and detached.
+
+        This default differentiates :meth:`reduced_energy`, which must be made of torch operations.
+        """
+        with torch.enable_grad():
+            x = x.detach().to(torch.float64).requires_grad_(True)
+            energy = self.reduced_energy(x)
+            (gradient,) = torch.autograd.grad(energy.sum(), x)
+        return energy.detach(), -gradient
+
+    def _check_shape(self, x: Tensor) -> None:
+        expected = (self.space.n_particles, self.space.n_dims)
+        if x.ndim != 3 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"x: expected positions of shape (B, {expected[0]}, {expected[1]}) in nm, "
+                f"got {tuple(x.shape)}"
+            )
+
+
+class OpenMMTarget(Target):
+    """The Boltzmann density of an OpenMM System at one temperature.
+
+    Parameters
+    ----------
+    system
+        Without constraints, virtual sites and periodic boundaries, and with an energy that is
+        invariant under translation and rotation. Copied.
+    topology
+        The topology that the System was built from. None: the particles are identical, which is
+        checked.
+    temperature
+        An openmm.unit quantity, or a number in kelvin.
+    backend
+        "batched", "contexts", or "auto": batched where every force can be translated to torch.
+    n_dims
+        3, or 2: configurations are (B, M, 2) and the particles live at z = 0.
+    platform, platform_properties, n_threads
+        Of the "contexts" backend, see :class:`~openmm_vtdis.targets.contexts.ContextPool`.
+
+    Raises
+    ------
+    ValueError
+        If the System is not of this kind, or ``backend="batched"`` is asked for and impossible.
+    """
+
+    temperature: float
+
+    def __init__(
+        self,
+        system: openmm.System,
+        topology: app.Topology | None = None,
+        temperature: unit.Quantity | float = 300.0 * unit.kelvin,
+        backend: str = "auto",
+        *,
+        n_dims: int = 3,
+        platform: str = "Reference",
+        platform_properties: Mapping[str, str] | None = None,
+        n_threads: int | None = None,
+    ) -> None:
+        if not isinstance(system, openmm.System):
+            raise ValueError(f"system: expected an openmm.System, got {type(system).__name__}")
+        self.temperature = checks.temperature(temperature)
+        checks.choice("backend", backend, _BACKENDS)
+        if n_dims not in (2, 3):
+            raise ValueError(f"n_dims: expected 2 or 3, got {n_dims!r}")
+        validation.check_structure(system, topology)
+        self._system = copy.deepcopy(system)
+        self._topology = topology
+        self._thermal_energy = units.thermal_energy(self.temperature)
+        self.space = Space(system.getNumParticles(), n_dims, centred=True)
+
+        probe = validation.ForceProbe(self._system)
+        x = validation.random_configurations(self.space)
+        validation.check_invariance(probe, x, self._thermal_energy)
+        if topology is None:
+            validation.check_identical(probe, x, self._thermal_energy)
+
+        self._batched = None if backend == "contexts" else self._translate(backend, probe, x)
+        self._contexts = None
+        if self._batched is None:
+            self._contexts = ContextPool(self._system, platform, platform_properties, n_threads)
+
+    @property
+    def system(self) -> openmm.System:
+        """The System; the target's own copy."""
+        return self._system
+
+    @property
+    def topology(self) -> app.Topology | None:
+        """The topology, or None for identical particles."""
+        return self._topology
+
+    @property
+    def backend(self) -> str:
+        """The backend in use: "batched" or "contexts"."""
+        return "contexts" if self._batched is None else "batched"
+
+    @property
+    def masses(self) -> Tensor:
+        """Masses of the particles in dalton, (M,) float64."""
+        masses = [
+            self._system.getParticleMass(i).value_in_unit(unit.dalton)
+            for i in range(self.space.n_particles)
+        ]
+        return torch.tensor(masses, dtype=torch.float64)
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        """Energies in kT: x (B, M, D) in nm -> (B,), float64, on x's device.
+
+        Differentiable in x: to any order on the batched backend, once on the other.
+        """
+        self._check_shape(x)
+        padded = validation.pad(x)
+        if self._batched is not None:
+            energy = self._batched.energy(padded)
+            energy = torch.where(_finite(x), energy, torch.nan)
+        else:
+            energy = _ContextEnergy.apply(padded, self._pool())
+        return energy / self._thermal_energy
+
+    def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) in kT and forces -du/dx (B, M, D) in kT/nm; both float64 and detached."""
+        self._check_shape(x)
+        padded = validation.pad(x)
+        if self._batched is not None:
+            energy, force = self._batched.energy_and_force(padded)
+            finite = _finite(x)
+            energy = torch.where(finite, energy, torch.nan)
+            force = torch.where(finite[:, None, None], force, torch.nan)
+        else:
+            energy, force = self._pool().energy_and_force(padded)
+        force = force[:, :, : self.space.n_dims]
+        return energy / self._thermal_energy, force / self._thermal_energy
+
+    def close(self) -> None:
+        """Release the Contexts and threads, if there are any."""
+        if self._contexts is not None:
+            self._contexts.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"OpenMMTarget({self.space.n_particles} particles in {self.space.n_dims} dimensions, "
+            f"{self.temperature:.6g} K, backend={self.backend!r})"
+        )
+
+    def _translate(
+        self, backend: str, probe: validation.ForceProbe, x: Tensor
+    ) -> BatchedEnergy | None:
+        """The batched energy, checked against OpenMM; None where "auto" falls back."""
+        reason: str | None
+        try:
+            batched = BatchedEnergy(self._system)
+        except Untranslatable as error:
+            reason = str(error)
+        else:
+            reason = validation.disagreement(batched, probe, x, self._thermal_energy)
+            if reason is None:
+                return batched
+        if backend == "batched":
+            raise ValueError(
+                f"backend='batched': expected forces that can be translated to torch, got {reason};"
+                " use backend='contexts' or 'auto'"
+            )
+        logger.warning("no batched energy (%s): using OpenMM Contexts, which is slower", reason)
+        return None
+
+    def _pool(self) -> ContextPool:
+        if self._contexts is None:
+            raise RuntimeError("this target uses the batched backend and has no Contexts")
+        return self._contexts
+
+
+class _ContextEnergy(torch.autograd.Function):
+    """OpenMM energies (B,) kJ/mol of positions (B, M, 3) nm, with OpenMM's forces as gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pool: ContextPool) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return pool.energy(x)
+        energy, force = pool.energy_and_force(x)
+        ctx.save_for_backward(force)
+        ctx.dtype = x.dtype
+        return energy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (force,) = ctx.saved_tensors
+        return (-gradient[:, None, None] * force).to(ctx.dtype), None
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which samples have finite coordinates only: (B, M, D) -> (B,) bool."""
+    return torch.isfinite(x).all(dim=2).all(dim=1)

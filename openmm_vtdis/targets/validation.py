@@ -1,0 +1,234 @@
+"""What a System must satisfy to be a target, checked when the target is built.
+
+The diffusion lives on the zero-CoM subspace and its kernels are equivariant under rotations, so a
+System's energy must not notice translations and rotations; with identical particles it must not
+notice permutations either. This is *measured*: random configurations are moved at random and the
+energy of every force is compared with itself, so that the message names the force to blame.
+
+The same configurations compare a batched translation with OpenMM.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import openmm
+import torch
+from openmm import app
+from torch import Tensor
+
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.random import make_generator
+from openmm_vtdis.targets.batched import BatchedEnergy
+
+_LENGTH_SCALES = (0.1, 0.3, 1.0, 3.0)
+"""Spacings of the random configurations, in nm: from chemical bonds to reduced units."""
+_DRAWS = 16
+_PER_SCALE = 2
+_MOTION_TOLERANCE = 1e-5
+_AGREEMENT_TOLERANCE = 1e-6
+_N_GROUPS = 32
+_SEED = 20_240_607
+
+
+def check_structure(system: openmm.System, topology: app.Topology | None) -> None:
+    """Refuse Systems whose configurations do not fill the zero-CoM subspace.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two particles, constraints, virtual sites, periodic boundaries, or a topology
+        of another size.
+    """
+    n = system.getNumParticles()
+    if n < 2:
+        raise ValueError(f"system: expected at least 2 particles, got {n}")
+    if system.getNumConstraints():
+        raise ValueError(
+            f"system: expected no constraints, got {system.getNumConstraints()}; "
+            "build the System with constraints=None (and rigidWater=False)"
+        )
+    virtual = [i for i in range(n) if system.isVirtualSite(i)]
+    if virtual:
+        raise ValueError(
+            f"system: expected no virtual sites, got {len(virtual)} (the first is particle "
+            f"{virtual[0]}); use a model without them"
+        )
+    if system.usesPeriodicBoundaryConditions():
+        raise ValueError(
+            "system: expected a system without periodic boundaries, got a periodic one; "
+            "build it with nonbondedMethod=NoCutoff or CutoffNonPeriodic"
+        )
+    if topology is not None and topology.getNumAtoms() != n:
+        raise ValueError(
+            f"topology: expected {n} atoms like the System, got {topology.getNumAtoms()}; "
+            "give the topology that the System was built from"
+        )
+
+
+class ForceProbe:
+    """The energy of every single force of a System, by OpenMM's double-precision platform.
+
+    ``names`` holds one label per force group: a force's class and index. (From the 32nd force on
+    they share a group, and a label.)
+    """
+
+    def __init__(self, system: openmm.System) -> None:
+        system = copy.deepcopy(system)
+        labels: dict[int, list[str]] = {}
+        for index, force in enumerate(system.getForces()):
+            group = min(index, _N_GROUPS - 1)
+            force.setForceGroup(group)
+            labels.setdefault(group, []).append(f"{type(force).__name__} (force {index})")
+        self.names = [" or ".join(labels[group]) for group in sorted(labels)]
+        self._context = openmm.Context(
+            system,
+            openmm.VerletIntegrator(0.001),
+            openmm.Platform.getPlatformByName("Reference"),
+        )
+
+    def energies(self, x: Tensor) -> Tensor:
+        """x (B, M, 3) nm -> (number of groups, B) kJ/mol."""
+        table = np.empty((len(self.names), len(x)))
+        for b, positions in enumerate(x.numpy()):
+            self._context.setPositions(positions)
+            for group in range(len(self.names)):
+                state = self._context.getState(energy=True, groups={group})
+                table[group, b] = state.getPotentialEnergy()._value
+        return torch.from_numpy(table)
+
+    def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the whole System: x (B, M, 3) nm -> (B,) kJ/mol, (B, M, 3) kJ/mol/nm."""
+        energies, forces = np.empty(len(x)), np.empty(x.shape)
+        for b, positions in enumerate(x.numpy()):
+            self._context.setPositions(positions)
+            state = self._context.getState(energy=True, forces=True)
+            energies[b] = state.getPotentialEnergy()._value
+            forces[b] = state.getForces(asNumpy=True)._value
+        return torch.from_numpy(energies), torch.from_numpy(forces)
+
+
+def random_configurations(space: Space) -> Tensor:
+    """Configurations without close contacts, over several length scales: (S, M, D) nm, centred.
+
+    Of every 16 Gaussian clouds the two with the widest closest pair are kept.
+    """
+    generator = make_generator(_SEED)
+    growth = space.n_particles ** (1.0 / space.n_dims)
+    kept = []
+    for scale in _LENGTH_SCALES:
+        clouds = scale * growth * space.standard_normal(_DRAWS, generator)
+        distances = torch.cdist(clouds, clouds)
+        distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        best = distances.flatten(1).amin(dim=1).topk(_PER_SCALE).indices
+        kept.append(clouds[best])
+    return torch.cat(kept)
+
+
+def check_invariance(probe: ForceProbe, x: Tensor, thermal_energy: float) -> None:
+    """Check that no force notices a rotation or a translation.
+
+    Parameters
+    ----------
+    probe
+        Of the System.
+    x
+        Configurations (S, M, D), nm, D = 2 (rotated in the plane) or 3.
+    thermal_energy
+        kT in kJ/mol: the scale on which a change counts.
+    """
+    generator = make_generator(_SEED + 1)
+    before = probe.energies(pad(x))
+    _check_finite(probe, before)
+    n_dims = x.shape[2]
+    shift = torch.randn(len(x), 1, n_dims, generator=generator, dtype=torch.float64)
+    motions = {
+        "translation": x + shift * x.square().mean().sqrt(),
+        "rotation": x @ random_rotations(len(x), n_dims, generator),
+    }
+    for motion, moved in motions.items():
+        offender = _largest_change(probe, before, moved, thermal_energy)
+        if offender is not None:
+            name, change = offender
+            raise ValueError(
+                f"system: expected an energy that is invariant under {motion}, got {name}, whose "
+                f"energy changes by {change:.3g} kJ/mol; remove it, or express it through "
+                "distances between particles"
+            )
+
+
+def check_identical(probe: ForceProbe, x: Tensor, thermal_energy: float) -> None:
+    """Check that no force notices a permutation of the particles; x (S, M, D) nm."""
+    generator = make_generator(_SEED + 2)
+    before = probe.energies(pad(x))
+    permuted = torch.stack(
+        [frame[torch.randperm(x.shape[1], generator=generator)] for frame in x]
+    )
+    offender = _largest_change(probe, before, permuted, thermal_energy)
+    if offender is not None:
+        name, change = offender
+        raise ValueError(
+            "topology: expected identical particles when topology is None, but the particles are "
+            f"not identical: give a topology ({name} changes by {change:.3g} kJ/mol when "
+            "particles are exchanged)"
+        )
+
+
+def disagreement(
+    batched: BatchedEnergy, probe: ForceProbe, x: Tensor, thermal_energy: float
+) -> str | None:
+    """Compare a batched translation with OpenMM on x (S, M, D) nm: None, or what differs."""
+    x = pad(x)
+    expected_u, expected_f = probe.energy_and_force(x)
+    u, f = batched.energy_and_force(x)
+    difference = (u - expected_u).abs()
+    scale = expected_u.abs() + thermal_energy
+    comparable = torch.isfinite(expected_u)
+    if not bool((difference <= _AGREEMENT_TOLERANCE * scale)[comparable].all()):
+        worst = int((difference / scale).nan_to_num(torch.inf).argmax())
+        return (
+            f"the batched energy is {float(u[worst]):.9g} kJ/mol where OpenMM's is "
+            f"{float(expected_u[worst]):.9g}"
+        )
+    difference = (f - expected_f).abs().amax(dim=(1, 2))
+    scale = expected_f.abs().amax(dim=(1, 2)) + thermal_energy
+    comparable = torch.isfinite(expected_f).all(dim=(1, 2))
+    if not bool((difference <= _AGREEMENT_TOLERANCE * scale)[comparable].all()):
+        return "the batched forces differ from OpenMM's"
+    return None
+
+
+def pad(x: Tensor) -> Tensor:
+    """Positions in the plane to OpenMM's three dimensions, z = 0: (B, M, 2 or 3) -> (B, M, 3)."""
+    return x if x.shape[-1] == 3 else torch.nn.functional.pad(x, (0, 3 - x.shape[-1]))
+
+
+def random_rotations(n: int, n_dims: int, generator: torch.Generator) -> Tensor:
+    """n rotation matrices (n, D, D), float64: Q of a Gaussian matrix, with determinant +1."""
+    gaussian = torch.randn(n, n_dims, n_dims, generator=generator, dtype=torch.float64)
+    q, _ = torch.linalg.qr(gaussian)
+    q[:, :, 0] *= torch.linalg.det(q).sign()[:, None]
+    return q
+
+
+def _largest_change(
+    probe: ForceProbe, before: Tensor, moved: Tensor, thermal_energy: float
+) -> tuple[str, float] | None:
+    change = (probe.energies(pad(moved)) - before).abs()
+    tolerance = _MOTION_TOLERANCE * (before.abs() + thermal_energy)
+    excess = torch.where(torch.isfinite(before), change / tolerance, 0.0).nan_to_num(torch.inf)
+    if not bool((excess > 1.0).any()):
+        return None
+    group, frame = divmod(int(excess.argmax()), excess.shape[1])
+    return probe.names[group], float(change[group, frame])
+
+
+def _check_finite(probe: ForceProbe, energies: Tensor) -> None:
+    """Every force must be finite somewhere, or nothing can be said about it."""
+    for name, row in zip(probe.names, energies, strict=True):
+        if not bool(torch.isfinite(row).any()):
+            raise ValueError(
+                f"system: expected finite energies, got none from {name} on {len(row)} random "
+                "configurations; check its parameters"
+            )

@@ -1,0 +1,60 @@
+"""Fixtures shared by the tests: small spaces and the exact Gaussian-mixture oracle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
+from openmm_vtdis.geometry import Space
+
+
+@dataclass
+class Oracle:
+    """A normalised Gaussian mixture with its exact denoiser: log Z = 0 and E[w] = 1."""
+
+    denoiser: GaussianMixtureDenoiser
+
+    @property
+    def space(self) -> Space:
+        return self.denoiser.space
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        d = self.denoiser
+        k = torch.multinomial(d.weights, n, replacement=True, generator=generator)
+        noise = self.space.standard_normal(n, generator)
+        return d.means[k] + d.variances[k].sqrt()[:, None, None] * noise
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        d = self.denoiser
+        square = (x[:, None] - d.means).square().sum(dim=(-2, -1))
+        log_norm = 0.5 * self.space.dim * (2.0 * math.pi * d.variances).log()
+        return -torch.logsumexp(d.weights.log() - 0.5 * square / d.variances - log_norm, dim=1)
+
+
+def make_oracle(n_particles: int, n_dims: int, centred: bool, seed: int = 0) -> Oracle:
+    space = Space(n_particles, n_dims, centred)
+    generator = torch.Generator().manual_seed(seed)
+    means = 1.2 * torch.randn(2, n_particles, n_dims, generator=generator, dtype=torch.float64)
+    return Oracle(
+        GaussianMixtureDenoiser(space, torch.tensor([0.6, 0.4]), means, torch.tensor([0.3, 0.5]))
+    )
+
+
+@pytest.fixture(
+    params=[(2, 1, True), (4, 2, True), (3, 3, True), (3, 1, False), (2, 2, False), (2, 3, False)],
+    ids=lambda p: f"M{p[0]}-D{p[1]}-{'zero-CoM' if p[2] else 'free'}",
+)
+def oracle(request: pytest.FixtureRequest) -> Oracle:
+    return make_oracle(*request.param)
+
+
+def z_of_mean_weight(log_w: Tensor) -> float:
+    """(mean w - 1) in standard errors."""
+    w = log_w.exp()
+    return float((w.mean() - 1.0) / (w.std() / math.sqrt(len(w))))

@@ -1,0 +1,114 @@
+"""Training: learns, resumes bit for bit, refuses another run's checkpoint, stops on divergence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
+from openmm_vtdis.networks import EGNN
+from tests.conftest import make_oracle
+
+ORACLE = make_oracle(3, 2, True)
+FRAMES = ORACLE.sample(400, seed=0)
+
+
+def make_trainer(n_iterations: int = 30, seed: int = 1, **settings: float) -> Trainer:
+    torch.manual_seed(0)
+    network = EGNN([0, 1, 2], 2, n_layers=2, n_hidden=16)
+    config = TrainingConfig(n_iterations, batch_size=32, seed=seed, warmup=5, **settings)  # type: ignore[arg-type]
+    denoiser = PreconditionedDenoiser(network, ORACLE.space)
+    return Trainer(denoiser, FRAMES[:300], FRAMES[300:], config)
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return list(trainer.denoiser.state_dict().values())
+
+
+class Interrupted(Exception):
+    """Stands for a kill signal."""
+
+
+def test_interrupted_training_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_trainer()
+    whole.run(progress=False, evaluate_every=10)
+    path = tmp_path / "run.ckpt"
+    first = make_trainer()
+    step = first._step
+
+    def stop_at_17() -> float:
+        if first.iteration == 17:
+            raise Interrupted
+        return step()
+
+    monkeypatch.setattr(first, "_step", stop_at_17)
+    with pytest.raises(Interrupted):
+        first.run(path, checkpoint_seconds=0.0, evaluate_every=10, progress=False)
+    second = make_trainer()
+    log = second.run(path, evaluate_every=10, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+    assert log.losses == whole.log.losses
+    assert log.held_out_losses == whole.log.held_out_losses
+
+
+def test_negative_control_a_lost_random_state_does_not_resume(tmp_path: Path) -> None:
+    whole = make_trainer()
+    whole.run(progress=False)
+    path = tmp_path / "run.ckpt"
+    first = make_trainer()
+    for _ in range(17):
+        first._step()
+    first.save(path)
+    second = make_trainer()
+    second.restore(path)
+    second.generator.manual_seed(99)
+    second.run(progress=False)
+    assert not all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    make_trainer().save(path)
+    with pytest.raises(ValueError, match="differs in config"):
+        make_trainer(seed=2).run(path, progress=False)
+
+
+def test_divergence_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    trainer = make_trainer()
+    trainer.save(path)
+    before = path.read_bytes()
+    trainer.frames[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="diverged at iteration 0"):
+        trainer.run(progress=False)
+    assert path.read_bytes() == before
+
+
+def test_training_lowers_the_held_out_loss_towards_the_exact_denoiser() -> None:
+    trainer = make_trainer(n_iterations=300, learning_rate=3e-3, ema_decay=0.98)
+    start = trainer.held_out_loss()
+    trainer.run(progress=False)
+    end = trainer.held_out_loss()
+    assert end < 0.9 * start
+    levels = trainer.config.draw_levels(2000, torch.Generator().manual_seed(3)).double()
+    clean = ORACLE.sample(2000, seed=9)
+    noise = ORACLE.space.standard_normal(2000, torch.Generator().manual_seed(4))
+    noisy = clean + levels[:, None, None] * noise
+    residual = ORACLE.denoiser(noisy, levels) - clean
+    scale = levels.square() / (1.0 + levels.square()) * ORACLE.space.dim
+    exact = float((residual.square().sum(dim=(1, 2)) / scale).mean())
+    assert end > 0.9 * exact
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="n_iterations: expected an integer >= 1, got 0"):
+        TrainingConfig(0)
+    with pytest.raises(ValueError, match="ema_decay: expected a fraction"):
+        TrainingConfig(10, ema_decay=1.5)
+    with pytest.raises(ValueError, match="expected t_min < t_max"):
+        TrainingConfig(10, t_min=2.0, t_max=1.0)

@@ -1,0 +1,133 @@
+"""The fit: convex, one optimum, better than what it starts from, and as good as SGD."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.sampling import forward_paths
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.tuning import (
+    Trajectories,
+    fit,
+    fit_sgd,
+    log_weights,
+    objective_value,
+)
+from tests.conftest import Oracle, make_oracle
+
+GRID = Schedule.geometric(12, 0.05, 10.0)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return make_oracle(4, 2, True)
+
+
+def collect(oracle: Oracle, family: Covariance, n: int, seed: int) -> Trajectories:
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    x = oracle.sample(n, seed)
+    paths = forward_paths(
+        kernel, x, torch.Generator().manual_seed(seed + 1), family, progress=False
+    )
+    return Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "block"])
+def test_ten_random_starts_end_at_one_optimum(oracle: Oracle, kind: str) -> None:
+    family = make_covariance(kind, oracle.space, [0, 0, 1, 2])
+    data = collect(oracle, family, 2000, seed=1)
+    first = family.initial(data.statistics, GRID)
+    reference = fit(family, data, GRID)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        noise = torch.randn(first.shape, generator=generator, dtype=torch.float64)
+        start = torch.maximum(first * (1.0 + 0.3 * noise), 0.1 * first.abs())
+        start = torch.where(family.lower_bounds(first) > 0, start, first + 0.2 * noise)
+        again = fit(family, data, GRID, start=start, max_iterations=3000)
+        assert again.objective == pytest.approx(reference.objective, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "block"])
+@pytest.mark.parametrize("objective", ["alpha2", "kl"])
+def test_objective_is_convex_along_random_lines(oracle: Oracle, kind: str, objective: str) -> None:
+    family = make_covariance(kind, oracle.space, [0, 0, 1, 2])
+    data = collect(oracle, family, 300, seed=2)
+    first = family.initial(data.statistics, GRID)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        ends = []
+        for _ in range(2):
+            noise = torch.randn(first.shape, generator=generator, dtype=torch.float64)
+            end = first + 0.3 * noise
+            ends.append(torch.maximum(end, family.lower_bounds(first) + 0.05))
+        middle = 0.5 * (ends[0] + ends[1])
+        values = [
+            float(objective_value(data.base + family.cost(p, data.statistics, GRID), objective))
+            for p in (ends[0], middle, ends[1])
+        ]
+        assert values[1] <= 0.5 * (values[0] + values[2]) + 1e-9
+
+
+def test_isotropic_kl_optimum_is_the_closed_form(oracle: Oracle) -> None:
+    family = make_covariance("isotropic", oracle.space, [0] * 4)
+    data = collect(oracle, family, 2000, seed=3)
+    closed = family.initial(data.statistics, GRID)
+    start = torch.zeros_like(closed)
+    found = fit(family, data, GRID, "kl", start=start).covariance.parameters
+    torch.testing.assert_close(found, closed, atol=1e-4, rtol=0.0)
+
+
+def test_alpha2_beats_kl_and_untuned_on_held_out_trajectories(oracle: Oracle) -> None:
+    family = make_covariance("isotropic", oracle.space, [0] * 4)
+    train, test = collect(oracle, family, 6000, seed=4), collect(oracle, family, 6000, seed=40)
+
+    def cost(covariance: Covariance) -> float:
+        return float(objective_value(log_weights(covariance, test, GRID), "alpha2"))
+
+    untuned = family.with_parameters(torch.zeros(12, 1, dtype=torch.float64))
+    alpha2 = cost(fit(family, train, GRID, "alpha2").covariance)
+    assert alpha2 < cost(fit(family, train, GRID, "kl").covariance)
+    assert alpha2 < cost(untuned) - 0.5
+
+
+def test_convex_fit_is_at_least_as_good_as_sgd(oracle: Oracle) -> None:
+    family = make_covariance("isotropic", oracle.space, [0] * 4)
+    train, test = collect(oracle, family, 6000, seed=5), collect(oracle, family, 6000, seed=50)
+    generator = torch.Generator().manual_seed(9)
+
+    def draw(n: int) -> Trajectories:
+        return train[torch.randint(len(train), (n,), generator=generator)]
+
+    sgd = fit_sgd(family, draw, GRID, torch.zeros(12, 1), n_iterations=400, progress=False)
+    one_pass = fit(family, train, GRID)
+    a, b = (
+        float(objective_value(log_weights(f.covariance, test, GRID), "alpha2"))
+        for f in (one_pass, sgd)
+    )
+    assert a <= b + 0.01
+
+
+def test_early_stopping_never_ends_above_its_start(oracle: Oracle) -> None:
+    family = make_covariance("full", oracle.space, [0] * 4)
+    few, validation = collect(oracle, family, 60, seed=6), collect(oracle, family, 2000, seed=60)
+    stopped = fit(family, few, GRID, validation=validation).covariance
+    start = family.with_parameters(family.initial(few.statistics, GRID))
+    value = [
+        float(objective_value(log_weights(c, validation, GRID), "alpha2")) for c in (stopped, start)
+    ]
+    assert value[0] <= value[1]
+
+
+def test_bad_input_is_refused(oracle: Oracle) -> None:
+    family = make_covariance("isotropic", oracle.space, [0] * 4)
+    data = collect(oracle, family, 50, seed=7)
+    with pytest.raises(ValueError, match="objective: expected one of 'alpha2', 'kl'"):
+        fit(family, data, GRID, "reverse-kl")
+    data.base[3] = math.nan
+    with pytest.raises(ValueError, match="got 1 of 50 trajectories"):
+        fit(family, data, GRID)
