@@ -5,8 +5,9 @@ importance weights stay flat, and draw weighted samples with exact trajectory we
 """
 
 from openmm_vtdis._version import __version__
+from openmm_vtdis.diffusion.tuning import TuningReport
 from openmm_vtdis.ensemble import Estimate, WeightedEnsemble
-from openmm_vtdis.generator import DiffusionBoltzmannGenerator, TuningReport
+from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 
 __all__ = [
     "DiffusionBoltzmannGenerator",

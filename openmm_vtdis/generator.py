@@ -13,11 +13,9 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mdtraj as md
 import numpy as np
 import openmm
 import torch
@@ -32,64 +30,18 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule, default_range, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
+from openmm_vtdis.diffusion.tuning import TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
+from openmm_vtdis.frames import Frames, read_frames
 from openmm_vtdis.networks import build_network, describe_network, parse_size
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
 from openmm_vtdis.topology import (
     check_labels,
-    check_trajectory_topology,
     symmetry_labels,
     topology_from_json,
     topology_to_json,
 )
-from openmm_vtdis.units import nanometers
-
-Frames = md.Trajectory | str | Path | Sequence[str | Path] | np.ndarray | Tensor
-"""Configurations: an mdtraj trajectory, path(s) that mdtraj reads, or an (n, M, D) array in nm."""
-
-
-@dataclass(frozen=True)
-class TuningReport:
-    """What :meth:`DiffusionBoltzmannGenerator.tune` did.
-
-    Attributes
-    ----------
-    forward_ess_train, forward_ess_test
-        Forward ESS (fractions) on the trajectories that were fitted and on held-out ones, which
-        start from other frames. Where the two differ, n_trajectories is too small.
-    eta
-        (N, K) variance of the reverse kernel in units of the DDPM variance, per step and class.
-    times
-        (N + 1,) noise levels, in units of the model's length.
-    objective
-        "alpha2", "kl" or "ddpm".
-    n_network_evaluations
-        Configurations that went through the network.
-    n_trajectories
-        Trajectories simulated, held-out ones included.
-    n_iterations, fit_seconds, seconds
-        Of the optimiser; its wall time; wall time of the whole call.
-    """
-
-    forward_ess_train: float
-    forward_ess_test: float
-    eta: np.ndarray
-    times: np.ndarray
-    objective: str
-    n_network_evaluations: int
-    n_trajectories: int
-    n_iterations: int
-    fit_seconds: float
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.objective}, {len(self.times) - 1} steps: forward ESS "
-            f"{self.forward_ess_test:.2%} held out ({self.forward_ess_train:.2%} fitted), "
-            f"{self.n_trajectories} trajectories, {self.n_iterations} iterations in "
-            f"{self.fit_seconds:.2f} s, {self.seconds:.0f} s in all"
-        )
 
 
 class DiffusionBoltzmannGenerator:
@@ -323,7 +275,7 @@ class DiffusionBoltzmannGenerator:
         frames = self._frames("tune", traj, minimum=10)
         generator = make_generator(seed, self.device)
         grid = self._grid(schedule, n_steps, t_min, t_max, rho, frames)
-        options = {"rank": rank} if covariance == "low-rank" else {}
+        options: dict[str, Any] = {"rank": rank} if covariance == "low-rank" else {}
         family = make_covariance(covariance, self.space, self.labels, **options)
         kernel = DiffusionKernel.ddpm(self._denoiser, grid)
         n_test_frames = max(1, len(frames) // 5)
@@ -334,7 +286,7 @@ class DiffusionBoltzmannGenerator:
         def collect(kind: Covariance, pool: Tensor, n: int, show: bool) -> tuning.Trajectories:
             index = torch.randint(len(pool), (n,), generator=generator, device=generator.device)
             x = pool[index.cpu()]
-            paths = forward_paths(kernel, x / self.length, generator, kind, size, show)
+            paths = forward_paths(kernel, x / self._scale, generator, kind, size, show)
             base = paths.log_forward - self.target.reduced_energy(x).cpu() + self._log_jacobian
             return tuning.Trajectories(base, paths.statistics)  # type: ignore[arg-type]
 
@@ -451,7 +403,7 @@ class DiffusionBoltzmannGenerator:
         x = self._frames("noise", traj)
         generator = make_generator(seed, self.device)
         size = batch_size or self._batch_size()
-        paths = forward_paths(kernel, x / self.length, generator, None, size, progress)
+        paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
         return self._log_weights(x, paths.log_ratio).numpy()
 
     def noise_ode(
@@ -471,7 +423,7 @@ class DiffusionBoltzmannGenerator:
         generator = make_generator(seed, self.device)
         size = batch_size or max(1, self._batch_size() // 4)
         _, log_p = ode.ode_paths(
-            self._denoiser, grid, generator, x_0=x / self.length, divergence=divergence,
+            self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
         )  # fmt: skip
         return self._log_weights(x, -log_p).numpy()
@@ -561,9 +513,16 @@ class DiffusionBoltzmannGenerator:
 
     # -- internals ----------------------------------------------------------------------------
     @property
+    def _scale(self) -> float:
+        """Length unit of the model in nm, once it is known."""
+        if self.length is None:
+            raise ValueError("expected a trained generator; call train() first")
+        return self.length
+
+    @property
     def _log_jacobian(self) -> float:
         """d log(length): densities in nm from densities in model units."""
-        return self.space.dim * math.log(self.length or 1.0)
+        return self.space.dim * math.log(self._scale)
 
     def _check_trained(self, action: str) -> None:
         if self.length is None:
@@ -576,21 +535,7 @@ class DiffusionBoltzmannGenerator:
         return self.kernel
 
     def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
-        """Configurations as (n, M, D) float64 nm in the space, checked."""
-        if isinstance(traj, str | Path) or (
-            isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
-        ):
-            if self.topology is None:
-                traj = md.load(traj)
-            else:
-                traj = md.load(traj, top=md.Topology.from_openmm(self.topology))
-        if isinstance(traj, md.Trajectory):
-            if self.topology is not None:
-                check_trajectory_topology(self.topology, traj.topology)
-            traj = traj.xyz[..., : self.space.n_dims]
-        space = self.space
-        x = checks.configurations(name, nanometers(traj), space.n_particles, space.n_dims, minimum)
-        return space.project(x)
+        return read_frames(name, traj, self.space, self.topology, minimum)
 
     def _grid(
         self,
@@ -603,7 +548,7 @@ class DiffusionBoltzmannGenerator:
     ) -> Schedule:
         if t_min is None or t_max is None:
             x = frames[:: max(1, len(frames) // 512)]
-            force = self.target.reduced_energy_and_force(x)[1] * self.length
+            force = self.target.reduced_energy_and_force(x)[1] * self._scale
             moments = self.space.reduce(force).pow(4).mean(dim=0)
             low, high = default_range(self.space.dim, moments)
             t_min, t_max = t_min or low, t_max or high
@@ -637,7 +582,7 @@ class DiffusionBoltzmannGenerator:
         return torch.where(torch.isfinite(energy) & torch.isfinite(log_w), log_w, -math.inf)
 
     def _weigh(self, x: Tensor, log_ratio: Tensor, metadata: dict[str, Any]) -> WeightedEnsemble:
-        positions = x * self.length
+        positions = x * self._scale
         energies = self.target.reduced_energy(positions).cpu()
         log_w = -energies + log_ratio + self._log_jacobian
         log_w = torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)

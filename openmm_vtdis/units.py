@@ -23,7 +23,7 @@ GAS_CONSTANT: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per
 def kelvin(temperature: unit.Quantity | float) -> float:
     """Return ``temperature`` in kelvin; a bare number is taken to be kelvin already."""
     if unit.is_quantity(temperature):
-        return float(temperature.value_in_unit(unit.kelvin))
+        return float(temperature.value_in_unit(unit.kelvin))  # type: ignore[union-attr]
     return float(temperature)
 
 

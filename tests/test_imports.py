@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 ORDER = [
     {"_version", "units", "checks", "random", "storage"},
     {"geometry", "topology"},
+    {"frames"},
     {"targets", "networks"},
     {"diffusion"},
     {"ensemble"},

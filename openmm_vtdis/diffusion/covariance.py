@@ -354,8 +354,8 @@ class Diagonal(ClassCovariance):
 
     Parameters: lambda, (N, K). Without the CoM constraint this is the paper's diagonal covariance
     with eta = 1/lambda; with it, the precision rather than the covariance is the projected
-    diagonal, which makes the fit convex and the Gaussian that of independent particles conditioned on
-    sum_i z_i = 0.
+    diagonal, which makes the fit convex and the Gaussian that of independent particles
+    conditioned on sum_i z_i = 0.
     """
 
     kind = "diagonal"

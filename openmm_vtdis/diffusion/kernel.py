@@ -7,8 +7,8 @@ r"""Forward and reverse Gaussian kernels of the diffusion.
                 r_n  = t_{n-1}^2 / t_n^2,   v_n = t_{n-1}^2 (1 - r_n)                   (Eq. 20, 21)
 
 Eq. 20 is printed with r inverted. Sigma_n is a
-:class:`~openmm_vtdis.diffusion.covariance.Covariance` in units of v_n; Sigma_n = v_n I is the DDPM kernel. All in model units, where the data have unit
-variance per degree of freedom.
+:class:`~openmm_vtdis.diffusion.covariance.Covariance` in units of v_n; Sigma_n = v_n I is the DDPM
+kernel. All in model units, where the data have unit variance per degree of freedom.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def make_flow(denoiser: Denoiser, probes: Tensor, exact: bool) -> Flow:
             return y - denoiser(y, level)
 
         def directional(probe: Tensor) -> tuple[Tensor, Tensor]:
-            value, derivative = torch.func.jvp(velocity, (x,), (probe,))
+            value, derivative = torch.func.jvp(velocity, (x,), (probe,))  # type: ignore[misc]
             return value, (probe * derivative).sum(dim=(-2, -1))
 
         values, products = torch.func.vmap(directional, randomness="error", chunk_size=16)(probes)

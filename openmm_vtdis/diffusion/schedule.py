@@ -6,8 +6,8 @@ of freedom.
 
     geometric   t_n = t_0 (t_N / t_0)^{n/N}
     Karras      t_n = (t_0^{1/rho} + (n/N) (t_N^{1/rho} - t_0^{1/rho}))^rho
-
-the second tending to the first as rho grows (paper, Sec. 4.5, where the printed formula swaps the ends and divides by N - 1).
+the second tending to the first as rho grows (paper, Sec. 4.5, where the printed formula swaps the
+ends and divides by N - 1).
 """
 
 from __future__ import annotations

@@ -79,6 +79,49 @@ class Fit:
     seconds: float
 
 
+@dataclass(frozen=True)
+class TuningReport:
+    """What :meth:`~openmm_vtdis.DiffusionBoltzmannGenerator.tune` did.
+
+    Attributes
+    ----------
+    forward_ess_train, forward_ess_test
+        Forward ESS (fractions) on the trajectories that were fitted and on held-out ones, which
+        start from other frames. Where the two differ, n_trajectories is too small.
+    eta
+        (N, K) variance of the reverse kernel in units of the DDPM variance, per step and class.
+    times
+        (N + 1,) noise levels, in units of the model's length.
+    objective
+        "alpha2", "kl" or "ddpm".
+    n_network_evaluations
+        Configurations that went through the network.
+    n_trajectories
+        Trajectories simulated, held-out ones included.
+    n_iterations, fit_seconds, seconds
+        Of the optimiser; its wall time; wall time of the whole call.
+    """
+
+    forward_ess_train: float
+    forward_ess_test: float
+    eta: np.ndarray
+    times: np.ndarray
+    objective: str
+    n_network_evaluations: int
+    n_trajectories: int
+    n_iterations: int
+    fit_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.objective}, {len(self.times) - 1} steps: forward ESS "
+            f"{self.forward_ess_test:.2%} held out ({self.forward_ess_train:.2%} fitted), "
+            f"{self.n_trajectories} trajectories, {self.n_iterations} iterations in "
+            f"{self.fit_seconds:.2f} s, {self.seconds:.0f} s in all"
+        )
+
+
 def objective_value(log_weights: Tensor, objective: str) -> Tensor:
     """alpha2: log mean w; kl: mean log w. (S,) -> scalar."""
     checks.choice("objective", objective, OBJECTIVES)

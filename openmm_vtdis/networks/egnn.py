@@ -64,11 +64,12 @@ class EGNNLayer(nn.Module):
         nodes = (self.sender(h) + time)[:, :, None] + self.receiver(h)[:, None]
         message = nn.functional.silu(nodes + self.edge(torch.cat([edges, square], dim=-1)))
         message = nn.functional.silu(self.message(message))
-        message = message * (torch.sigmoid(self.attention(message)) * mask)
+        gate = torch.sigmoid(self.attention(message)) * mask
         direction = difference / ((square + 1e-12).sqrt() + 1.0)
         n_others = max(x.shape[1] - 1, 1)
-        x = x + (direction * self.displacement(message)).sum(dim=2) / n_others
-        h = h + self.update(torch.cat([h + time, message.sum(dim=2)], dim=-1))
+        x = x + (direction * (gate * self.displacement(message))).sum(dim=2) / n_others
+        received = (gate.mT @ message).squeeze(2)
+        h = h + self.update(torch.cat([h + time, received], dim=-1))
         return x, h
 
 
@@ -91,6 +92,11 @@ class EGNN(nn.Module):
     edge_features
         Optional (M, M, E) constants, for example bond flags.
     """
+
+    labels: Tensor
+    nodes: Tensor
+    edges: Tensor
+    mask: Tensor
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ class NoiseEmbedding(nn.Module):
     radians per e-fold resolve steps of the finest grids in use without aliasing.
     """
 
+    frequencies: Tensor
+
     def __init__(self, n_features: int, n_frequencies: int = 16) -> None:
         super().__init__()
         frequencies = torch.logspace(math.log10(0.25), math.log10(4.0), n_frequencies)
@@ -37,6 +39,8 @@ class RadialBasis(nn.Module):
 
     Beyond ``cutoff`` all features fade to zero; the network still sees the squared distance itself.
     """
+
+    centres: Tensor
 
     def __init__(self, n_basis: int, cutoff: float) -> None:
         super().__init__()

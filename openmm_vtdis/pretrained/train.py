@@ -57,7 +57,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "dw4": Recipe("egnn-4x128", 6_000, 256, 10_000, 10, 300, 10, 100),
-    "lj13": Recipe("egnn-4x64", 3_500, 256, 5_000, 20, 500, 10, 200),
+    "lj13": Recipe("egnn-4x64", 2_500, 256, 5_000, 20, 500, 10, 200),
 }
 
 

@@ -1,0 +1,52 @@
+"""Reading configurations: mdtraj trajectories, files that mdtraj reads, or arrays in nm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Union
+
+import mdtraj as md
+import numpy as np
+from openmm import app
+from torch import Tensor
+
+from openmm_vtdis import checks
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.topology import check_trajectory_topology
+from openmm_vtdis.units import nanometers
+
+Frames = Union[md.Trajectory, str, Path, Sequence[Union[str, Path]], np.ndarray, Tensor]  # noqa: UP007
+"""Configurations: an mdtraj trajectory, path(s) that mdtraj reads, or an (n, M, D) array in nm."""
+
+
+def read_frames(
+    name: str, traj: Frames, space: Space, topology: app.Topology | None, minimum: int = 1
+) -> Tensor:
+    """Configurations as (n, M, D) float64 in nm, checked and projected onto the space.
+
+    Parameters
+    ----------
+    name
+        What to call them in an error message.
+    topology
+        Of the System; a trajectory's own topology must have the same atoms in the same order.
+    minimum
+        Least number of frames.
+
+    Raises
+    ------
+    ValueError
+        For another molecule or atom order, wrong shapes, too few frames, NaN or infinity.
+    """
+    if isinstance(traj, str | Path) or (
+        isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
+    ):
+        top = None if topology is None else md.Topology.from_openmm(topology)
+        traj = md.load(traj) if top is None else md.load(traj, top=top)
+    if isinstance(traj, md.Trajectory):
+        if topology is not None:
+            check_trajectory_topology(topology, traj.topology)
+        traj = traj.xyz[..., : space.n_dims]
+    x = checks.configurations(name, nanometers(traj), space.n_particles, space.n_dims, minimum)
+    return space.project(x)

@@ -1,0 +1,310 @@
+"""Figures of the paper, from ensembles and log weights.
+
+========================  ================================================  ========
+function                  shows                                             paper
+========================  ================================================  ========
+energy_histogram          raw, reweighted and reference energies            Fig. 3
+ess_curve                 ESS over the number of network evaluations        Fig. 1, 2
+eta_profile               tuned variance over the noise level               Fig. 5
+ess_versus_samples        whether ESS is stable in the number of samples    Fig. 6
+weight_distribution       the weights themselves
+========================  ================================================  ========
+
+Each function draws into ``ax``, or into a new figure if there is none, and returns the Axes, so
+that figures compose and titles, limits and files stay with the caller. Colours are those of Okabe
+and Ito, which stay distinct for colour-blind readers; lines also differ in style.
+
+This module needs matplotlib (``pip install openmm-vtdis[plot]``); the package does not import it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
+
+from openmm_vtdis.ensemble import WeightedEnsemble
+from openmm_vtdis.ensemble.diagnostics import check_log_weights
+
+BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
+PALETTE = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
+"""Okabe and Ito's colours, the most distinct first."""
+
+
+def energy_histogram(
+    ensemble: WeightedEnsemble,
+    reference_energies: ArrayLike | None = None,
+    ax: Axes | None = None,
+    bins: int | Sequence[float] = 80,
+) -> Axes:
+    """Reduced energies of an ensemble: as generated, reweighted, and of reference samples.
+
+    Parameters
+    ----------
+    ensemble
+        Its samples of zero weight are part of the raw histogram if their energy is finite.
+    reference_energies
+        (m,) u(x) in kT of unweighted samples of the target, such as molecular dynamics.
+    bins
+        Edges, or their number over a range that holds all but the outermost energies. Densities
+        count what lies outside.
+    """
+    ax = _axes(ax)
+    energies = ensemble.reduced_energies
+    raw = energies[np.isfinite(energies)]
+    reference = None
+    if reference_energies is not None:
+        reference = np.asarray(reference_energies, dtype=np.float64)
+        if reference.ndim != 1 or len(reference) == 0 or not np.isfinite(reference).all():
+            raise ValueError(
+                "reference_energies: expected a non-empty, finite array of shape (m,) in kT, got "
+                f"shape {reference.shape}"
+            )
+    if isinstance(bins, int):
+        edges = np.linspace(*_energy_range(ensemble, raw, reference), bins + 1)
+    else:
+        edges = np.asarray(bins, dtype=np.float64)
+    if reference is not None:
+        ax.stairs(_density(reference, edges), edges, color=BLUE, fill=True, alpha=0.3)
+        ax.stairs(_density(reference, edges), edges, color=BLUE, lw=1.5, label="reference")
+    raw_density = np.histogram(raw, edges)[0] / len(ensemble) / np.diff(edges)
+    ax.stairs(raw_density, edges, color=ORANGE, lw=1.5, ls="--", label="generated, raw")
+    density, _, stderr = ensemble.histogram(energies, edges)
+    ax.stairs(density, edges, color=RED, lw=1.8, label="generated, reweighted")
+    centres = 0.5 * (edges[1:] + edges[:-1])
+    low, high = np.maximum(density - stderr, 0.0), density + stderr
+    ax.fill_between(centres, low, high, step="mid", color=RED, alpha=0.2, lw=0.0)
+    ax.set(xlabel=r"reduced energy $u$ / $k_\mathrm{B}T$", ylabel="probability density")
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_ylim(bottom=0.0)
+    ax.legend(frameon=False)
+    return ax
+
+
+def eta_profile(times: ArrayLike, eta: ArrayLike, ax: Axes | None = None) -> Axes:
+    """Variance of the reverse kernels in units of the DDPM variance, over the noise level.
+
+    Parameters
+    ----------
+    times
+        (N + 1,) noise levels t_0 < ... < t_N, of which step n is drawn at t_n; or the (N,) levels
+        of the steps themselves. In units of the model's length.
+    eta
+        (N,), or (N, K) for K classes of particles.
+    """
+    ax = _axes(ax)
+    t = np.asarray(times, dtype=np.float64)
+    values = np.asarray(eta, dtype=np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    if t.ndim != 1 or values.ndim != 2 or len(t) - len(values) not in (0, 1):
+        raise ValueError(
+            "eta_profile: expected times of shape (N + 1,) or (N,) and eta of shape (N,) or "
+            f"(N, K), got {t.shape} and {np.shape(eta)}"
+        )
+    t = t[len(t) - len(values) :]
+    marker = "o" if len(t) <= 60 else None
+    n_classes = values.shape[1]
+    for k in range(n_classes):
+        label = None if n_classes == 1 else f"class {k}"
+        ax.plot(t, values[:, k], lw=1.5, marker=marker, ms=3.0, label=label)
+    ax.axhline(1.0, color="0.35", ls="--", lw=1.2, label=r"DDPM ($\eta = 1$)")
+    ax.set_xscale("log")
+    ax.set(xlabel="noise level $t$ / model length", ylabel=r"variance scale $\eta_n$")
+    ax.legend(frameon=False, ncols=1 if n_classes <= 8 else 2)
+    return ax
+
+
+def ess_curve(
+    n_steps: ArrayLike,
+    forward: ArrayLike | None = None,
+    reverse: ArrayLike | None = None,
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """ESS over the number of steps; one call per method, into one ``ax``.
+
+    Parameters
+    ----------
+    n_steps
+        (k,) network evaluations per sample.
+    forward, reverse
+        (k,) ESS as fractions: forward is drawn solid, reverse dashed, in one colour.
+    label
+        Name of the method.
+    """
+    steps = np.asarray(n_steps, dtype=np.float64)
+    curves = {"forward": forward, "reverse": reverse}
+    for name, curve in curves.items():
+        if curve is not None and (steps.ndim != 1 or np.shape(curve) != steps.shape):
+            raise ValueError(
+                f"ess_curve: expected n_steps and {name} of one shape (k,), got {steps.shape} and "
+                f"{np.shape(curve)}"
+            )
+    ax = _axes(ax)
+    _solid_and_dashed(ax, label, {k: (steps, v) for k, v in curves.items() if v is not None}, "o")
+    ax.set(xlabel="network evaluations per sample")
+    return _finish_ess(ax)
+
+
+def ess_versus_samples(
+    log_weights: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    *,
+    forward_log_weights: Mapping[str, ArrayLike] | None = None,
+    n_points: int = 60,
+) -> Axes:
+    """ESS of the first m samples over m. A curve that keeps falling has no finite variance.
+
+    Parameters
+    ----------
+    log_weights
+        Name of the method to log weights (n,) of generated samples: reverse ESS, dashed.
+    forward_log_weights
+        Name to log weights (n,) of noised target samples, in random order: forward ESS, solid.
+    n_points
+        Points of each curve, spread evenly over log m.
+    """
+    ax = _axes(ax)
+    forward_log_weights = forward_log_weights or {}
+    for label in [*log_weights, *(k for k in forward_log_weights if k not in log_weights)]:
+        curves = {}
+        if label in forward_log_weights:
+            lw = check_log_weights(forward_log_weights[label])
+            curves["forward"] = _running(_log_forward_ess(lw), n_points)
+        if label in log_weights:
+            lw = check_log_weights(log_weights[label])
+            curves["reverse"] = _running(_log_reverse_ess(lw), n_points)
+        _solid_and_dashed(ax, label, curves, None)
+    ax.set_xscale("log")
+    ax.set(xlabel="number of samples $M$")
+    return _finish_ess(ax)
+
+
+def weight_distribution(
+    ensemble: WeightedEnsemble,
+    ax: Axes | None = None,
+    bins: int = 60,
+    label: str | None = None,
+) -> Axes:
+    """Histogram of log10 of the weights in units of their mean, with ESS and Pareto k.
+
+    The dashed line is an even share. Mass far to its right is a tail in which few samples carry
+    the estimates. Samples of zero weight are named in the legend.
+    """
+    ax = _axes(ax)
+    weights = ensemble.weights
+    about = ensemble.diagnostics()
+    alive = ensemble.log_weights > -math.inf
+    shares = (ensemble.log_weights[alive] - ensemble.log_z().value) / math.log(10.0)
+    text = f"ESS {about.ess:.1%}, Pareto k {about.pareto_k:.2f}"
+    if about.n_zero_weight:
+        text += f", {about.n_zero_weight} of zero weight"
+    text = text if label is None else f"{label}: {text}"
+    span = (float(shares.min()), float(shares.max()))
+    if span[1] - span[0] < 1e-9:
+        span = (span[0] - 0.5, span[1] + 0.5)
+    edges = np.linspace(*span, bins + 1)
+    counts = np.histogram(shares, edges)[0]
+    mass = np.histogram(shares, edges, weights=weights[alive])[0]
+    (line,) = ax.plot([], [])
+    colour = line.get_color()
+    line.remove()
+    ax.stairs(counts / len(ensemble), edges, color=colour, fill=True, alpha=0.25)
+    ax.stairs(counts / len(ensemble), edges, color=colour, lw=1.3, label=f"samples ({text})")
+    ax.stairs(mass, edges, color=colour, lw=1.5, ls=":", label="their share of the weight")
+    ax.axvline(0.0, color="0.35", ls="--", lw=1.2)
+    ax.set(xlabel=r"$\log_{10}$ (weight / mean weight)", ylabel="fraction per bin")
+    ax.legend(frameon=False)
+    return ax
+
+
+# -- parts ------------------------------------------------------------------------------------
+def _axes(ax: Axes | None) -> Axes:
+    """The given axes, or new ones; colours and grid are set where nothing has been drawn yet."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
+    if not ax.has_data():
+        ax.set_prop_cycle(color=PALETTE)
+        ax.grid(True, color="0.9", lw=0.6)
+        ax.set_axisbelow(True)
+    return ax
+
+
+def _solid_and_dashed(
+    ax: Axes,
+    label: str | None,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    marker: str | None,
+) -> None:
+    """Draw forward (solid) and reverse (dashed) curves of one method in one colour."""
+    colour = None
+    for name, (x, y) in curves.items():
+        (line,) = ax.plot(
+            x,
+            y,
+            color=colour,
+            ls="-" if name == "forward" else "--",
+            lw=1.6,
+            marker=marker,
+            ms=3.5,
+            label=name if label is None else f"{label}, {name}",
+        )
+        colour = line.get_color()
+
+
+def _finish_ess(ax: Axes) -> Axes:
+    ax.set_ylabel("effective sample size")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_ylim(bottom=0.0)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False)
+    return ax
+
+
+def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Density over the edges of all values (m,), those outside included in the norm."""
+    return np.histogram(values, edges)[0] / len(values) / np.diff(edges)
+
+
+def _energy_range(
+    ensemble: WeightedEnsemble, raw: np.ndarray, reference: np.ndarray | None
+) -> tuple[float, float]:
+    """A range with 99.9 % of the reweighted and reference energies, and most of the raw ones."""
+    alive = ensemble.log_weights > -math.inf
+    order = np.argsort(ensemble.reduced_energies[alive])
+    cumulative = np.cumsum(ensemble.weights[alive][order])
+    inner = order[np.searchsorted(cumulative, [0.0005, 0.9995]).clip(max=len(order) - 1)]
+    ends = [*ensemble.reduced_energies[alive][inner], *np.quantile(raw, [0.005, 0.98])]
+    if reference is not None:
+        ends.extend(np.quantile(reference, [0.0005, 0.9995]))
+    low, high = min(ends), max(ends)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _log_forward_ess(lw: np.ndarray) -> np.ndarray:
+    """log forward ESS of the first 1 .. n log weights."""
+    log_m = np.log(np.arange(1, len(lw) + 1))
+    return 2.0 * log_m - np.logaddexp.accumulate(lw) - np.logaddexp.accumulate(-lw)
+
+
+def _log_reverse_ess(lw: np.ndarray) -> np.ndarray:
+    """log reverse ESS of the first 1 .. n log weights; -inf while all of them are zero."""
+    log_m = np.log(np.arange(1, len(lw) + 1))
+    first, second = np.logaddexp.accumulate(lw), np.logaddexp.accumulate(2.0 * lw)
+    alive = first > -math.inf
+    log_ess = np.full(len(lw), -math.inf)
+    log_ess[alive] = 2.0 * first[alive] - second[alive] - log_m[alive]
+    return log_ess
+
+
+def _running(log_ess: np.ndarray, n_points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample sizes spread over log m from 10 (or 1) to n, and the ESS there."""
+    n = len(log_ess)
+    m = np.unique(np.geomspace(min(10, n), n, n_points).round().astype(int))
+    return m, np.exp(log_ess[m - 1])

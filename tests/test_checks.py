@@ -1,0 +1,67 @@
+"""Validators and random streams: what passes, and what each message says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from openmm import unit
+
+from openmm_vtdis import checks
+from openmm_vtdis.random import derive_seed, make_generator
+from openmm_vtdis.units import GAS_CONSTANT, kelvin, temperature_for, thermal_energy
+
+
+def test_units() -> None:
+    assert pytest.approx(0.00831446261815324) == GAS_CONSTANT
+    assert kelvin(300.0 * unit.kelvin) == kelvin(300.0) == 300.0
+    assert temperature_for(1.0) == pytest.approx(120.272, abs=5e-4)
+    assert thermal_energy(temperature_for(2.5)) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("bad", [0.0 * unit.kelvin, -5.0, float("nan"), "warm", None])
+def test_temperatures_must_be_positive(bad: object) -> None:
+    with pytest.raises(ValueError, match="temperature: expected"):
+        checks.temperature(bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, True, "3", None])
+def test_positive_integers(bad: object) -> None:
+    with pytest.raises(ValueError, match="n: expected an integer >= 1"):
+        checks.positive_integer("n", bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("inf"), True, "x"])
+def test_positive_numbers(bad: object) -> None:
+    with pytest.raises(ValueError, match="x: expected a"):
+        checks.positive_number("x", bad)
+
+
+def test_configurations_name_the_first_bad_frame() -> None:
+    x = np.zeros((5, 4, 2))
+    assert checks.configurations("x", x, 4, 2).dtype == torch.float64
+    x[3, 1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 5 frames, the first at index 3"):
+        checks.configurations("x", x, 4, 2)
+    with pytest.raises(ValueError, match=r"expected positions of shape \(n, 4, 3\) in nm"):
+        checks.configurations("x", np.zeros((5, 4, 2)), 4, 3)
+    with pytest.raises(ValueError, match="at least 10 frames, got 5"):
+        checks.configurations("x", np.zeros((5, 4, 2)), 4, 2, minimum=10)
+
+
+def test_random_streams_are_reproducible_and_leave_the_global_one_alone() -> None:
+    before = torch.get_rng_state()
+    a, b = make_generator(3), make_generator(3)
+    assert derive_seed(a) == derive_seed(b) != derive_seed(a)
+    assert torch.equal(before, torch.get_rng_state())
+    assert make_generator(a) is a
+    torch.manual_seed(1)
+    c = make_generator(None)
+    torch.manual_seed(1)
+    assert derive_seed(c) == derive_seed(make_generator(None))
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "seed", True])
+def test_bad_seeds_are_refused(bad: object) -> None:
+    with pytest.raises(ValueError, match="seed: expected a non-negative integer"):
+        make_generator(bad)  # type: ignore[arg-type]

@@ -1,0 +1,263 @@
+"""The class users meet: train, tune, sample, save, load, and every message it gives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import mdtraj as md
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import unit
+from openmmtools.states import ThermodynamicState
+
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
+from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
+from openmm_vtdis.ensemble import forward_ess
+from openmm_vtdis.targets import GaussianMixture, double_well, gaussian_mixture, sample_hmc
+from openmm_vtdis.topology import placeholder_topology
+
+
+def oracle(
+    length: float = 0.7, dim: int = 3
+) -> tuple[GaussianMixture, DiffusionBoltzmannGenerator]:
+    target = gaussian_mixture(dim)
+    denoiser = GaussianMixtureDenoiser(
+        target.space, target.weights, target.means, target.variances
+    ).scaled(length)
+    return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    data = sample_hmc(
+        double_well().target(), n_chains=300, n_samples=2, burn_in=60, seed=1, progress=False
+    )
+    return data.positions.numpy()
+
+
+def new_generator() -> DiffusionBoltzmannGenerator:
+    torch.manual_seed(0)
+    system = double_well()
+    return DiffusionBoltzmannGenerator(
+        system.system, system.topology, system.temperature, n_dims=2, network="egnn-2x16"
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
+    gen = new_generator()
+    gen.train(frames, 200, batch_size=64, learning_rate=3e-3, progress=False)
+    gen.tune(frames, 20, n_trajectories=500, progress=False)
+    return gen
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+def test_log_z_is_known_with_a_length_scale_that_is_not_one(covariance: str) -> None:
+    target, gen = oracle(length=0.7)
+    gen.tune(target.sample(2000, seed=1), 40, covariance, n_trajectories=1500, progress=False)
+    ensemble = gen.sample(3000, seed=2, progress=False)
+    assert abs(ensemble.log_z().z(0.0)) < 4.0
+    log_v = gen.noise(target.sample(3000, seed=3), seed=4, progress=False)
+    inverse = np.exp(-log_v)
+    z = (inverse.mean() - 1.0) / (inverse.std() / math.sqrt(len(inverse)))
+    assert abs(z) < 4.0
+
+
+def test_negative_control_a_missing_jacobian_shifts_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, gen = oracle(length=0.7)
+    gen.tune(target.sample(2000, seed=1), 40, n_trajectories=1500, progress=False)
+    monkeypatch.setattr(DiffusionBoltzmannGenerator, "_log_jacobian", 0.0)
+    ensemble = gen.sample(3000, seed=2, progress=False)
+    assert abs(ensemble.log_z().z(0.0)) > 20.0
+    assert ensemble.log_z().value == pytest.approx(-3 * math.log(0.7), abs=0.1)
+
+
+def test_probability_flow_weights_have_the_known_log_z() -> None:
+    target, gen = oracle(length=0.7)
+    gen.tune(target.sample(500, seed=1), 80, n_trajectories=200, t_max=60.0, progress=False)
+    ensemble = gen.sample_ode(200, seed=2, progress=False)
+    assert ensemble.log_z().value == pytest.approx(0.0, abs=0.05)
+    assert ensemble.ess > 0.95
+    log_v = gen.noise_ode(target.sample(50, seed=3), progress=False)
+    assert float(np.abs(log_v).mean()) < 0.15
+
+
+def test_report_and_ensemble_of_a_trained_generator(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+) -> None:
+    report = trained.tune(frames, 20, n_trajectories=500, progress=False)
+    assert report.eta.shape == (20, 1)
+    assert report.times.shape == (21,)
+    assert report.n_network_evaluations == 500 * 20
+    assert 0.0 < report.forward_ess_test <= 1.0
+    assert "held out" in str(report)
+    ensemble = trained.sample(300, seed=0, progress=False)
+    assert isinstance(ensemble, WeightedEnsemble)
+    assert ensemble.positions.shape == (300, 4, 2)
+    assert ensemble.log_weights.dtype == np.float64
+    expected = trained.target.reduced_energy(torch.tensor(ensemble.positions)).numpy()
+    np.testing.assert_allclose(ensemble.reduced_energies, expected)
+    again = trained.sample(300, seed=0, progress=False)
+    np.testing.assert_array_equal(again.log_weights, ensemble.log_weights)
+    other = trained.sample(300, seed=1, progress=False)
+    assert not np.array_equal(other.log_weights, ensemble.log_weights)
+
+
+def test_weights_do_not_depend_on_orientation_or_order_of_the_input(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+) -> None:
+    """Forward log weights of moved copies agree in distribution; energies agree exactly."""
+    x = frames[:200]
+    angle = 0.7
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    reference = trained.noise(x, seed=0, progress=False)
+    np.testing.assert_allclose(trained.noise(x + 5.0, seed=0, progress=False), reference, atol=1e-6)
+    for moved in (x @ turn, x * np.array([1.0, -1.0]), x[:, [3, 1, 2, 0]]):
+        log_w = trained.noise(moved, seed=1, progress=False)
+        spread = math.sqrt(reference.var() / len(x) + log_w.var() / len(x))
+        assert abs(log_w.mean() - reference.mean()) < 4.0 * spread
+
+
+def test_both_directions_estimate_one_log_z(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+) -> None:
+    trained.tune(frames, 60, n_trajectories=2000, progress=False)
+    generated = trained.sample(3000, seed=3, progress=False).log_z()
+    noised = trained.noise(np.tile(frames, (4, 1, 1)), seed=4, progress=False)
+    mean = np.exp(-(noised - noised.mean()))
+    backward = noised.mean() - math.log(mean.mean())
+    stderr = mean.std() / mean.mean() / math.sqrt(len(frames))
+    assert abs(generated.value - backward) < 4.0 * math.hypot(float(generated.stderr), stderr)
+
+
+def test_a_sample_with_infinite_energy_gets_no_weight(
+    trained: DiffusionBoltzmannGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = trained.sample(50, seed=5, progress=False)
+    energy = trained.target.reduced_energy
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        u = energy(x).clone()
+        u[3], u[7] = float("nan"), float("inf")
+        return u
+
+    monkeypatch.setattr(trained.target, "reduced_energy", broken)
+    ensemble = trained.sample(50, seed=5, progress=False)
+    assert ensemble.diagnostics().n_zero_weight == 2
+    assert ensemble.weights[3] == ensemble.weights[7] == 0.0
+    keep = np.delete(np.arange(50), [3, 7])
+    np.testing.assert_array_equal(ensemble.log_weights[keep], clean.log_weights[keep])
+
+
+def test_archive_round_trip(trained: DiffusionBoltzmannGenerator, tmp_path: Path) -> None:
+    path = trained.save(tmp_path / "model.vtdis")
+    again = DiffusionBoltzmannGenerator.load(path)
+    a = trained.sample(50, seed=9, progress=False)
+    b = again.sample(50, seed=9, progress=False)
+    np.testing.assert_array_equal(a.log_weights, b.log_weights)
+    np.testing.assert_array_equal(a.positions, b.positions)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "block", "full", "low-rank", "time-network"])
+def test_every_covariance_survives_the_archive(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
+) -> None:
+    trained.tune(frames, 8, covariance, n_trajectories=200, rank=2, tune_mean=True, progress=False)
+    again = DiffusionBoltzmannGenerator.load(trained.save(tmp_path / "model.vtdis"))
+    a = trained.sample(20, seed=9, progress=False)
+    np.testing.assert_array_equal(
+        a.log_weights, again.sample(20, seed=9, progress=False).log_weights
+    )
+
+
+def test_archives_with_a_python_force_are_refused(
+    trained: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    path = trained.save(tmp_path / "model.vtdis")
+    tensors, metadata = storage.read_archive(path, "generator")
+    metadata["system"] = metadata["system"].replace(
+        "<Forces>", '<Forces><Force type="PythonForce" version="1"/>'
+    )
+    for key in ("format", "version", "kind"):
+        metadata.pop(key)
+    storage.write_archive(path, "generator", tensors, metadata)
+    with pytest.raises(ValueError, match=r"PythonForce.*allow_pickle=True"):
+        DiffusionBoltzmannGenerator.load(path)
+
+
+def test_an_incomplete_archive_is_refused(
+    trained: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    path = trained.save(tmp_path / "model.vtdis")
+    tensors, metadata = storage.read_archive(path, "generator")
+    for key in ("format", "version", "kind"):
+        metadata.pop(key)
+    tensors.pop("network.noise.mlp.0.weight")
+    storage.write_archive(path, "generator", tensors, metadata)
+    with pytest.raises(ValueError, match="expected a complete generator archive"):
+        DiffusionBoltzmannGenerator.load(path)
+
+
+def test_mdtraj_paths_and_openmmtools_states(frames: np.ndarray, tmp_path: Path) -> None:
+    system = double_well()
+    topology = placeholder_topology(4)
+    flat = np.concatenate([frames, np.zeros_like(frames[..., :1])], axis=-1)
+    traj = md.Trajectory(flat, md.Topology.from_openmm(topology))
+    traj.save_dcd(str(tmp_path / "md.dcd"))
+    state = ThermodynamicState(system.system, system.temperature * unit.kelvin)
+    gen = DiffusionBoltzmannGenerator.from_thermodynamic_state(
+        state, topology, n_dims=2, network="egnn-1x8"
+    )
+    gen.train(str(tmp_path / "md.dcd"), 3, batch_size=8, progress=False)
+    length = gen.length
+    gen.train(traj, 3, batch_size=8, progress=False)
+    assert gen.length == length
+    other = md.Trajectory(flat[:, :3], md.Topology.from_openmm(placeholder_topology(3)))
+    with pytest.raises(ValueError, match="atom"):
+        gen.train(other, 3)
+
+
+def test_bad_input_is_refused(trained: DiffusionBoltzmannGenerator, frames: np.ndarray) -> None:
+    gen = new_generator()
+    with pytest.raises(ValueError, match="tune: expected a trained generator"):
+        gen.tune(frames)
+    with pytest.raises(ValueError, match="save: expected a trained generator"):
+        gen.save("nowhere")
+    with pytest.raises(ValueError, match=r"expected positions of shape \(n, 4, 2\)"):
+        gen.train(frames[:, :3])
+    bad = frames.copy()
+    bad[5, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="the first at index 5"):
+        gen.train(bad)
+    gen.length = 1.0
+    with pytest.raises(ValueError, match="sample: expected a tuned generator"):
+        gen.sample(10)
+    with pytest.raises(ValueError, match="n_steps: expected an integer >= 2, got 1"):
+        trained.tune(frames, 1)
+    with pytest.raises(ValueError, match="n: expected an integer >= 1, got 0"):
+        trained.sample(0)
+    with pytest.raises(ValueError, match="covariance: expected one of"):
+        trained.tune(frames, covariance="banded")
+    with pytest.raises(ValueError, match="objective: expected one of"):
+        trained.tune(frames, objective="mse")
+    with pytest.raises(ValueError, match="pretrained: expected one of"):
+        DiffusionBoltzmannGenerator.from_pretrained("water")
+    system = openmm.System()
+    for _ in range(3):
+        system.addParticle(1.0)
+    system.addConstraint(0, 1, 0.1)
+    with pytest.raises(ValueError, match="constraints=None"):
+        DiffusionBoltzmannGenerator(system)
+
+
+def test_forward_ess_of_the_ddpm_baseline_is_lower(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+) -> None:
+    baseline = trained.tune(frames, 20, objective="ddpm", n_trajectories=1000, progress=False)
+    tuned = trained.tune(frames, 20, n_trajectories=1000, progress=False)
+    assert tuned.forward_ess_test > baseline.forward_ess_test
+    assert np.allclose(baseline.eta, 1.0)
+    assert forward_ess(trained.noise(frames, seed=1, progress=False)) > 0.0

@@ -1,0 +1,92 @@
+"""Archives: atomic, JSON and tensors only, and clear about what is wrong with a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from openmm_vtdis import storage
+
+TENSORS = {"a": torch.arange(6).reshape(2, 3), "b.c": torch.randn(4, dtype=torch.float64)}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return storage.write_archive(tmp_path / "x.vtdis", "generator", TENSORS, {"answer": [1, None]})
+
+
+def test_round_trip_is_exact(archive: Path) -> None:
+    tensors, metadata = storage.read_archive(archive, "generator")
+    assert metadata["answer"] == [1, None]
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[k], TENSORS[k]) for k in TENSORS)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 60, -1])
+def test_a_truncated_archive_is_refused(archive: Path, keep: int) -> None:
+    archive.write_bytes(archive.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        storage.read_archive(archive, "generator")
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.vtdis"
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        storage.read_archive(path, "generator")
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="foreign safetensors file"):
+        storage.read_archive(path, "generator")
+    save_file({"a": torch.ones(2)}, path, metadata={"openmm_vtdis": "[1]"})
+    with pytest.raises(ValueError, match="foreign header"):
+        storage.read_archive(path, "generator")
+
+
+def test_newer_versions_and_other_kinds_are_refused(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="expected a checkpoint archive, got a 'generator' one"):
+        storage.read_archive(archive, "checkpoint")
+    monkeypatch.setattr(storage, "FORMAT_VERSION", 99)
+    storage.write_archive(archive, "generator", TENSORS, {})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"format version <= 1, got 99.*upgrade"):
+        storage.read_archive(archive, "generator")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = archive.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(storage.os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        storage.write_archive(archive, "generator", TENSORS, {"new": True})
+    assert archive.read_bytes() == before
+    assert [p.name for p in archive.parent.iterdir()] == [archive.name]
+
+
+def test_metadata_must_be_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        storage.write_archive(tmp_path / "x", "generator", {}, {"nan": float("nan")})
+    assert json.loads("{}") == {}
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such archive"):
+        storage.read_archive(tmp_path / "nothing.vtdis", "generator")
+
+
+def test_flatten_and_select() -> None:
+    flat = storage.flatten_tensors({"a": {"b": torch.ones(1)}, "c": torch.zeros(1)})
+    assert sorted(flat) == ["a.b", "c"]
+    assert list(storage.select_prefix(flat, "a.")) == ["b"]
+    with pytest.raises(ValueError, match=r"a\.b: expected a tensor, got int"):
+        storage.flatten_tensors({"a": {"b": 3}})
