@@ -81,6 +81,7 @@ def energy_histogram(
     ax.fill_between(centres, low, high, step="mid", color=RED, alpha=0.2, lw=0.0)
     ax.set(xlabel=r"reduced energy $u$ / $k_\mathrm{B}T$", ylabel="probability density")
     ax.set_xlim(edges[0], edges[-1])
+    ax.autoscale(axis="y")
     ax.set_ylim(bottom=0.0)
     ax.legend(frameon=False)
     return ax
@@ -201,10 +202,9 @@ def weight_distribution(
     about = ensemble.diagnostics()
     alive = ensemble.log_weights > -math.inf
     shares = (ensemble.log_weights[alive] - ensemble.log_z().value) / math.log(10.0)
-    text = f"ESS {about.ess:.1%}, Pareto k {about.pareto_k:.2f}"
+    text = f"{label or 'samples'}\nESS {about.ess:.1%}, Pareto $k$ {about.pareto_k:.2f}"
     if about.n_zero_weight:
-        text += f", {about.n_zero_weight} of zero weight"
-    text = text if label is None else f"{label}: {text}"
+        text += f"\n({about.n_zero_weight} of zero weight not shown)"
     span = (float(shares.min()), float(shares.max()))
     if span[1] - span[0] < 1e-9:
         span = (span[0] - 0.5, span[1] + 0.5)
@@ -215,11 +215,13 @@ def weight_distribution(
     colour = line.get_color()
     line.remove()
     ax.stairs(counts / len(ensemble), edges, color=colour, fill=True, alpha=0.25)
-    ax.stairs(counts / len(ensemble), edges, color=colour, lw=1.3, label=f"samples ({text})")
+    ax.stairs(counts / len(ensemble), edges, color=colour, lw=1.3, label=text)
     ax.stairs(mass, edges, color=colour, lw=1.5, ls=":", label="their share of the weight")
     ax.axvline(0.0, color="0.35", ls="--", lw=1.2)
     ax.set(xlabel=r"$\log_{10}$ (weight / mean weight)", ylabel="fraction per bin")
-    ax.legend(frameon=False)
+    ax.autoscale(axis="y")
+    ax.set_ylim(0.0, 1.15 * ax.get_ylim()[1])
+    ax.legend(frameon=False, loc="upper left")
     return ax
 
 
@@ -260,6 +262,7 @@ def _solid_and_dashed(
 def _finish_ess(ax: Axes) -> Axes:
     ax.set_ylabel("effective sample size")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.autoscale(axis="y")  # an earlier curve has fixed the limits
     ax.set_ylim(bottom=0.0)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False)

@@ -22,6 +22,7 @@ from typing import Any
 import mdtraj as md
 import networkx as nx
 import numpy as np
+import openmm
 from openmm import app, unit
 
 from openmm_vtdis import checks
@@ -121,7 +122,8 @@ def topology_from_json(document: Mapping[str, Any]) -> app.Topology:
             box = np.asarray(document["box_vectors"], dtype=np.float64)
             if box.shape != (3, 3):
                 raise ValueError(f"expected three vectors of three numbers, got {box.shape}")
-            topology.setPeriodicBoxVectors(box * unit.nanometer)
+            vectors = [openmm.Vec3(*row) for row in box.tolist()]
+            topology.setPeriodicBoxVectors(vectors * unit.nanometer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             "topology: expected a document written by topology_to_json, but could not read "
@@ -199,11 +201,16 @@ def _orbits(graph: nx.Graph) -> list[int]:
 
 
 def _marked_isomorphic(left: nx.Graph, a: int, right: nx.Graph, b: int) -> bool:
-    """Whether an isomorphism of ``left`` onto ``right`` keeps colours and maps a onto b."""
+    """Whether an isomorphism of ``left`` onto ``right`` keeps colours and maps a onto b.
+
+    ``left`` and ``right`` are components of one graph: the same one or two apart.
+    """
+    if left.nodes[a]["colour"] != right.nodes[b]["colour"]:
+        return False
+    if set(left.adj[a]) - {b} == set(right.adj[b]) - {a}:
+        return True  # twins, as the hydrogens of a methyl group, or two lone atoms: exchange them
     if len(left) != len(right) or left.size() != right.size():
         return False
-    if len(left) == 1:
-        return bool(left.nodes[a]["colour"] == right.nodes[b]["colour"])
     both = nx.disjoint_union_all([_marked(left, a), _marked(right, b)])
     colours = _refine(both, nx.get_node_attributes(both, "colour"))
     nodes = range(len(both))

@@ -350,7 +350,8 @@ class WeightedEnsemble:
             )
         alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
         log_weights = np.full(len(self), -math.inf)
-        log_weights[alive] = (self.log_weights + self.reduced_energies - u_new)[alive]
+        change = self.reduced_energies[alive] - u_new[alive]
+        log_weights[alive] = self.log_weights[alive] + change
         return dataclasses.replace(
             self,
             log_weights=log_weights,

@@ -20,7 +20,7 @@ translator; nothing else changes. Translations are compared with a Context when 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import openmm
@@ -96,11 +96,12 @@ class BatchedEnergy(nn.Module):
 
     def __init__(self, system: openmm.System) -> None:
         super().__init__()
-        self.terms = nn.ModuleList(translate(force, system) for force in system.getForces())
-        self._n_terms = max([1, *(int(term.n_terms) for term in self.terms)])
+        terms = [translate(force, system) for force in system.getForces()]
+        self.terms = nn.ModuleList(terms)
+        self._n_terms = max([1, *(term.n_terms for term in terms)])
 
     def energy(self, x: Tensor) -> Tensor:
-        """Potential energies, differentiable: x (B, M, 3) nm -> (B,) kJ/mol, float64 on x's device."""
+        """Energies: x (B, M, 3) nm -> (B,) kJ/mol, float64 on x's device, differentiable."""
         chunks = [self._evaluate(chunk) for chunk in self._chunks(x)]
         return torch.cat(chunks) if chunks else x.new_zeros(0, dtype=torch.float64)
 
@@ -166,7 +167,7 @@ class PairTerm(Term):
         self,
         pairs: Sequence[tuple[int, int]],
         function: Callable[[Tensor, dict[str, Tensor]], Tensor],
-        parameters: dict[str, Sequence[float]],
+        parameters: Mapping[str, Sequence[float]],
     ) -> None:
         super().__init__()
         self.n_terms = len(pairs)
@@ -200,7 +201,7 @@ class ParticleTerm(Term):
         self,
         particles: Sequence[int],
         function: Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor],
-        parameters: dict[str, Sequence[float]],
+        parameters: Mapping[str, Sequence[float]],
     ) -> None:
         super().__init__()
         self.n_terms = len(particles)
@@ -222,7 +223,7 @@ class ParticleTerm(Term):
 class _Parameters(nn.Module):
     """Named columns (P, 1) of per-term parameters; a scalar where all values are the same."""
 
-    def __init__(self, columns: dict[str, Sequence[float]]) -> None:
+    def __init__(self, columns: Mapping[str, Sequence[float]]) -> None:
         super().__init__()
         self._column_names = list(columns)
         for index, values in enumerate(columns.values()):
@@ -301,13 +302,13 @@ def _custom_nonbonded(force: openmm.CustomNonbondedForce, system: openmm.System)
     ):
         if count:
             raise Untranslatable(name, feature)
-    excluded = {
-        frozenset(force.getExclusionParticles(i)) for i in range(force.getNumExclusions())
-    }
+    excluded = {frozenset(force.getExclusionParticles(i)) for i in range(force.getNumExclusions())}
     n = force.getNumParticles()
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n) if frozenset((i, j)) not in excluded]
     rows = [force.getParticleParameters(i) for i in range(n)]
-    names = [force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())]
+    names = [
+        force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())
+    ]
     parameters = _columns([f"{name}1" for name in names], [rows[i] for i, _ in pairs])
     parameters |= _columns([f"{name}2" for name in names], [rows[j] for _, j in pairs])
     parameters |= _global_parameters(force, len(pairs))

@@ -23,17 +23,19 @@ other. The text is parsed here and never handed to Python: only the functions of
 :data:`FUNCTIONS` can be called.
 
 Everything is computed in float64. Derivatives are those of the branch taken: ``select(c, a, b)``
-keeps an infinite derivative of the branch *not* taken from turning into NaN.
+keeps an infinite derivative of the branch *not* taken from turning into NaN. (One difference is
+left: OpenMM simplifies a literal ``0*f`` to 0 before it evaluates, even where f is infinite.)
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Union
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -47,25 +49,25 @@ _MAX_DEPTH = 200
 _LARGEST_UNROLLED_POWER = 16
 
 
-def _power(base: Tensor, exponent: Tensor) -> Tensor:
-    return torch.pow(base, exponent)
-
-
 def _integer_power(base: Tensor, exponent: int) -> Tensor:
-    """base**exponent by repeated squaring: faster than ``pow``, right for negative bases."""
+    """base**exponent by repeated squaring: faster than ``pow``, and right for negative bases."""
     if exponent < 0:
         return torch.reciprocal(_integer_power(base, -exponent))
     if exponent == 0:
         return torch.ones_like(base)
-    result: Tensor | None = None
-    while exponent:
-        if exponent & 1:
-            result = base if result is None else result * base
-        exponent >>= 1
-        if exponent:
-            base = base * base
-    assert result is not None  # exponent >= 1: some bit was set
-    return result
+    if exponent == 1:
+        return base
+    half = _integer_power(base, exponent // 2)
+    return half * half * base if exponent % 2 else half * half
+
+
+def _power(base: Tensor | float, exponent: Tensor | float) -> Tensor:
+    base = _as_tensor(base)
+    if isinstance(exponent, Tensor):
+        return torch.pow(base, exponent)
+    if exponent == math.floor(exponent) and abs(exponent) <= _LARGEST_UNROLLED_POWER:
+        return _integer_power(base, int(exponent))
+    return torch.pow(base, exponent)
 
 
 def _step(x: Tensor) -> Tensor:
@@ -105,18 +107,19 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "abs": (1, torch.abs),
     "floor": (1, torch.floor),
     "ceil": (1, torch.ceil),
-    "select": (3, lambda condition, a, b: torch.where(condition != 0, a, b)),
+    "select": (3, torch.where),  # evaluated by _Scope, which masks the branches
 }
 """Name to (number of arguments, implementation): all that an expression can call."""
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "+": torch.add,
-    "-": torch.sub,
-    "*": torch.mul,
-    "/": torch.div,
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
     "^": _power,
-    "negate": torch.neg,
+    "negate": operator.neg,
 }
+"""Their arguments are tensors and numbers, at least one of them a tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ class _Call:
     depth: int
 
 
-_Node = Union[_Constant, _Variable, _Call]
+_Node = _Constant | _Variable | _Call
 
 
 class Expression:
@@ -206,20 +209,17 @@ class _Scope:
         if node.operation == "select":
             return self._select(*node.arguments)
         arguments = [self.evaluate(argument) for argument in node.arguments]
-        if node.operation in _OPERATORS:
-            if node.operation == "^" and isinstance(arguments[1], float):
-                return _constant_power(_as_tensor(arguments[0]), arguments[1])
-            if node.operation in "+-*/":
-                return _arithmetic(node.operation, arguments[0], arguments[1])
-            return _OPERATORS[node.operation](*_same_device(arguments))
-        return FUNCTIONS[node.operation][1](*_same_device(arguments))
+        if node.operation in FUNCTIONS:
+            return FUNCTIONS[node.operation][1](*map(_as_tensor, arguments))
+        if all(isinstance(argument, float) for argument in arguments):
+            arguments[0] = _as_tensor(arguments[0])
+        return _OPERATORS[node.operation](*arguments)
 
     def _select(self, condition: _Node, a: _Node, b: _Node) -> Tensor:
         taken = _as_tensor(self.evaluate(condition)) != 0
-        return torch.where(
-            taken,
-            *_same_device([self._where(taken).evaluate(a), self._where(~taken).evaluate(b)]),
-        )
+        value_a = self._where(taken).evaluate(a)
+        value_b = self._where(~taken).evaluate(b)
+        return torch.where(taken, _as_tensor(value_a), _as_tensor(value_b))
 
     def _where(self, mask: Tensor) -> _Scope:
         """The same values, cut off from differentiation where ``mask`` is False.
@@ -276,14 +276,14 @@ class _Parser:
             self._fail(f"expected at most {_MAX_DEPTH} levels of nesting")
         left = self._operand()
         while True:
-            operator = self._peek()
-            if operator not in _PRECEDENCE or _PRECEDENCE[operator] < precedence:
+            symbol = self._peek()
+            if symbol not in _PRECEDENCE or _PRECEDENCE[symbol] < precedence:
                 self._nesting -= 1
                 return left
             self._position += 1
-            right_associative = operator == "^"
-            right = self._expression(_PRECEDENCE[operator] + (0 if right_associative else 1))
-            left = self._call(operator, (left, right))
+            associates_to_the_left = symbol != "^"
+            right = self._expression(_PRECEDENCE[symbol] + associates_to_the_left)
+            left = self._call(symbol, (left, right))
 
     def _operand(self) -> _Node:
         character = self._peek()
@@ -390,34 +390,3 @@ def _names(root: _Node) -> set[str]:
 
 def _as_tensor(value: Tensor | float) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
-
-
-def _same_device(values: list[Tensor | float]) -> list[Tensor]:
-    """Numbers and tensors as float64 tensors on the device of the tensors."""
-    devices = [value.device for value in values if isinstance(value, Tensor) and value.ndim]
-    device = devices[0] if devices else None
-    return [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
-
-
-def _arithmetic(operator: str, a: Tensor | float, b: Tensor | float) -> Tensor:
-    if isinstance(a, float) and isinstance(b, float):
-        a = _as_tensor(a)
-    return _OPERATORS[operator](a, b) if isinstance(a, Tensor) else _reflected(operator, a, b)
-
-
-def _reflected(operator: str, a: float, b: Tensor | float) -> Tensor:
-    """a ∘ b for a number a and a tensor b, without making a tensor of a."""
-    b = _as_tensor(b)
-    if operator == "+":
-        return b + a
-    if operator == "-":
-        return a - b
-    if operator == "*":
-        return b * a
-    return a / b
-
-
-def _constant_power(base: Tensor, exponent: float) -> Tensor:
-    if exponent == math.floor(exponent) and abs(exponent) <= _LARGEST_UNROLLED_POWER:
-        return _integer_power(base, int(exponent))
-    return torch.pow(base, exponent)

@@ -1,4 +1,4 @@
-r"""Benchmark systems: particles with known statistics, and a Gaussian mixture with known everything.
+r"""Benchmark systems of identical particles, with published or easily measured statistics.
 
 The particle systems are ordinary ``openmm.System`` objects in reduced units: kT = 1 kJ/mol (so
 T = 120.272 K) and lengths in nm. With d = |x_i - x_j|:

@@ -162,9 +162,7 @@ def check_identical(probe: ForceProbe, x: Tensor, thermal_energy: float) -> None
     """Check that no force notices a permutation of the particles; x (S, M, D) nm."""
     generator = make_generator(_SEED + 2)
     before = probe.energies(pad(x))
-    permuted = torch.stack(
-        [frame[torch.randperm(x.shape[1], generator=generator)] for frame in x]
-    )
+    permuted = torch.stack([frame[torch.randperm(x.shape[1], generator=generator)] for frame in x])
     offender = _largest_change(probe, before, permuted, thermal_energy)
     if offender is not None:
         name, change = offender

@@ -1,0 +1,204 @@
+"""Lepton expressions against OpenMM itself, which is asked through a CustomExternalForce."""
+
+from __future__ import annotations
+
+import math
+
+import openmm
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from openmm_vtdis.targets.lepton import FUNCTIONS, Expression
+
+POINT = {"x": 0.7, "y": 0.3, "z": -0.4}
+
+
+def openmm_state(source: str, point: dict[str, float] = POINT) -> tuple[float, list[float]]:
+    """The value and gradient of an expression in x, y, z by OpenMM's Reference platform."""
+    system = openmm.System()
+    system.addParticle(1.0)
+    force = openmm.CustomExternalForce(source)
+    force.addParticle(0, [])
+    system.addForce(force)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    context.setPositions([[point["x"], point["y"], point["z"]]])
+    state = context.getState(energy=True, forces=True)
+    return state.getPotentialEnergy()._value, list(-state.getForces(asNumpy=True)._value[0])
+
+
+def ours(source: str, point: dict[str, float] = POINT) -> tuple[float, list[float]]:
+    values = {
+        name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in point.items()
+    }
+    result = Expression(source, list(point))(values)
+    if not result.requires_grad:
+        return float(result), [0.0, 0.0, 0.0]
+    gradient = torch.autograd.grad(result, list(values.values()), materialize_grads=True)
+    return float(result.detach()), [float(g) for g in gradient]
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("-2^2", -4.0),
+        ("2^3^2", 512.0),
+        ("2^-2", 0.25),
+        ("2^-2^2", 0.0625),
+        ("2--3", 5.0),
+        ("2*-3", -6.0),
+        ("- -3", 3.0),
+        ("1-2-3", -4.0),
+        ("8/4/2", 1.0),
+        ("2+-3*4", -10.0),
+        ("1.5E-2", 0.015),
+        (".5 + 3.", 3.5),
+        ("1e400", 1.7976931348623157e308),
+        ("a*2; a=b; b=3", 6.0),
+        ("a; a=a+1; a=3", 4.0),
+        ("a; a=3; a=4", 3.0),
+        ("2; unused=nobody*knows", 2.0),
+        ("or+lambda*I-E; or=1; lambda=2; I=3; E=4", 3.0),
+        ("in.side_1; in.side_1 = 7 ;", 7.0),
+        ("select(0, 1, 2)+10*select(-3, 1, 2)", 12.0),
+        ("step(0)+2*step(-1e-9)+4*delta(0)+8*delta(1)", 5.0),
+        ("floor(-1.5)+10*ceil(-1.5)", -12.0),
+        ("atan2(-1, -1)", -0.75 * math.pi),
+    ],
+)
+def test_value_known_by_hand(source: str, value: float) -> None:
+    result = Expression(source)({})
+    assert result.dtype == torch.float64
+    assert float(result) == pytest.approx(value, rel=1e-15)
+    assert openmm_state(source)[0] == pytest.approx(value, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_every_function_and_its_derivative_agree_with_openmm(name: str) -> None:
+    arguments = ["x+0.1*z", "y-0.2*z", "z*x"][: FUNCTIONS[name][0]]
+    source = f"{name}({','.join(arguments)})"
+    value, gradient = ours(source)
+    expected, expected_gradient = openmm_state(source)
+    assert value == pytest.approx(expected, rel=1e-13)
+    assert gradient == pytest.approx(expected_gradient, rel=1e-12, abs=1e-15)
+
+
+NUMBERS = st.floats(0.25, 4.0).map(lambda v: repr(round(v, 3)))
+
+
+def combine(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    unary = sorted(name for name, (arity, _) in FUNCTIONS.items() if arity == 1)
+    binary = sorted(name for name, (arity, _) in FUNCTIONS.items() if arity == 2)
+    return st.one_of(
+        st.tuples(children, st.sampled_from("+-*/^"), children).map("".join),
+        st.tuples(children, st.sampled_from(["^2", "^-3", "^0.5", "^12"])).map("".join),
+        children.map("-{}".format),
+        children.map(" ( {} )".format),
+        st.tuples(st.sampled_from(unary), children).map("{0[0]}({0[1]})".format),
+        st.tuples(st.sampled_from(binary), children, children).map("{0[0]}({0[1]},{0[2]})".format),
+        st.tuples(children, children, children).map("select({0[0]},{0[1]},{0[2]})".format),
+    )
+
+
+EXPRESSIONS = st.recursive(st.one_of(NUMBERS, st.sampled_from("xyz")), combine, max_leaves=10)
+WITH_DEFINITIONS = st.tuples(EXPRESSIONS, EXPRESSIONS, EXPRESSIONS).map(
+    "p+{0[0]}*q; p = q-{0[1]} ;q={0[2]}".format
+)
+KINKED = ("abs", "min", "max", "floor", "ceil", "step", "delta", "select")
+"""Their derivative at a kink is one-sided, and the two sides may choose different ones."""
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(source=st.one_of(EXPRESSIONS, WITH_DEFINITIONS))
+def test_random_expressions_agree_with_openmm(source: str) -> None:
+    expected, expected_gradient = openmm_state(source)
+    value, gradient = ours(source)
+    assume(math.isfinite(expected) and abs(expected) < 1e9)
+    # OpenMM simplifies a literal 0*f to 0, also where f is not finite; that alone may differ.
+    assume(not math.isnan(value))
+    assert value == pytest.approx(expected, rel=1e-9, abs=1e-10)
+    size = max(abs(g) for g in expected_gradient)
+    smooth = not any(name in source for name in KINKED)
+    if smooth and size < 1e6 and all(map(math.isfinite, gradient)):
+        assert gradient == pytest.approx(expected_gradient, rel=1e-7, abs=1e-8 * max(1.0, size))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "expected a number, a name or '\\(', got 'the end' at position 0"),
+        ("+3", "got '\\+' at position 0"),
+        ("4-+3", "at position 2"),
+        ("sin(x", "expected '\\)', got 'the end' at position 5"),
+        ("1)", "got '\\)' at position 1"),
+        ("x y", "expected an operator or the end, got 'y' at position 2"),
+        ("2x", "at position 1"),
+        ("x,y", "got ',' at position 1"),
+        ("sin (x)", "got '\\(' at position 4"),
+        ("1.2.3", "at position 3"),
+        (".", "expected a number at position 0"),
+        ("x+foo(x)", "unknown function 'foo'.* at position 2"),
+        ("pow(x,2)", "unknown function 'pow'"),
+        ("min(x)", "min: expected 2 arguments, got 1 at position 0"),
+        ("sin()", "at position 4"),
+        ("x*w", "unknown variable 'w'; the known ones are x, y, z at position 2"),
+        ("a; b=3; a=b", "unknown variable 'b'.* at position 10"),
+        ("x; =3", "expected a definition 'name = expression'"),
+        ("x; 3", "expected a definition"),
+        ("x; a=", "got 'the end' at position 5"),
+        ("__import__('os').system('true')", "unknown function '__import__'"),
+        ("x.__class__", "unknown variable 'x.__class__'"),
+        ("(" * 300 + "x" + ")" * 300, "expected at most 200 levels of nesting"),
+        ("+".join(["x"] * 300), "expected at most 200 levels of nesting"),
+    ],
+)
+def test_error_names_the_position(source: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Expression(source, ["x", "y", "z"])
+
+
+def test_names_of_python_are_plain_variables() -> None:
+    expression = Expression("print+exec; exec=1")
+    assert expression.variables == {"print"}
+    assert float(expression({"print": 2.0})) == 3.0
+
+
+def test_missing_value_is_named() -> None:
+    with pytest.raises(ValueError, match=r"expected values for \['a', 'b'\], missing \['b'\]"):
+        Expression("a+b")({"a": 1.0})
+
+
+def test_values_broadcast_in_float64() -> None:
+    result = Expression("k*(r-r0)^2")(
+        {"k": torch.tensor([[1.0], [2.0]]), "r": torch.arange(3.0), "r0": 1.0}
+    )
+    assert result.dtype == torch.float64
+    assert result.tolist() == [[1.0, 0.0, 1.0], [2.0, 0.0, 2.0]]
+
+
+def test_integer_powers_of_negative_numbers_have_gradients() -> None:
+    x = torch.tensor([-1.5, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+    for exponent in (1, 2, 3, 7, 16, 20):
+        (gradient,) = torch.autograd.grad(Expression(f"x^{exponent}")({"x": x}).sum(), x)
+        assert torch.allclose(gradient, exponent * x.detach() ** (exponent - 1), rtol=1e-14)
+
+
+def test_the_branch_not_taken_does_not_poison_the_gradient() -> None:
+    # 1/x and sqrt(x) have infinite derivatives at 0; through a definition, too.
+    x = torch.tensor([0.0, 4.0], dtype=torch.float64, requires_grad=True)
+    for source in ("select(x, 1/x, 3*x)", "select(x, a, 3*x); a=1/x"):
+        (gradient,) = torch.autograd.grad(Expression(source)({"x": x}).sum(), x)
+        assert gradient.tolist() == [3.0, -1.0 / 16.0]
+    # negative control: the same, masked by multiplication, is NaN
+    (gradient,) = torch.autograd.grad((torch.where(x != 0, 1 / x, 3 * x)).sum(), x)
+    assert math.isnan(float(gradient[0]))
+
+
+def test_second_derivatives() -> None:
+    x = torch.tensor(1.3, dtype=torch.float64)
+    expression = Expression("2*s6*(s6-2); s6=cube(recip(r2)); r2=square(r)")
+    hessian = torch.autograd.functional.hessian(lambda r: expression({"r": r}), x)
+    exact = 2 * (12 * 13 * 1.3**-14 - 2 * 6 * 7 * 1.3**-8)
+    assert float(hessian) == pytest.approx(exact, rel=1e-13)
