@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from openmm_vtdis.plotting import ess_curve, ess_versus_samples
 from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
+from openmm_vtdis.plotting import ess_curve, ess_versus_samples
 from openmm_vtdis.pretrained.train import reference_frames
 from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import gaussian_mixture

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from openmm_vtdis.plotting import energy_histogram, eta_profile
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate
+from openmm_vtdis.plotting import energy_histogram, eta_profile
 from openmm_vtdis.targets import sample_hmc
 
 OUTPUT = Path("demo-output")

@@ -291,9 +291,13 @@ def _energy_range(
 
 
 def _log_forward_ess(lw: np.ndarray) -> np.ndarray:
-    """log forward ESS of the first 1 .. n log weights."""
+    """log forward ESS of the first 1 .. n log weights; -inf from the first weight of zero on."""
+    alive = np.logical_and.accumulate(lw > -math.inf)
     log_m = np.log(np.arange(1, len(lw) + 1))
-    return 2.0 * log_m - np.logaddexp.accumulate(lw) - np.logaddexp.accumulate(-lw)
+    log_ess = np.full(len(lw), -math.inf)
+    kept, n = lw[alive], int(alive.sum())
+    log_ess[:n] = 2.0 * log_m[:n] - np.logaddexp.accumulate(kept) - np.logaddexp.accumulate(-kept)
+    return log_ess
 
 
 def _log_reverse_ess(lw: np.ndarray) -> np.ndarray:

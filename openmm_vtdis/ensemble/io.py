@@ -157,7 +157,6 @@ def _pack_netcdf(path: Path, arrays: Mapping[str, np.ndarray], document: str) ->
             "a file that ends in .npz"
         )
     file = netCDF4.Dataset(path.name, mode="w", format="NETCDF3_64BIT_OFFSET", memory=1024)
-    file.set_fill_off()
     file.Conventions = "AMBER"
     file.ConventionVersion = "1.0"
     file.application = "OpenMM"

@@ -298,7 +298,8 @@ class WeightedEnsemble:
     def resample(self, n: int | None = None, seed: Seed = None) -> WeightedEnsemble:
         """Draw n samples (default: as many as there are) in proportion to their weights.
 
-        Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times. All log weights
+        Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times, in random order,
+        so that any slice of the result is itself a fair subset. All log weights
         of the result equal log mean w, so that its ``log_z()`` has the same value. Its standard
         errors know nothing of the duplicates: estimate them before resampling.
         """
@@ -308,6 +309,7 @@ class WeightedEnsemble:
         cumulative = np.cumsum(self.weights)
         points = np.minimum((np.arange(n) + offset) / n, np.nextafter(1.0, 0.0))
         index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
+        index = index[torch.randperm(n, generator=generator).numpy()]
         return dataclasses.replace(
             self[index],
             log_weights=np.full(n, self.log_z().value),

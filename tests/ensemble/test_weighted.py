@@ -49,6 +49,17 @@ def squared(x: np.ndarray) -> np.ndarray:
     return (x**2).sum(axis=(1, 2))
 
 
+class Spring:
+    """u = k |x|^2 / 2, infinite beyond |x|^2 = cutoff; no temperature."""
+
+    def __init__(self, k: float, cutoff: float = math.inf) -> None:
+        self.k, self.cutoff = k, cutoff
+
+    def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
+        square = x.square().sum(dim=(1, 2))
+        return torch.where(square > self.cutoff, math.inf, 0.5 * self.k * square)
+
+
 @pytest.fixture(scope="module")
 def ensemble() -> WeightedEnsemble:
     return gaussian(40_000, seed=1, temperature=300.0, metadata={"seed": 1})
@@ -289,17 +300,6 @@ def test_diagnostics_tell_good_weights_from_bad(ensemble: WeightedEnsemble) -> N
 
 
 # -- reweighting ------------------------------------------------------------------------------
-class Spring:
-    """u = k |x|^2 / 2, infinite beyond |x|^2 = cutoff; no temperature."""
-
-    def __init__(self, k: float, cutoff: float = math.inf) -> None:
-        self.k, self.cutoff = k, cutoff
-
-    def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
-        square = x.square().sum(dim=(1, 2))
-        return torch.where(square > self.cutoff, math.inf, 0.5 * self.k * square)
-
-
 def test_reweighting_to_another_hamiltonian(ensemble: WeightedEnsemble) -> None:
     k = 0.9
     stiff = ensemble.reweight(Spring(k))
@@ -442,7 +442,7 @@ def test_observables_must_match_the_samples(ensemble: WeightedEnsemble) -> None:
         ensemble.expectation(np.zeros(7))
     with pytest.raises(ValueError, match=r"expectation: expected one value per sample, .*\(\)"):
         ensemble.expectation(lambda x: x.sum())
-    with pytest.raises(ValueError, match="expectation: expected finite values .* 40000 of 40000"):
+    with pytest.raises(ValueError, match=r"expectation: expected finite values .* 40000 of 40000"):
         ensemble.expectation(lambda x: np.full(len(x), np.nan))
     with pytest.raises(ValueError, match=r"histogram: expected one value per sample, got \(40000,"):
         ensemble.histogram(lambda x: x[:, 0])
