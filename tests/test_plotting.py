@@ -1,69 +1,180 @@
-"""Figures: what is drawn, on which axes; pixels are for the eye."""
+"""Figures hold the numbers they claim to, compose on shared axes, and refuse unfit data."""
 
 from __future__ import annotations
 
-import matplotlib as mpl
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-mpl.use("Agg")
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.patches import StepPatch  # noqa: E402
 
-from openmm_vtdis import plotting
-from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess, reverse_ess
+from openmm_vtdis import plotting  # noqa: E402
+from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess, reverse_ess  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def _close() -> object:
+def closed_figures() -> Iterator[None]:
     yield
     plt.close("all")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ensemble() -> WeightedEnsemble:
-    x = 1.3 * np.random.default_rng(0).standard_normal((2000, 2, 2))
-    square = (x**2).sum(axis=(1, 2))
-    lw = -0.5 * square * (1.0 - 1.0 / 1.69)
-    lw[0] = -np.inf
-    return WeightedEnsemble(x, lw, 0.5 * square)
+    rng = np.random.default_rng(0)
+    x = 1.2 * rng.normal(size=(2000, 2, 3))
+    u = 0.5 * (x**2).sum(axis=(1, 2))
+    lw = -u + u / 1.44
+    x[0], lw[0], u[0] = np.nan, -np.inf, np.inf
+    return WeightedEnsemble(x, lw, u)
 
 
-def test_energy_histogram_draws_three_densities(ensemble: WeightedEnsemble) -> None:
-    ax = plotting.energy_histogram(ensemble, np.random.default_rng(1).gamma(2.0, size=2000))
-    _, labels = ax.get_legend_handles_labels()
-    assert len(labels) == 3
-    assert "energy" in ax.get_xlabel()
-    with pytest.raises(ValueError, match="reference_energies: expected a non-empty, finite"):
-        plotting.energy_histogram(ensemble, [np.nan])
+def stairs(ax: Axes) -> dict[str, StepPatch]:
+    return {p.get_label(): p for p in ax.patches if isinstance(p, StepPatch)}
 
 
-def test_eta_profile_has_a_log_axis_and_a_line_at_one() -> None:
-    ax = plotting.eta_profile(np.geomspace(0.01, 10.0, 21), np.linspace(0.5, 1.0, 20))
+def legend(ax: Axes) -> list[str]:
+    box = ax.get_legend()
+    return [] if box is None else [text.get_text() for text in box.get_texts()]
+
+
+def assert_everything_is_inside(ax: Axes) -> None:
+    low, high = ax.get_ylim()
+    for line in (line for line in ax.lines if line.get_transform() == ax.transData):
+        y = np.asarray(line.get_ydata(), dtype=float)
+        assert low <= y.min()
+        assert y.max() <= high
+    for values in (p.get_data().values for p in ax.patches if isinstance(p, StepPatch)):
+        assert max(values) <= high
+
+
+def test_energy_histogram_holds_the_three_densities(ensemble: WeightedEnsemble) -> None:
+    reference = 0.5 * np.random.default_rng(1).chisquare(6, size=3000)
+    ax = plotting.energy_histogram(ensemble, reference, bins=25)
+    drawn = stairs(ax)
+    values, edges, _ = drawn["generated, reweighted"].get_data()
+    density, _, _ = ensemble.histogram(ensemble.reduced_energies, edges)
+    np.testing.assert_allclose(values, density)
+    assert len(values) == 25
+    raw = drawn["generated, raw"].get_data()
+    expected = np.histogram(ensemble.reduced_energies, edges)[0] / 2000 / np.diff(edges)
+    np.testing.assert_allclose(raw.values, expected)
+    mine = drawn["reference"].get_data()
+    assert (mine.values * np.diff(edges)).sum() == pytest.approx(1.0, abs=0.003)
+    means = {
+        name: np.average(0.5 * (edges[1:] + edges[:-1]), weights=drawn[name].get_data().values)
+        for name in drawn
+        if not name.startswith("_")
+    }
+    assert means["generated, reweighted"] == pytest.approx(means["reference"], abs=0.3)
+    assert means["generated, raw"] > means["reference"] + 0.6
+    assert legend(ax) == ["reference", "generated, raw", "generated, reweighted"]
+    assert "k_\\mathrm{B}T" in ax.get_xlabel()
+    assert ax.get_ylabel() == "probability density"
+    assert ax.get_title() == ""
+    assert_everything_is_inside(ax)
+
+
+def test_energy_histogram_takes_edges_and_shared_axes(ensemble: WeightedEnsemble) -> None:
+    _, ax = plt.subplots()
+    edges = np.array([0.0, 2.0, 4.0, 8.0])
+    assert plotting.energy_histogram(ensemble, ax=ax, bins=edges) is ax
+    np.testing.assert_array_equal(stairs(ax)["generated, raw"].get_data().edges, edges)
+    assert legend(ax) == ["generated, raw", "generated, reweighted"]
+
+
+def test_the_energy_range_ignores_a_few_wild_energies(ensemble: WeightedEnsemble) -> None:
+    u, lw = ensemble.reduced_energies.copy(), ensemble.log_weights.copy()
+    u[1:11], lw[1:11] = 1e12, -1e12
+    wild = WeightedEnsemble(ensemble.positions, lw, u)
+    assert plotting.energy_histogram(wild).get_xlim()[1] < 40.0
+
+
+def test_eta_profile_places_step_n_at_t_n() -> None:
+    times = np.geomspace(0.02, 20.0, 11)
+    eta = np.linspace(1.6, 1.0, 10)
+    ax = plotting.eta_profile(times, eta)
+    profile, unity = ax.lines
+    np.testing.assert_array_equal(profile.get_xdata(), times[1:])
+    np.testing.assert_array_equal(profile.get_ydata(), eta)
+    assert set(unity.get_ydata()) == {1.0}
     assert ax.get_xscale() == "log"
-    assert any(np.all(np.asarray(line.get_ydata()) == 1.0) for line in ax.lines)
-    with pytest.raises(ValueError, match="eta_profile: expected times of shape"):
-        plotting.eta_profile(np.ones(3), np.ones(7))
+    assert legend(ax) == [r"DDPM ($\eta = 1$)"]
+    by_class = plotting.eta_profile(times[1:], np.stack([eta, eta**2], axis=1))
+    assert legend(by_class)[:2] == ["class 0", "class 1"]
+    np.testing.assert_array_equal(by_class.lines[1].get_ydata(), eta**2)
 
 
-def test_ess_curves_share_axes() -> None:
-    _, given = plt.subplots()
-    for label in ("a", "b"):
-        ax = plotting.ess_curve([10, 20], [0.1, 0.2], [0.1, 0.3], label, given)
-        assert ax is given
-    assert len(given.lines) == 4
-    with pytest.raises(ValueError, match="ess_curve: expected n_steps and reverse of one shape"):
-        plotting.ess_curve([10, 20], [0.1, 0.2], [0.1], "a")
+def test_ess_curves_compose() -> None:
+    steps = [50, 100, 200]
+    ax = plotting.ess_curve(steps, [0.1, 0.2, 0.3], [0.1, 0.2, 0.25], "isotropic")
+    assert plotting.ess_curve(steps, [0.7, 0.8, 0.95], label="J", ax=ax) is ax
+    plotting.ess_curve(steps, reverse=[0.0, 0.0, 0.01], label="DDPM", ax=ax)
+    colours = [line.get_color() for line in ax.lines]
+    assert colours[0] == colours[1]
+    assert len(set(colours)) == 3
+    assert set(colours) <= set(plotting.PALETTE)
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "--", "-", "--"]
+    assert legend(ax) == ["isotropic, forward", "isotropic, reverse", "J, forward", "DDPM, reverse"]
+    assert ax.get_ylim()[0] == 0.0
+    assert_everything_is_inside(ax)  # though the second method is above the first
 
 
 def test_ess_versus_samples_ends_at_the_ess_of_all() -> None:
-    lw = np.random.default_rng(0).normal(size=500)
-    ax = plotting.ess_versus_samples({"a": lw}, forward_log_weights={"a": lw})
-    ends = sorted(float(np.asarray(line.get_ydata())[-1]) for line in ax.lines)
-    np.testing.assert_allclose(ends, sorted([forward_ess(lw), reverse_ess(lw)]))
+    rng = np.random.default_rng(0)
+    reverse = {"good": rng.normal(size=3000), "bad": 1e4 * rng.normal(size=500)}
+    reverse["good"][:100] = -np.inf
+    forward = {"good": rng.normal(size=2000), "only forward": rng.normal(size=3)}
+    ax = plotting.ess_versus_samples(reverse, forward_log_weights=forward)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == [
+        "good, forward",
+        "good, reverse",
+        "bad, reverse",
+        "only forward, forward",
+    ]
+    for name, lw, ess in (
+        ("good, forward", forward["good"], forward_ess),
+        ("good, reverse", reverse["good"], reverse_ess),
+        ("bad, reverse", reverse["bad"], reverse_ess),
+        ("only forward, forward", forward["only forward"], forward_ess),
+    ):
+        m, values = (np.asarray(data) for data in lines[name].get_data())
+        assert m[-1] == len(lw)
+        for k in (0, len(m) // 2, -1):
+            assert values[k] == pytest.approx(ess(lw[: m[k]]), abs=1e-12)
+    assert_everything_is_inside(ax)
 
 
-def test_weight_distribution_names_zero_weights(ensemble: WeightedEnsemble) -> None:
-    ax = plotting.weight_distribution(ensemble)
-    _, labels = ax.get_legend_handles_labels()
-    assert any("1 of zero weight" in label for label in labels)
+def test_weight_distribution_accounts_for_every_sample(ensemble: WeightedEnsemble) -> None:
+    ax = plotting.weight_distribution(ensemble, label="VT-DIS")
+    counts, mass = (p.get_data().values for p in list(stairs(ax).values())[1:])
+    assert counts.sum() == pytest.approx(1999 / 2000)
+    assert mass.sum() == pytest.approx(1.0)
+    assert legend(ax)[0].startswith("VT-DIS\nESS ")
+    assert "(1 of zero weight not shown)" in legend(ax)[0]
+    assert_everything_is_inside(ax)
+    flat = WeightedEnsemble(np.zeros((30, 1, 1)), np.full(30, 5.0), np.zeros(30))
+    assert "ESS 100.0%" in legend(plotting.weight_distribution(flat))[0]
+
+
+def test_unfit_data_are_refused(ensemble: WeightedEnsemble) -> None:
+    with pytest.raises(ValueError, match=r"reference_energies: expected .* got shape \(0,\)"):
+        plotting.energy_histogram(ensemble, [])
+    with pytest.raises(ValueError, match="reference_energies: expected a non-empty, finite array"):
+        plotting.energy_histogram(ensemble, [1.0, np.nan])
+    with pytest.raises(ValueError, match=r"eta_profile: expected times .* \(5,\) and \(9,\)"):
+        plotting.eta_profile(np.ones(5), np.ones(9))
+    with pytest.raises(ValueError, match=r"ess_curve: expected n_steps and reverse of one shape"):
+        plotting.ess_curve([1, 2], [0.1, 0.2], [0.1])
+    with pytest.raises(ValueError, match="log_weights: expected finite numbers or -inf"):
+        plotting.ess_versus_samples({"x": [0.0, np.nan]})
+    dead = WeightedEnsemble(np.zeros((3, 1, 1)), np.full(3, -np.inf), np.zeros(3))
+    for draw in (plotting.weight_distribution, plotting.energy_histogram):
+        with pytest.raises(ValueError, match="expected a sample with weight"):
+            draw(dead)
