@@ -39,7 +39,7 @@ def main() -> None:
 
     OUTPUT.mkdir(exist_ok=True)
     ensemble.save(OUTPUT / "dw4.nc")
-    reference = sample_hmc(gen.target, n_chains=2_000, n_samples=5, burn_in=200, seed=1)
+    reference = sample_hmc(gen.target, n_chains=1_000, n_samples=8, burn_in=150, seed=1)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left)

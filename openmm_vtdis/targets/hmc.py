@@ -9,8 +9,10 @@ propose a new configuration, accepted with probability min(1, exp(H_old - H_new)
 H = u(x) + |p|^2 / 2. It leaves pi ∝ exp(-u) invariant exactly, whatever h and L. A non-finite
 energy is never accepted.
 
-During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen. L is drawn
-anew for every proposal, within 25 % of ``n_leapfrog``, so that no periodic orbit resonates with it.
+During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen. Around it
+h is drawn anew for every proposal of every chain, within 50 %, so that a chain in a narrow place
+(two particles in contact) gets out with a small one; and L within 25 % of ``n_leapfrog``, so that
+no periodic orbit resonates with it. Neither draw looks at x: both keep pi invariant.
 
 The samples come with a check that needs no reference value: integrating by parts,
 
