@@ -153,7 +153,7 @@ class DiffusionBoltzmannGenerator:
     def from_pretrained(
         cls, name: str, device: torch.device | str = "cpu"
     ) -> DiffusionBoltzmannGenerator:
-        """A shipped generator: "dw4" or "lj13"."""
+        """A shipped generator; ``openmm_vtdis.pretrained.names()`` lists them."""
         return cls.load(pretrained.path(name), device=device)
 
     # -- properties ---------------------------------------------------------------------------

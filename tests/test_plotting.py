@@ -130,6 +130,7 @@ def test_ess_versus_samples_ends_at_the_ess_of_all() -> None:
     reverse = {"good": rng.normal(size=3000), "bad": 1e4 * rng.normal(size=500)}
     reverse["good"][:100] = -np.inf
     forward = {"good": rng.normal(size=2000), "only forward": rng.normal(size=3)}
+    forward["good"][1200] = -np.inf  # a zero weight: forward ESS 0 from here on
     ax = plotting.ess_versus_samples(reverse, forward_log_weights=forward)
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines) == [

@@ -221,17 +221,40 @@ def two_rings_of_six() -> nx.Graph:
     return ring
 
 
+def shrikhande() -> nx.Graph:
+    """Strongly regular (16, 6, 2, 2), like the rook's graph, and not isomorphic to it."""
+    graph = nx.Graph()
+    for i, j in itertools.product(range(4), repeat=2):
+        graph.add_edges_from(
+            (4 * i + j, 4 * ((i + a) % 4) + (j + b) % 4) for a, b in ((1, 0), (0, 1), (1, 1))
+        )
+    return graph
+
+
+def rook() -> nx.Graph:
+    return nx.cartesian_product(nx.complete_graph(4), nx.complete_graph(4))
+
+
 @pytest.mark.parametrize(
     ("graph", "n_refined", "n_orbits"),
     [
         (nx.frucht_graph(), 1, 12),  # cubic, without any symmetry
         (nx.disjoint_union(nx.cycle_graph(6), nx.cycle_graph(3)), 1, 2),
         (nx.disjoint_union(two_rings_of_five(), two_rings_of_six()), 3, 6),
+        (nx.disjoint_union(shrikhande(), rook()), 1, 2),  # merged even with one node marked
         (nx.petersen_graph(), 1, 1),
         (nx.complete_graph(9), 1, 1),
         (nx.dodecahedral_graph(), 1, 1),
     ],
-    ids=["Frucht", "rings", "decalin and bicyclopentyl", "Petersen", "complete", "dodecahedron"],
+    ids=[
+        "Frucht",
+        "rings",
+        "decalin and bicyclopentyl",
+        "strongly regular",
+        "Petersen",
+        "complete",
+        "dodecahedron",
+    ],
 )
 def test_what_colour_refinement_merges_is_caught(
     graph: nx.Graph, n_refined: int, n_orbits: int

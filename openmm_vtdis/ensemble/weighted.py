@@ -299,9 +299,9 @@ class WeightedEnsemble:
         """Draw n samples (default: as many as there are) in proportion to their weights.
 
         Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times, in random order,
-        so that any slice of the result is itself a fair subset. All log weights
-        of the result equal log mean w, so that its ``log_z()`` has the same value. Its standard
-        errors know nothing of the duplicates: estimate them before resampling.
+        so that any slice of the result is itself a fair subset. All log weights of the result
+        equal log mean w, so that its ``log_z()`` has the same value. Its standard errors know
+        nothing of the duplicates: estimate them before resampling.
         """
         n = checks.positive_integer("n", len(self) if n is None else n)
         generator = make_generator(seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
+
+_ABOUT_NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 
 
 class ContextPool:
@@ -122,7 +125,7 @@ class ContextPool:
             try:
                 state = context.getState(energy=True, forces=want_forces)
             except openmm.OpenMMException as error:
-                if "nan" not in str(error).lower():
+                if not _ABOUT_NAN.search(str(error)):
                     raise
                 continue  # OpenMM met a NaN in this configuration; its results stay NaN
             energies[index] = state.getPotentialEnergy()._value

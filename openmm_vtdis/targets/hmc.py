@@ -9,10 +9,11 @@ propose a new configuration, accepted with probability min(1, exp(H_old - H_new)
 H = u(x) + |p|^2 / 2. It leaves pi ∝ exp(-u) invariant exactly, whatever h and L. A non-finite
 energy is never accepted.
 
-During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen. Around it
-h is drawn anew for every proposal of every chain, within 50 %, so that a chain in a narrow place
-(two particles in contact) gets out with a small one; and L within 25 % of ``n_leapfrog``, so that
-no periodic orbit resonates with it. Neither draw looks at x: both keep pi invariant.
+During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen at its mean
+over the second half. Around it h is drawn anew for every proposal of every chain, within 50 %, so
+that a chain in a narrow place (two particles in contact) gets out with a small one; and L within
+25 % of ``n_leapfrog``, so that no periodic orbit resonates with it. Neither draw looks at x: both
+keep pi invariant.
 
 The samples come with a check that needs no reference value: integrating by parts,
 
@@ -198,12 +199,16 @@ def sample_hmc(
     positions = torch.empty(n_chains, n_samples, space.n_particles, space.n_dims).double()
     energies = torch.empty(n_chains, n_samples, dtype=torch.float64)
     virials = torch.empty(n_chains, n_samples, dtype=torch.float64)
-    acceptance = 0.0
+    acceptance, log_steps = 0.0, []
     for iteration in trange(burn_in + n_samples * thin, disable=not progress, desc="HMC"):
         probability = _propose(target, state, step_size, n_leapfrog, generator)
         if iteration < burn_in:
             gain = _ADAPTATION_RATE / math.sqrt(1.0 + iteration)
             step_size *= math.exp(gain * (probability - _TARGET_ACCEPTANCE))
+            if iteration >= burn_in // 2:
+                log_steps.append(math.log(step_size))
+            if iteration == burn_in - 1:
+                step_size = math.exp(sum(log_steps) / len(log_steps))
             continue
         acceptance += probability / (n_samples * thin)
         k, remainder = divmod(iteration - burn_in + 1, thin)

@@ -184,7 +184,8 @@ def disagreement(
     scale = expected_u.abs() + thermal_energy
     comparable = torch.isfinite(expected_u)
     if not bool((difference <= _AGREEMENT_TOLERANCE * scale)[comparable].all()):
-        worst = int((difference / scale).nan_to_num(torch.inf).argmax())
+        excess = torch.where(comparable, difference / scale, 0.0).nan_to_num(torch.inf)
+        worst = int(excess.argmax())
         return (
             f"the batched energy is {float(u[worst]):.9g} kJ/mol where OpenMM's is "
             f"{float(expected_u[worst]):.9g}"

@@ -28,7 +28,7 @@ def errors(oracle: Oracle, n_steps: int, **options: object) -> torch.Tensor:
 
 
 def test_generated_density_is_the_exact_one(oracle: Oracle) -> None:
-    error = errors(oracle, 60)
+    error = errors(oracle, 120)
     assert float(error.abs().mean()) < 0.12
 
 

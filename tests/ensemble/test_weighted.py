@@ -89,6 +89,23 @@ def test_expectations_are_those_of_the_target(ensemble: WeightedEnsemble) -> Non
     assert by_values.value == ensemble.expectation(squared).value
 
 
+def test_standard_errors_by_hand(ensemble: WeightedEnsemble) -> None:
+    lw = np.log([2.0, 1.0, 1.0])
+    three = WeightedEnsemble(np.zeros((3, 1, 1)), lw, np.zeros(3))
+    estimate = three.expectation([0.0, 1.0, 3.0])
+    assert estimate.value == pytest.approx(1.0)
+    assert estimate.stderr == pytest.approx(math.sqrt(0.25 * 1.0 + 0.0625 * 4.0))
+    assert three.log_z().stderr == pytest.approx(
+        math.sqrt(3.0) / 3.0 / (4.0 / 3.0) / math.sqrt(3.0)
+    )
+    values = squared(ensemble.positions)
+    density, edges, stderr = ensemble.histogram(values, bins=6, range=(2.0, 14.0))
+    for k in range(6):
+        share = ensemble.expectation((values >= edges[k]) & (values < edges[k + 1]))
+        assert density[k] == pytest.approx(share.value / 2.0, rel=1e-9)
+        assert stderr[k] == pytest.approx(share.stderr / 2.0, rel=1e-9)
+
+
 def test_standard_errors_have_the_spread_of_repetitions() -> None:
     repeats = [gaussian(1_000, seed=100 + k) for k in range(400)]
     for estimates, truth in (
@@ -141,6 +158,12 @@ def test_resampling_gives_equally_weighted_target_samples(ensemble: WeightedEnse
     # the control: weights that travel along with the positions count twice
     travelling = resampled.with_log_weights(gaussian_log_weights(resampled.positions)[0])
     assert abs(z_of_resampled(travelling, ensemble.ess)) > 20.0
+
+
+def test_any_slice_of_a_resampled_ensemble_is_fair(ensemble: WeightedEnsemble) -> None:
+    ordered = ensemble[np.argsort(squared(ensemble.positions))]
+    half = ordered.resample(seed=2)[: len(ordered) // 2]
+    assert abs(z_of_resampled(half, ensemble.ess)) < 4.0
 
 
 def test_resampling_takes_energies_along(ensemble: WeightedEnsemble) -> None:

@@ -1,0 +1,290 @@
+"""OpenMMTarget: what it computes, what it refuses, and when it falls back."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from openmm_vtdis import units
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets import OpenMMTarget, Target, batched, double_well, lennard_jones
+from openmm_vtdis.testing import check_target
+from tests.targets.reference import (
+    all_pairs,
+    angle,
+    bonds,
+    by_openmm,
+    configurations,
+    external,
+    system_of,
+)
+
+LENNARD_JONES = "4*(r^-12-r^-6)"
+
+
+def topology_of(n_atoms: int) -> app.Topology:
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    for i in range(n_atoms):
+        topology.addAtom(f"C{i}", app.element.carbon, residue)
+    return topology
+
+
+@pytest.fixture(params=["batched", "contexts"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_reduced_energies_and_forces_are_openmms_over_kt(backend: str) -> None:
+    system = system_of(bonds("k*(r-1)^2", parameters=["k"], values=[[1.0], [2.0], [3.0], [4.0]]))
+    target = OpenMMTarget(system, topology_of(4), 450 * unit.kelvin, backend)
+    kt = units.GAS_CONSTANT * 450
+    x = configurations(12)
+    expected_u, expected_f = by_openmm(system, x)
+    u, f = target.reduced_energy_and_force(x)
+    for value in (u, target.reduced_energy(x)):
+        assert value.shape == (12,)
+        assert value.dtype == torch.float64
+        assert torch.allclose(value, expected_u / kt, rtol=1e-12)
+    assert torch.allclose(f, expected_f / kt, rtol=1e-11, atol=1e-11)
+    check_target(target, x)
+
+
+def test_two_dimensions_live_at_z_zero(backend: str) -> None:
+    system = system_of(all_pairs(LENNARD_JONES))
+    target = OpenMMTarget(system, n_dims=2, backend=backend)
+    x = configurations(8, n_dims=2)
+    expected_u, expected_f = by_openmm(system, x)
+    u, f = target.reduced_energy_and_force(x)
+    kt = units.thermal_energy(300)
+    assert target.space == Space(4, 2, centred=True)
+    assert torch.allclose(u, expected_u / kt, rtol=1e-11)
+    assert f.shape == (8, 4, 2)
+    assert torch.allclose(f, expected_f[:, :, :2] / kt, rtol=1e-10, atol=1e-10)
+    assert not bool(expected_f[:, :, 2].any())
+
+
+def test_gradients_flow_through_both_backends(backend: str) -> None:
+    target = OpenMMTarget(system_of(all_pairs(LENNARD_JONES)), backend=backend)
+    x = configurations(5).requires_grad_(True)
+    (gradient,) = torch.autograd.grad((2.0 * target.reduced_energy(x)).sum(), x)
+    _, force = target.reduced_energy_and_force(x)
+    assert torch.allclose(gradient, -2.0 * force, rtol=1e-12)
+    assert not force.requires_grad
+
+
+def test_non_finite_samples_stay_alone(backend: str) -> None:
+    target = OpenMMTarget(system_of(all_pairs(LENNARD_JONES)), backend=backend)
+    x = configurations(4)
+    clean = target.reduced_energy(x)
+    x[1, 0, 0] = torch.nan
+    x[2, 0, 0] = torch.inf
+    u, f = target.reduced_energy_and_force(x)
+    assert torch.isnan(u).tolist() == [False, True, True, False]
+    assert torch.isnan(f).flatten(1).all(dim=1).tolist() == [False, True, True, False]
+    assert torch.equal(u[[0, 3]], clean[[0, 3]])
+    assert torch.isnan(target.reduced_energy(x)).tolist() == [False, True, True, False]
+
+
+def test_the_target_keeps_its_own_system() -> None:
+    system = system_of(all_pairs("r"))
+    target = OpenMMTarget(system, backend="contexts", n_threads=1)
+    x = configurations(2)
+    before = target.reduced_energy(x)
+    system.removeForce(0)
+    assert target.system is not system
+    assert target.system.getNumForces() == 1
+    assert torch.equal(target.reduced_energy(x), before)
+
+
+def test_properties() -> None:
+    topology = topology_of(4)
+    target = OpenMMTarget(system_of(all_pairs("r")), topology, 310.0)
+    assert (target.temperature, target.backend, target.topology) == (310.0, "batched", topology)
+    assert target.masses.tolist() == [1.0] * 4
+    assert repr(target) == ("OpenMMTarget(4 particles in 3 dimensions, 310 K, backend='batched')")
+    assert OpenMMTarget(system_of(all_pairs("r"))).temperature == 300.0
+
+
+def test_construction_is_fast() -> None:
+    benchmark = lennard_jones()
+    start = time.perf_counter()
+    benchmark.target()
+    assert time.perf_counter() - start < 0.5
+
+
+def test_default_forces_are_the_gradient() -> None:
+    class Spring(Target):
+        space = Space(2, 1)
+
+        def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.5 * (x[:, 0] - x[:, 1]).square().sum(dim=1)
+
+    x = torch.tensor([[[1.0], [-2.0]]], dtype=torch.float64)
+    u, f = Spring().reduced_energy_and_force(x)
+    assert (u.tolist(), f.tolist()) == ([4.5], [[[-3.0], [3.0]]])
+    assert not u.requires_grad
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused
+
+
+def constrained() -> openmm.System:
+    system = system_of(all_pairs("r"))
+    system.addConstraint(0, 1, 0.1)
+    return system
+
+
+def with_virtual_site() -> openmm.System:
+    system = system_of(all_pairs("r"))
+    system.setParticleMass(2, 0.0)
+    system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    return system
+
+
+def periodic() -> openmm.System:
+    force = openmm.NonbondedForce()
+    force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    for _ in range(4):
+        force.addParticle(0.0, 0.3, 1.0)
+    return system_of(force)
+
+
+def one_odd_particle() -> openmm.System:
+    return system_of(all_pairs(LENNARD_JONES), bonds("r", [(0, 1)]))
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (constrained, r"expected no constraints, got 1; build the System with constraints=None"),
+        (with_virtual_site, r"expected no virtual sites, got 1 \(the first is particle 2\)"),
+        (periodic, "expected a system without periodic boundaries, got a periodic one"),
+        (lambda: system_of(n_particles=1), "expected at least 2 particles, got 1"),
+        (
+            lambda: system_of(all_pairs("r"), external("x^2+y^2+z^2")),
+            r"invariant under translation, got CustomExternalForce \(force 1\)",
+        ),
+        (
+            lambda: system_of(all_pairs("r"), external("1e-3*z")),
+            r"invariant under translation, got CustomExternalForce \(force 1\)",
+        ),
+        (one_odd_particle, r"not identical: give a topology \(CustomBondForce \(force 1\)"),
+        (
+            lambda: system_of(all_pairs("sqrt(-1-r)")),
+            r"expected finite energies, got none from CustomBondForce \(force 0\)",
+        ),
+    ],
+)
+def test_unsuitable_systems_are_refused(system, message: str, backend: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OpenMMTarget(system(), backend=backend)
+
+
+def test_a_force_that_notices_rotations_only_is_named() -> None:
+    """Dipoles in a field: invariant under translation, not under rotation."""
+    force = openmm.CustomCompoundBondForce(2, "x1-x2")
+    for i in range(4):
+        force.addBond([i, (i + 1) % 4], [])
+    force.addBond([0, 2], [])
+    message = r"invariant under rotation, got CustomCompoundBondForce \(force 1\)"
+    with pytest.raises(ValueError, match=message):
+        OpenMMTarget(system_of(all_pairs("r"), force), topology_of(4))
+
+
+def test_different_particles_are_welcome_with_a_topology() -> None:
+    target = OpenMMTarget(one_odd_particle(), topology_of(4))
+    check_target(target, configurations(4))
+
+
+@pytest.mark.parametrize("value", [0.0, -300.0, float("nan"), float("inf"), "warm"])
+def test_bad_temperatures(value: object) -> None:
+    with pytest.raises(ValueError, match="temperature: expected"):
+        OpenMMTarget(system_of(all_pairs("r")), temperature=value)  # type: ignore[arg-type]
+
+
+def test_bad_arguments() -> None:
+    system = system_of(all_pairs("r"))
+    with pytest.raises(ValueError, match="topology: expected 4 atoms like the System, got 5"):
+        OpenMMTarget(system, topology_of(5))
+    with pytest.raises(ValueError, match="backend: expected one of 'auto', 'batched', 'contexts'"):
+        OpenMMTarget(system, backend="cuda")
+    with pytest.raises(ValueError, match="n_dims"):
+        OpenMMTarget(system, n_dims=4)
+    target = OpenMMTarget(system)
+    for x in (torch.zeros(4, 3), torch.zeros(1, 5, 3), torch.zeros(1, 4, 2)):
+        with pytest.raises(ValueError, match=r"x: expected positions of shape \(B, 4, 3\) in nm"):
+            target.reduced_energy(x)
+        with pytest.raises(ValueError, match=r"x: expected positions of shape \(B, 4, 3\) in nm"):
+            target.reduced_energy_and_force(x)
+
+
+# ---------------------------------------------------------------------------------------------
+# Fallback
+
+
+def test_fallback_says_which_force(caplog: pytest.LogCaptureFixture) -> None:
+    system = system_of(all_pairs(LENNARD_JONES), angle())
+    with caplog.at_level(logging.WARNING):
+        target = OpenMMTarget(system, topology_of(4))
+    assert [record.name for record in caplog.records] == ["openmm_vtdis.targets.target"]
+    assert "HarmonicAngleForce" in caplog.text
+    assert target.backend == "contexts"
+    x = configurations(4)
+    expected, _ = by_openmm(system, x)
+    assert torch.allclose(target.reduced_energy(x) * units.thermal_energy(300), expected)
+
+
+def test_no_fallback_is_silent_about_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert double_well().target().backend == "batched"
+        assert double_well().target(backend="contexts").backend == "contexts"
+    assert not caplog.records
+
+
+def test_batched_on_demand_is_batched_or_an_error() -> None:
+    message = r"backend='batched': .*HarmonicAngleForce.*use backend='contexts'"
+    with pytest.raises(ValueError, match=message):
+        OpenMMTarget(system_of(angle()), topology_of(4), backend="batched")
+
+
+class ShiftedPairs(batched.PairTerm):
+    """Negative control: a translation that is wrong by a part in 10,000."""
+
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
+        return 1.0001 * super().forward(coordinates)
+
+
+class WrongGradient(batched.PairTerm):
+    """Negative control: the right energy with half the force."""
+
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
+        energy = super().forward(coordinates)
+        return energy.detach() + 0.5 * (energy - energy.detach())
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (ShiftedPairs, "the batched energy is .* where OpenMM's is"),
+        (WrongGradient, "forces differ"),
+    ],
+)
+def test_a_wrong_translation_is_never_used(
+    term: type[batched.PairTerm],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(batched, "PairTerm", term)
+    with pytest.raises(ValueError, match=message):
+        lennard_jones().target(backend="batched")
+    target = lennard_jones().target()
+    assert target.backend == "contexts"
+    assert "no batched energy" in caplog.text
