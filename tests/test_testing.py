@@ -75,7 +75,8 @@ def test_a_free_space_has_no_symmetries_to_check() -> None:
         (altered(force=lambda u, f: (u + 0.1, f)), "reduced_energy_and_force to agree"),
         (altered(force=lambda u, f: (u, f[:, :, :1])), r"the force of .* expected shape \(5, 4, 2"),
         (altered(force=lambda u, f: (u, f.float())), "the force of .* expected torch.float64"),
-        (altered(lambda u, x: u + 0.1 * x.double()[:, :, 0].square().sum(1)), "under rotation"),
+        (altered(lambda u, x: u + x.double()[:, 0, 0]), "invariant under translation"),
+        (altered(lambda u, x: u + x.double()[:, :2, 0].diff(dim=1)[:, 0]), "under rotation"),
         (altered(lambda u, x: u.nan_to_num(0.0)), "expected energy NaN .* got 0.0"),
         (
             altered(lambda u, x: u + 0.0 * u.detach().sum()),
