@@ -30,9 +30,10 @@ def harmonic_bonds() -> openmm.HarmonicBondForce:
 
 def custom_bonds() -> openmm.CustomBondForce:
     rows = [[1.0, 0.4], [2.5, 0.4], [0.3, 0.4], [-1.0, 0.4]]
-    source = "scale*depth*(1-exp(-a*(r-r0)))^2; r0=1+shift/10; shift=select(step(r-1), 1, 2)"
+    source = "scale*depth*(top-exp(-a*(r-r0)))^2; r0=1+shift/10; shift=select(step(r-1), 1, 2)"
     force = bonds(source, parameters=["depth", "a"], values=rows)
     force.addGlobalParameter("scale", 1.7)
+    force.addGlobalParameter("top", 1.1)
     return force
 
 

@@ -122,6 +122,17 @@ def test_non_finite_proposals_are_never_accepted() -> None:
     assert float(data.positions.square().sum(dim=(1, 2)).max()) < 1.44
 
 
+def test_a_finite_energy_with_a_broken_force_is_not_accepted_either() -> None:
+    class BrokenForce(Cliff):
+        def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return 0.5 * x.square().sum(dim=(1, 2)), torch.where(x.abs() < 1.2, -x, torch.nan)
+
+    data = short(BrokenForce(), initial=torch.zeros(2, 1))
+    assert math.isfinite(data.report.step_size)
+    assert 0.0 < data.report.acceptance < 1.0
+    assert float(data.positions.abs().max()) < 1.2
+
+
 # ---------------------------------------------------------------------------------------------
 # Negative controls: the checks above notice what they are there to notice
 

@@ -14,7 +14,7 @@ from tests.targets.reference import configurations
 
 
 def mixture(space: Space, seed: int = 0) -> GaussianMixture:
-    means = configurations(3, space.n_particles, space.n_dims, seed)
+    means = configurations(3, space.n_particles, space.n_dims, seed) + 0.7
     return GaussianMixture(means, [0.3, 0.5, 0.8], [1.0, 2.0, 1.0], space)
 
 
