@@ -46,6 +46,9 @@ class TrainingConfig:
         Largest gradient norm.
     log_t_mean, log_t_std, t_min, t_max
         log t ~ Normal(mean, std), clipped to [log t_min, log t_max], in units of the data's scale.
+    precision
+        "float32", or "bfloat16" for the matrix products of a training step (weights, their average
+        and the held-out loss stay float32): two to three times faster on most hardware.
     seed
         Of the batches and noise.
     """
@@ -61,6 +64,7 @@ class TrainingConfig:
     log_t_std: float = 1.4
     t_min: float = 1e-3
     t_max: float = 40.0
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +73,7 @@ class TrainingConfig:
         for name in ("learning_rate", "final_learning_rate", "gradient_clip", "log_t_std", "t_min"):
             checks.positive_number(name, getattr(self, name))
         checks.fraction("ema_decay", self.ema_decay)
+        checks.choice("precision", self.precision, ("float32", "bfloat16"))
         if self.t_max <= self.t_min:
             raise ValueError(f"expected t_min < t_max, got {self.t_min} and {self.t_max}")
 
@@ -200,7 +205,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.iteration)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.denoiser.loss(clean, levels, noise).mean()
+        mixed = config.precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            loss = self.denoiser.loss(clean, levels, noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
         value = float(loss.detach())

@@ -37,7 +37,7 @@ class Recipe:
         Its size.
     n_iterations, batch_size
         Of the training.
-    n_chains, n_samples, burn_in, thin
+    n_chains, n_samples, burn_in, thin, n_leapfrog
         Of the Hamiltonian Monte Carlo that makes the data.
     n_steps, t_min, t_max
         Of the grid that the archive is tuned for; the ends in model units.
@@ -50,14 +50,15 @@ class Recipe:
     n_samples: int
     burn_in: int
     thin: int
+    n_leapfrog: int
     n_steps: int
     t_min: float | None = None
     t_max: float | None = None
 
 
 RECIPES: dict[str, Recipe] = {
-    "dw4": Recipe("egnn-4x128", 6_000, 256, 10_000, 10, 300, 10, 100),
-    "lj13": Recipe("egnn-4x64", 2_500, 256, 5_000, 20, 500, 10, 200),
+    "dw4": Recipe("egnn-4x128", 20_000, 256, 10_000, 10, 1_000, 20, 10, 100),
+    "lj13": Recipe("egnn-4x64", 26_000, 256, 2_000, 50, 2_000, 20, 20, 200),
 }
 
 
@@ -77,6 +78,7 @@ def reference_frames(name: str, split: str, folder: Path = Path("runs")) -> np.n
             n_samples=recipe.n_samples,
             burn_in=recipe.burn_in,
             thin=recipe.thin,
+            n_leapfrog=recipe.n_leapfrog,
             seed=TRAIN_SEED if split == "train" else TEST_SEED,
         )
         folder.mkdir(exist_ok=True)
@@ -121,12 +123,13 @@ def main() -> None:
         recipe.n_iterations,
         checkpoint=f"runs/{options.name}.ckpt",
         batch_size=recipe.batch_size,
+        precision="bfloat16",
         seed=MODEL_SEED,
     )
     report = gen.tune(
         train,
         recipe.n_steps,
-        n_trajectories=20_000,
+        n_trajectories=10_000,
         t_min=recipe.t_min,
         t_max=recipe.t_max,
         seed=MODEL_SEED,
