@@ -105,8 +105,8 @@ def main() -> None:
     if options.iterations:
         recipe = dataclasses.replace(recipe, n_iterations=options.iterations)
     train = reference_frames(options.name, "train")
-    reference_frames(options.name, "test")
     if options.data_only:
+        reference_frames(options.name, "test")
         return
     system = build_system(options.name)
     torch.manual_seed(MODEL_SEED)
