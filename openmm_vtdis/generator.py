@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ from torch import Tensor
 
 from openmm_vtdis import checks, pretrained, storage
 from openmm_vtdis.diffusion import ode, tuning
-from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
+from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule, default_range, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
-from openmm_vtdis.diffusion.tuning import TuningReport
-from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
+from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
+from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames
 from openmm_vtdis.networks import build_network, describe_network, parse_size
 from openmm_vtdis.random import Seed, make_generator
@@ -172,6 +171,13 @@ class DiffusionBoltzmannGenerator:
         """D(x, t) in model units."""
         return self._denoiser
 
+    def model_energy(self, x: Tensor) -> Tensor:
+        """Minus the log density of configurations in model units, up to log Z: (B, M, D) -> (B,).
+
+        u(length x) - d log(length): the change of units carries its Jacobian here.
+        """
+        return self.target.reduced_energy(x * self._scale).cpu() - self._log_jacobian
+
     # -- training -----------------------------------------------------------------------------
     def train(
         self,
@@ -266,88 +272,46 @@ class DiffusionBoltzmannGenerator:
             "convex" (one pass, L-BFGS) or "sgd" (the paper's: ``sgd_iterations`` Adam steps of
             ``sgd_batch_size`` fresh trajectories).
         """
-        began = time.perf_counter()
         self._check_trained("tune")
-        checks.choice("objective", objective, (*tuning.OBJECTIVES, "ddpm"))
-        checks.choice("method", method, ("convex", "sgd"))
         n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
-        n_trajectories = checks.positive_integer("n_trajectories", n_trajectories, minimum=100)
-        frames = self._frames("tune", traj, minimum=10)
-        generator = make_generator(seed, self.device)
-        grid = self._grid(schedule, n_steps, t_min, t_max, rho, frames)
+        config = TuningConfig(
+            objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
+        )
         options: dict[str, Any] = {"rank": rank} if covariance == "low-rank" else {}
         family = make_covariance(covariance, self.space, self.labels, **options)
-        kernel = DiffusionKernel.ddpm(self._denoiser, grid)
-        n_test_frames = max(1, len(frames) // 5)
-        pools = frames[:-n_test_frames], frames[-n_test_frames:]
-        n_test = n_trajectories // 5
-        size = batch_size or self._batch_size()
-
-        def collect(kind: Covariance, pool: Tensor, n: int, show: bool) -> tuning.Trajectories:
-            index = torch.randint(len(pool), (n,), generator=generator, device=generator.device)
-            x = pool[index.cpu()]
-            paths = forward_paths(kernel, x / self._scale, generator, kind, size, show)
-            base = paths.log_forward - self.target.reduced_energy(x).cpu() + self._log_jacobian
-            return tuning.Trajectories(base, paths.statistics)  # type: ignore[arg-type]
-
-        evaluations = n_trajectories * n_steps
-        if tune_mean:
-            gains = tuning.GainStatistics(self.space, self.labels, torch.zeros(1, 1))
-            data = collect(gains, pools[0], n_trajectories - n_test, progress)
-            fitted = tuning.fit(gains, data, grid, objective if objective != "ddpm" else "kl")
-            kernel = kernel.with_gains(fitted.covariance.gains)  # type: ignore[attr-defined]
-            evaluations += (n_trajectories - n_test) * n_steps
-        data = collect(family, pools[0], n_trajectories - n_test, progress)
-        test = collect(family, pools[1], n_test, progress)
-        n_validation = n_trajectories // 10
-        train, validation = data[:-n_validation], data[-n_validation:]
-        if objective == "ddpm":
-            identity = DiffusionKernel.ddpm(self._denoiser, grid).covariance
-            if covariance != "isotropic":
-                raise ValueError('covariance: expected "isotropic" with objective="ddpm"')
-            fit = tuning.Fit(identity, math.nan, 0, 0.0)
-        elif method == "convex":
-            fit = tuning.fit(family, train, grid, objective, validation)
-        else:
-            fit = tuning.fit_sgd(
-                family,
-                lambda n: collect(family, pools[0], n, False),
-                grid,
-                make_covariance("isotropic", self.space, self.labels).initial(
-                    torch.full((1, n_steps, 1), float(self.space.dim)), grid
-                )
-                if covariance == "isotropic"
-                else family.initial(train.statistics, grid),
-                objective,
-                sgd_iterations,
-                sgd_batch_size,
-                progress=progress,
-            )
-            evaluations += sgd_iterations * sgd_batch_size * n_steps
-        self.kernel = kernel.with_covariance(fit.covariance)
-        return TuningReport(
-            forward_ess_train=forward_ess(tuning.log_weights(fit.covariance, train, grid).numpy()),
-            forward_ess_test=forward_ess(tuning.log_weights(fit.covariance, test, grid).numpy()),
-            eta=fit.covariance.eta(grid).detach().numpy(),
-            times=np.asarray(grid.times),
-            objective=objective,
-            n_network_evaluations=evaluations,
-            n_trajectories=n_trajectories,
-            n_iterations=fit.n_iterations,
-            fit_seconds=fit.seconds,
-            seconds=time.perf_counter() - began,
+        frames = self._frames("tune", traj, minimum=10) / self._scale
+        grid = self._grid(schedule, n_steps, t_min, t_max, rho, frames)
+        self.kernel, report = tuning.tune(
+            DiffusionKernel.ddpm(self._denoiser, grid),
+            family,
+            self.model_energy,
+            frames,
+            make_generator(seed, self.device),
+            config,
+            batch_size or self._batch_size(),
+            progress,
         )
+        return report
 
     # -- sampling -----------------------------------------------------------------------------
     def sample(
-        self, n: int, *, seed: Seed = None, batch_size: int | None = None, progress: bool = True
+        self,
+        n: int,
+        *,
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
     ) -> WeightedEnsemble:
         """Draw n weighted samples by the tuned reverse diffusion.
+
+        ``n_steps`` other than the tuned number needs a covariance that holds for any grid
+        ("time-network").
 
         A sample whose energy is NaN or infinite gets log w = -inf and is counted by
         ``diagnostics()``; it never gets weight and never ends a batch.
         """
-        kernel = self._tuned("sample")
+        kernel = self._tuned("sample", n_steps)
         n = checks.positive_integer("n", n)
         generator = make_generator(seed, self.device)
         size = batch_size or self._batch_size()
@@ -390,6 +354,7 @@ class DiffusionBoltzmannGenerator:
         self,
         traj: Frames,
         *,
+        n_steps: int | None = None,
         seed: Seed = None,
         batch_size: int | None = None,
         progress: bool = True,
@@ -399,12 +364,12 @@ class DiffusionBoltzmannGenerator:
         ``ensemble.forward_ess`` of the result is the forward ESS; together with ``sample()`` they
         give log Z by BAR.
         """
-        kernel = self._tuned("noise")
+        kernel = self._tuned("noise", n_steps)
         x = self._frames("noise", traj)
         generator = make_generator(seed, self.device)
         size = batch_size or self._batch_size()
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
-        return self._log_weights(x, paths.log_ratio).numpy()
+        return self._log_weights(self.target.reduced_energy(x).cpu(), paths.log_ratio).numpy()
 
     def noise_ode(
         self,
@@ -426,7 +391,7 @@ class DiffusionBoltzmannGenerator:
             self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
         )  # fmt: skip
-        return self._log_weights(x, -log_p).numpy()
+        return self._log_weights(self.target.reduced_energy(x).cpu(), -log_p).numpy()
 
     # -- archive ------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -528,11 +493,11 @@ class DiffusionBoltzmannGenerator:
         if self.length is None:
             raise ValueError(f"{action}: expected a trained generator; call train() first")
 
-    def _tuned(self, action: str) -> DiffusionKernel:
+    def _tuned(self, action: str, n_steps: int | None = None) -> DiffusionKernel:
         self._check_trained(action)
         if self.kernel is None:
             raise ValueError(f"{action}: expected a tuned generator; call tune() first")
-        return self.kernel
+        return self.kernel if n_steps is None else self.kernel.resampled(n_steps)
 
     def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
         return read_frames(name, traj, self.space, self.topology, minimum)
@@ -547,7 +512,7 @@ class DiffusionBoltzmannGenerator:
         frames: Tensor,
     ) -> Schedule:
         if t_min is None or t_max is None:
-            x = frames[:: max(1, len(frames) // 512)]
+            x = frames[:: max(1, len(frames) // 512)] * self._scale
             force = self.target.reduced_energy_and_force(x)[1] * self._scale
             moments = self.space.reduce(force).pow(4).mean(dim=0)
             low, high = default_range(self.space.dim, moments)
@@ -576,19 +541,17 @@ class DiffusionBoltzmannGenerator:
             "options": covariance.options,
         }
 
-    def _log_weights(self, x: Tensor, log_ratio: Tensor) -> Tensor:
-        energy = self.target.reduced_energy(x).cpu()
-        log_w = -energy + log_ratio + self._log_jacobian
-        return torch.where(torch.isfinite(energy) & torch.isfinite(log_w), log_w, -math.inf)
+    def _log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
+        """log w, with -inf where an energy is NaN or infinite."""
+        log_w = -energies + log_ratio + self._log_jacobian
+        return torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
 
     def _weigh(self, x: Tensor, log_ratio: Tensor, metadata: dict[str, Any]) -> WeightedEnsemble:
         positions = x * self._scale
         energies = self.target.reduced_energy(positions).cpu()
-        log_w = -energies + log_ratio + self._log_jacobian
-        log_w = torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
         return WeightedEnsemble(
             positions.numpy(),
-            log_w.numpy(),
+            self._log_weights(energies, log_ratio).numpy(),
             energies.numpy(),
             temperature=self.temperature,
             topology=self.topology,

@@ -56,7 +56,7 @@ class DiffusionKernel:
     @classmethod
     def ddpm(cls, denoiser: Denoiser, schedule: Schedule) -> DiffusionKernel:
         """The untuned kernel, Sigma_n = v_n I."""
-        return cls(denoiser, schedule, Isotropic.untuned(denoiser.space, schedule.n_steps))
+        return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule))
 
     def with_covariance(self, covariance: Covariance) -> DiffusionKernel:
         """The same kernel with another covariance."""
@@ -65,6 +65,18 @@ class DiffusionKernel:
     def with_gains(self, gains: Tensor) -> DiffusionKernel:
         """The same kernel with other mean coefficients k_n, shape (N,)."""
         return dataclasses.replace(self, gains=gains)
+
+    def resampled(self, n_steps: int) -> DiffusionKernel:
+        """The same kernel on a grid of another number of steps, see :meth:`Schedule.resampled`.
+
+        Raises
+        ------
+        ValueError
+            If the covariance or the mean coefficients were fitted step by step.
+        """
+        if n_steps == self.schedule.n_steps:
+            return self
+        return dataclasses.replace(self, schedule=self.schedule.resampled(n_steps))
 
     @property
     def space(self) -> Space:

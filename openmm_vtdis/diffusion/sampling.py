@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from openmm_vtdis.diffusion.covariance import Covariance
+from openmm_vtdis.diffusion.covariance import Fittable
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.random import derive_seed, make_generator
 
@@ -100,7 +100,7 @@ def forward_paths(
     kernel: DiffusionKernel,
     x_0: Tensor,
     generator: torch.Generator,
-    family: Covariance | None = None,
+    family: Fittable | None = None,
     batch_size: int = 1024,
     progress: bool = True,
 ) -> ForwardPaths:

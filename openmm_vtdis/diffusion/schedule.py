@@ -63,6 +63,14 @@ class Schedule:
         levels[0], levels[-1] = t_min, t_max
         return cls(tuple(levels))
 
+    def resampled(self, n_steps: int) -> Schedule:
+        """The same ends and the same density of levels over log t, in another number of steps."""
+        n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
+        here, there = np.linspace(0.0, 1.0, self.n_steps + 1), np.linspace(0.0, 1.0, n_steps + 1)
+        levels = np.exp(np.interp(there, here, np.log(self.times)))
+        levels[0], levels[-1] = self.times[0], self.times[-1]
+        return Schedule(tuple(levels))
+
     @property
     def n_steps(self) -> int:
         """N, the number of network evaluations per trajectory."""
@@ -72,6 +80,12 @@ class Schedule:
     def tensor(self) -> Tensor:
         """The levels as a float64 tensor, shape (N + 1,)."""
         return torch.tensor(self.times, dtype=torch.float64)
+
+    @property
+    def pairs(self) -> Tensor:
+        """(t_{n-1}, t_n) for n = 1..N, shape (N, 2)."""
+        t = self.tensor
+        return torch.stack([t[:-1], t[1:]], dim=1)
 
     @property
     def ratios(self) -> Tensor:

@@ -1,20 +1,10 @@
-r"""Fitting the reverse covariance from one pass of forward trajectories.
+r"""Tuning from frames to a kernel: simulate forward trajectories once, fit, judge on others.
 
-The log weight of a forward trajectory is a part that does not depend on the covariance plus the
-family's cost, log w_i = b_i + c_i(phi), with c_i = -sum_n log p(x_{n-1} | x_n) a function of the
-sufficient statistics alone. The objectives are
-
-    alpha = 2   log mean_i exp(log w_i)     minimised where the forward ESS is largest (Eq. 10)
-    KL          mean_i log w_i              (alpha = 1)
-
-Both are convex in the precision for the isotropic, diagonal and block families, because c_i is
-convex and log-mean-exp is convex and non-decreasing. L-BFGS then finds the global optimum in a
-second, from statistics that were collected once; :func:`fit_sgd` is the paper's own procedure
-(Algorithm 1), thousands of steps with fresh trajectories, kept for comparison.
-
-The mean coefficients k_n are fitted together with an isotropic covariance: with a = x_{n-1} - x_n
-and b = D - x_n, the cost lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2,
-kappa = lambda k, is jointly convex in (lambda, kappa).
+The frames are split in time: trajectories that are fitted, and those that stop the fit early,
+start from the first four fifths; those of the report start from the last fifth, which no fit
+sees. What is kept of a trajectory is the part of its log weight that does not depend on the
+covariance, and the family's sufficient statistics, so that memory grows with trajectories x steps
+and not with positions (:mod:`~openmm_vtdis.diffusion.fitting` has the optimisation).
 """
 
 from __future__ import annotations
@@ -26,57 +16,58 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
-from tqdm import tqdm
 
 from openmm_vtdis import checks
-from openmm_vtdis.diffusion.covariance import Covariance, ReverseStep
-from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.covariance import Covariance, Fittable
+from openmm_vtdis.diffusion.fitting import (
+    OBJECTIVES,
+    Fit,
+    MeanGains,
+    Trajectories,
+    fit,
+    fit_sgd,
+    log_weights,
+    objective_value,
+)
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.sampling import forward_paths
 
-OBJECTIVES = ("alpha2", "kl")
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """What a fit needs of forward trajectories.
-
-    Attributes
-    ----------
-    base
-        (S,) b_i = -u(x_0) + sum log q - log p(x_N), plus the Jacobian of the length scale.
-    statistics
-        (S, N, F) of the family to be fitted.
-    """
-
-    base: Tensor
-    statistics: Tensor
-
-    def __getitem__(self, index: slice | Tensor) -> Trajectories:
-        return Trajectories(self.base[index], self.statistics[index])
-
-    def __len__(self) -> int:
-        return len(self.base)
+Energy = Callable[[Tensor], Tensor]
+"""Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64."""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Result of a fit.
+class TuningConfig:
+    """Settings of one tuning run.
 
     Attributes
     ----------
-    covariance
-        The family with fitted parameters.
     objective
-        Value on the trajectories it was fitted to.
-    n_iterations, seconds
-        Optimiser iterations and wall time.
+        "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
+    n_trajectories
+        Forward trajectories in all: 7/10 fitted, 1/10 for early stopping, 2/10 for the report.
+    tune_mean
+        Fit the mean coefficients k_n first, in a pass of its own.
+    method
+        "convex" (one pass, L-BFGS) or "sgd" (the paper's: Adam on fresh trajectories).
+    sgd_iterations, sgd_batch_size
+        Steps of the latter, and fresh trajectories in each.
     """
 
-    covariance: Covariance
-    objective: float
-    n_iterations: int
-    seconds: float
+    objective: str = "alpha2"
+    n_trajectories: int = 10_000
+    tune_mean: bool = False
+    method: str = "convex"
+    sgd_iterations: int = 5000
+    sgd_batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        checks.choice("objective", self.objective, (*OBJECTIVES, "ddpm"))
+        checks.choice("method", self.method, ("convex", "sgd"))
+        checks.positive_integer("n_trajectories", self.n_trajectories, minimum=100)
+        checks.positive_integer("sgd_iterations", self.sgd_iterations)
+        checks.positive_integer("sgd_batch_size", self.sgd_batch_size)
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ class TuningReport:
     n_network_evaluations
         Configurations that went through the network.
     n_trajectories
-        Trajectories simulated, held-out ones included.
+        Trajectories simulated in all, held-out ones included.
     n_iterations, fit_seconds, seconds
         Of the optimiser; its wall time; wall time of the whole call.
     """
@@ -122,188 +113,107 @@ class TuningReport:
         )
 
 
-def objective_value(log_weights: Tensor, objective: str) -> Tensor:
-    """alpha2: log mean w; kl: mean log w. (S,) -> scalar."""
-    checks.choice("objective", objective, OBJECTIVES)
-    if objective == "kl":
-        return log_weights.mean()
-    return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+def collect(
+    kernel: DiffusionKernel,
+    family: Fittable,
+    energy: Energy,
+    frames: Tensor,
+    n: int,
+    generator: torch.Generator,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Trajectories:
+    """Simulate n forward trajectories from frames (model units) drawn with replacement."""
+    index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
+    x = frames[index.cpu()]
+    paths = forward_paths(kernel, x, generator, family, batch_size, progress)
+    return Trajectories(paths.log_forward - energy(x), paths.statistics)  # type: ignore[arg-type]
 
 
-def log_weights(covariance: Covariance, trajectories: Trajectories, schedule: Schedule) -> Tensor:
-    """log w of forward trajectories under a fitted covariance, (S,)."""
-    return trajectories.base + covariance.cost(
-        covariance.parameters, trajectories.statistics, schedule
-    )
-
-
-def fit(
+def tune(
+    kernel: DiffusionKernel,
     family: Covariance,
-    trajectories: Trajectories,
-    schedule: Schedule,
-    objective: str = "alpha2",
-    validation: Trajectories | None = None,
-    start: Tensor | None = None,
-    max_iterations: int = 500,
-) -> Fit:
-    """Minimise the objective by L-BFGS.
+    energy: Energy,
+    frames: Tensor,
+    generator: torch.Generator,
+    config: TuningConfig,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> tuple[DiffusionKernel, TuningReport]:
+    """Fit a family of covariances, and the mean if asked, to a kernel.
 
     Parameters
     ----------
+    kernel
+        Denoiser and grid; its covariance is replaced.
     family
         Which covariance; its own parameters are ignored.
-    validation
-        If given, the iterate that does best on these trajectories is kept (early stopping).
-    start
-        First iterate; by default the family's closed-form KL optimum.
-    """
-    checks.choice("objective", objective, OBJECTIVES)
-    _check_finite(trajectories)
-    began = time.perf_counter()
-    first = family.initial(trajectories.statistics, schedule) if start is None else start
-    shape = first.shape
+    energy
+        Of the target, in model units.
+    frames
+        (n, M, D) equilibrium configurations in model units, in the order of time.
 
-    def value(x: np.ndarray, data: Trajectories, gradient: bool) -> tuple[float, np.ndarray]:
-        parameters = torch.tensor(x, dtype=torch.float64).reshape(shape).requires_grad_(gradient)
-        loss = objective_value(
-            data.base + family.cost(parameters, data.statistics, schedule), objective
-        )
-        if not gradient:
-            return float(loss), x
-        (grad,) = torch.autograd.grad(loss, parameters)
-        return float(loss.detach()), grad.flatten().numpy()
-
-    best: dict[str, object] = {"value": math.inf, "x": first.flatten().numpy()}
-
-    def keep(x: np.ndarray) -> None:
-        if validation is not None:
-            held_out = value(x, validation, gradient=False)[0]
-            if held_out < best["value"]:  # type: ignore[operator]
-                best.update(value=held_out, x=x.copy())
-
-    keep(first.flatten().numpy())
-    lower = family.lower_bounds(first).flatten().tolist()
-    result = minimize(
-        lambda x: value(x, trajectories, gradient=True),
-        first.flatten().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(None if math.isinf(b) else b, None) for b in lower],
-        callback=keep,
-        options={"maxiter": max_iterations, "ftol": 1e-12, "gtol": 1e-8, "maxcor": 20},
-    )
-    x = result.x if validation is None else best["x"]
-    parameters = torch.tensor(x, dtype=torch.float64).reshape(shape)
-    final = float(value(parameters.flatten().numpy(), trajectories, gradient=False)[0])
-    return Fit(
-        family.with_parameters(parameters), final, int(result.nit), time.perf_counter() - began
-    )
-
-
-def fit_sgd(
-    family: Covariance,
-    draw: Callable[[int], Trajectories],
-    schedule: Schedule,
-    start: Tensor,
-    objective: str = "alpha2",
-    n_iterations: int = 5000,
-    batch_size: int = 512,
-    learning_rate: float = 1e-2,
-    final_learning_rate: float = 1e-6,
-    progress: bool = True,
-) -> Fit:
-    """The paper's procedure (Algorithm 1, App. C.3): Adam on fresh trajectories at every step.
-
-    Parameters
-    ----------
-    draw
-        Returns that many freshly simulated trajectories.
-    start
-        First parameters, DDPM in the paper.
+    Returns
+    -------
+    tuple
+        The fitted kernel, and the report.
     """
     began = time.perf_counter()
-    parameters = start.to(torch.float64, copy=True).requires_grad_(True)
-    bounds = family.lower_bounds(start)
-    optimizer = torch.optim.Adam([parameters], lr=learning_rate)
-    schedule_lr = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, n_iterations, eta_min=final_learning_rate
-    )
-    value = math.nan
-    for _ in tqdm(range(n_iterations), desc="tuning (sgd)", disable=not progress):
-        data = draw(batch_size)
-        optimizer.zero_grad()
-        loss = objective_value(
-            data.base + family.cost(parameters, data.statistics, schedule), objective
-        )
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule_lr.step()
-        with torch.no_grad():
-            parameters.clamp_(min=bounds)
-        value = float(loss.detach())
-    fitted = family.with_parameters(parameters.detach())
-    return Fit(fitted, value, n_iterations, time.perf_counter() - began)
-
-
-class GainStatistics(Covariance):
-    """Collects <a, a>, <a, b>, <b, b> over v_n of each step, for :func:`fit_gains`.
-
-    It goes where a covariance family goes in :func:`~openmm_vtdis.diffusion.sampling.forward_paths`
-    and has nothing but statistics.
-    """
-
-    kind = "gains"
-
-    def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
-        """(B, 3)."""
-        default = step.x + (1.0 - step.ratio) * (step.denoised - step.x)
-        a = residual + default - step.x
-        b = step.denoised - step.x
-        products = [(a * a), (a * b), (b * b)]
-        return torch.stack([p.sum(dim=(-2, -1)) for p in products], dim=1) / step.variance
-
-    def _unsupported(self) -> ValueError:
-        return ValueError("covariance: 'gains' only collects statistics, it is no covariance")
-
-    def at(self, step: ReverseStep):  # type: ignore[no-untyped-def]
-        raise self._unsupported()
-
-    def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
-        """Joint isotropic cost in (lambda_n, kappa_n = lambda_n k_n), parameters (N, 2)."""
-        lam, kappa = parameters[:, 0], parameters[:, 1]
-        coefficients = torch.stack([lam, -2.0 * kappa, kappa.square() / lam], dim=1)
-        square = torch.einsum("snf,nf->s", statistics, coefficients)
-        return 0.5 * (square - self.space.dim * lam.log().sum())
-
-    def initial(self, statistics: Tensor, schedule: Schedule) -> Tensor:
-        aa, ab, bb = statistics.mean(dim=0).unbind(dim=1)
-        k = ab / bb
-        lam = self.space.dim / (aa - 2.0 * k * ab + k.square() * bb)
-        return torch.stack([lam, lam * k], dim=1)
-
-    def lower_bounds(self, parameters: Tensor) -> Tensor:
-        bounds = torch.full_like(parameters, -math.inf)
-        bounds[:, 0] = 1e-6
-        return bounds
-
-    def with_parameters(self, parameters: Tensor) -> GainStatistics:
-        return GainStatistics(self.space, self.labels, parameters)
-
-    def eta(self, schedule: Schedule) -> Tensor:
-        return 1.0 / self.parameters[:, :1]
-
-    @property
-    def gains(self) -> Tensor:
-        """k_n = kappa_n / lambda_n, (N,)."""
-        return self.parameters[:, 1] / self.parameters[:, 0]
-
-
-def _check_finite(trajectories: Trajectories) -> None:
-    good = torch.isfinite(trajectories.base) & torch.isfinite(trajectories.statistics).all(
-        dim=-1
-    ).all(dim=-1)
-    if not bool(good.all()):
+    if config.objective == "ddpm" and family.kind != "isotropic":
         raise ValueError(
-            f"tuning: expected finite log densities, got {int((~good).sum())} of {len(good)} "
-            "trajectories that are not; check the frames' energies"
+            f'covariance: expected "isotropic" with objective="ddpm", got {family.kind!r}'
         )
+    n_held_out = max(1, len(frames) // 5)
+    fitted_frames, held_out_frames = frames[:-n_held_out], frames[-n_held_out:]
+    n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10
+    n_fit = config.n_trajectories - n_test
+    n_simulated = 0
+
+    def simulate(kind: Fittable, n: int, pool: Tensor, show: bool = progress) -> Trajectories:
+        nonlocal n_simulated
+        n_simulated += n
+        return collect(kernel, kind, energy, pool, n, generator, batch_size, show)
+
+    if config.tune_mean:
+        gains = MeanGains(family.space, family.labels, torch.zeros(1, 1))
+        objective = "kl" if config.objective == "ddpm" else config.objective
+        data = simulate(gains, n_fit, fitted_frames)
+        mean = fit(gains, data[:-n_validation], kernel.schedule, objective, data[-n_validation:])
+        kernel = kernel.with_gains(mean.fitted.gains)
+    data = simulate(family, n_fit, fitted_frames)
+    train, validation = data[:-n_validation], data[-n_validation:]
+    schedule = kernel.schedule
+    if config.objective == "ddpm":
+        best = Fit(family.with_parameters(family.ddpm_parameters(schedule)), math.nan, 0, 0.0)
+    elif config.method == "convex":
+        best = fit(family, train, schedule, config.objective, validation)
+    else:
+        best = fit_sgd(
+            family,
+            lambda n: simulate(family, n, fitted_frames, show=False),
+            schedule,
+            family.ddpm_parameters(schedule),
+            config.objective,
+            config.sgd_iterations,
+            config.sgd_batch_size,
+            progress=progress,
+        )
+    test = simulate(family, n_test, held_out_frames)
+    return kernel.with_covariance(best.fitted), TuningReport(
+        forward_ess_train=_forward_ess(log_weights(best.fitted, train, schedule)),
+        forward_ess_test=_forward_ess(log_weights(best.fitted, test, schedule)),
+        eta=best.fitted.eta(schedule).detach().numpy(),
+        times=np.asarray(schedule.times),
+        objective=config.objective,
+        n_network_evaluations=n_simulated * schedule.n_steps,
+        n_trajectories=n_simulated,
+        n_iterations=best.n_iterations,
+        fit_seconds=best.seconds,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _forward_ess(log_w: Tensor) -> float:
+    """1 / (mean w mean 1/w) over forward trajectories (paper, Eq. 11), as a fraction."""
+    log_inverse = objective_value(log_w, "alpha2") + objective_value(-log_w, "alpha2")
+    return float(torch.exp(-log_inverse))

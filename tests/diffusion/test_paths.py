@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.fitting import MeanGains, Trajectories, fit
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.tuning import GainStatistics, Trajectories, fit
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)
@@ -30,7 +30,7 @@ def tuned_kernel(oracle: Oracle, kind: str, n: int = 800) -> DiffusionKernel:
     paths = forward_paths(kernel, x, generator(12), family, progress=False)
     data = Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
     options = {"max_iterations": 60}
-    return kernel.with_covariance(fit(family, data, GRID, "alpha2", **options).covariance)  # type: ignore[arg-type]
+    return kernel.with_covariance(fit(family, data, GRID, "alpha2", **options).fitted)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,11 +66,11 @@ def test_negative_control_a_wrong_log_weight_fails(break_it: str) -> None:
 def test_tuned_gains_keep_the_weights_exact() -> None:
     oracle = make_oracle(4, 2, True)
     kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
-    family = GainStatistics(oracle.space, [0] * 4, torch.zeros(1, 1))
+    family = MeanGains(oracle.space, [0] * 4, torch.zeros(1, 1))
     x = oracle.sample(2000, seed=4)
     paths = forward_paths(kernel, x, generator(5), family, progress=False)
     data = Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
-    fitted = fit(family, data, GRID).covariance
+    fitted = fit(family, data, GRID).fitted
     torch.testing.assert_close(
         fitted.gains[5:],
         kernel.mean_gains[5:],

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.sampling import forward_paths
-from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.tuning import (
+from openmm_vtdis.diffusion.fitting import (
     Trajectories,
     fit,
     fit_sgd,
     log_weights,
     objective_value,
 )
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.sampling import forward_paths
+from openmm_vtdis.diffusion.schedule import Schedule
 from tests.conftest import Oracle, make_oracle
 
 GRID = Schedule.geometric(12, 0.05, 10.0)
@@ -78,7 +78,7 @@ def test_isotropic_kl_optimum_is_the_closed_form(oracle: Oracle) -> None:
     data = collect(oracle, family, 2000, seed=3)
     closed = family.initial(data.statistics, GRID)
     start = torch.zeros_like(closed)
-    found = fit(family, data, GRID, "kl", start=start).covariance.parameters
+    found = fit(family, data, GRID, "kl", start=start).fitted.parameters
     torch.testing.assert_close(found, closed, atol=1e-4, rtol=0.0)
 
 
@@ -90,8 +90,8 @@ def test_alpha2_beats_kl_and_untuned_on_held_out_trajectories(oracle: Oracle) ->
         return float(objective_value(log_weights(covariance, test, GRID), "alpha2"))
 
     untuned = family.with_parameters(torch.zeros(12, 1, dtype=torch.float64))
-    alpha2 = cost(fit(family, train, GRID, "alpha2").covariance)
-    assert alpha2 < cost(fit(family, train, GRID, "kl").covariance)
+    alpha2 = cost(fit(family, train, GRID, "alpha2").fitted)
+    assert alpha2 < cost(fit(family, train, GRID, "kl").fitted)
     assert alpha2 < cost(untuned) - 0.5
 
 
@@ -106,8 +106,7 @@ def test_convex_fit_is_at_least_as_good_as_sgd(oracle: Oracle) -> None:
     sgd = fit_sgd(family, draw, GRID, torch.zeros(12, 1), n_iterations=400, progress=False)
     one_pass = fit(family, train, GRID)
     a, b = (
-        float(objective_value(log_weights(f.covariance, test, GRID), "alpha2"))
-        for f in (one_pass, sgd)
+        float(objective_value(log_weights(f.fitted, test, GRID), "alpha2")) for f in (one_pass, sgd)
     )
     assert a <= b + 0.01
 
@@ -115,7 +114,7 @@ def test_convex_fit_is_at_least_as_good_as_sgd(oracle: Oracle) -> None:
 def test_early_stopping_never_ends_above_its_start(oracle: Oracle) -> None:
     family = make_covariance("full", oracle.space, [0] * 4)
     few, validation = collect(oracle, family, 60, seed=6), collect(oracle, family, 2000, seed=60)
-    stopped = fit(family, few, GRID, validation=validation).covariance
+    stopped = fit(family, few, GRID, validation=validation).fitted
     start = family.with_parameters(family.initial(few.statistics, GRID))
     value = [
         float(objective_value(log_weights(c, validation, GRID), "alpha2")) for c in (stopped, start)

@@ -1,0 +1,55 @@
+"""Families of reverse covariances, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis import checks
+from openmm_vtdis.diffusion.covariance.base import (
+    Covariance,
+    Fittable,
+    MatrixScatter,
+    ReverseStep,
+    Scatter,
+)
+from openmm_vtdis.diffusion.covariance.classes import Block, ClassCovariance, Diagonal, Isotropic
+from openmm_vtdis.diffusion.covariance.low_rank import LowRank
+from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
+from openmm_vtdis.geometry import Space
+
+__all__ = [
+    "FAMILIES",
+    "Block",
+    "ClassCovariance",
+    "Covariance",
+    "Diagonal",
+    "Fittable",
+    "Isotropic",
+    "LowRank",
+    "MatrixScatter",
+    "ReverseStep",
+    "Scatter",
+    "TimeNetwork",
+    "make_covariance",
+]
+
+FAMILIES: dict[str, type[ClassCovariance]] = {
+    cls.kind: cls for cls in (Isotropic, Diagonal, Block, LowRank, TimeNetwork)
+}
+"""Families by name, for :func:`make_covariance` and archives."""
+
+
+def make_covariance(
+    kind: str, space: Space, labels: Sequence[int], parameters: Tensor | None = None, **options: Any
+) -> Covariance:
+    """Make a family by name; "full" is "block" with every particle a class of its own."""
+    checks.choice("covariance", kind, (*FAMILIES, "full"))
+    if kind == "full":
+        kind, labels = "block", range(space.n_particles)  # type: ignore[assignment]
+    if parameters is None:
+        parameters = torch.zeros(1, 0, dtype=torch.float64)
+    return FAMILIES[kind](space, labels, parameters, **options)
