@@ -35,9 +35,10 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
 # One system at a time with `make bench SYSTEMS=dw4`.
-SYSTEMS ?= gmm2 dw4 lj13
+SYSTEMS ?= gmm2-50 gmm2-100 dw4 lj13
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run.py $(SYSTEMS)
+	$(BIN)/python -m benchmarks.run $(SYSTEMS)
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build demo-output

@@ -1,226 +1,398 @@
-"""Benchmark tables: method x steps, forward and reverse, on held-out data.
+"""Measure the benchmark tables: method x steps, forward and reverse ESS on held-out data.
 
-    python benchmarks/run.py dw4 lj13 gmm2 [--samples 20000] [--steps 25 50 100 200]
+    python -m benchmarks.run dw4
+    python -m benchmarks.run lj13 --steps 200 --samples 20000
+    python -m benchmarks.run gmm2-50 gmm2-100 gmm2-50-mlp gmm2-100-mlp
+    python -m benchmarks.tables          # tables and figures from what has been measured
 
-Each system writes ``benchmarks/results/<system>.json`` after every row, so that an interrupted run
-loses nothing and goes on where it stopped, and figures under ``docs/figures``. Tuning uses the
-training frames; every ESS is measured on test frames of another seed, or on fresh samples.
+Rows go to ``benchmarks/results/<system>.json``, one at a time: an interrupted run loses nothing and
+goes on where it stopped; a row that is there is not measured again (delete it to do so). Tuning
+uses the training frames; forward ESS is measured on frames of another seed, reverse ESS on fresh
+samples.
+
+Forward trajectories are simulated once for each number of steps and kept under ``runs/``: with
+a = x_{n-1} - x_n, b = D - x_n, the three numbers <a, a>, <a, b>, <b, b> a step serve every
+isotropic covariance and every mean coefficient.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
+from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
+from openmm_vtdis.diffusion.fitting import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.plotting import ess_curve, ess_versus_samples
 from openmm_vtdis.pretrained.train import reference_frames
 from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 
 RESULTS = Path(__file__).parent / "results"
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-SEED = 2024
+CACHE = Path("runs") / "benchmarks"
+FIT_SEED, TEST_SEED, SAMPLE_SEED, SGD_SEED = 31, 32, 33, 34
+TIME_NETWORK_STEPS = 100
+"""The time network is tuned at this number of steps and used at every other."""
+
+Row = dict[str, Any]
 
 
-def gflops_per_evaluation(gen: DiffusionBoltzmannGenerator) -> float:
-    """Matrix-multiplication GFLOPs of one denoiser call for one configuration."""
-    n = 8
-    x = gen.space.standard_normal(n, torch.Generator().manual_seed(0))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        gen.denoiser(x, torch.ones(n, dtype=x.dtype))
-    return counter.get_total_flops() / n / 1e9
+# -- systems ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Case:
+    """A generator with frames to tune on, and others to judge by."""
+
+    name: str
+    gen: DiffusionBoltzmannGenerator
+    train: Tensor
+    test: Tensor
 
 
-def measure(
-    gen: DiffusionBoltzmannGenerator, test: np.ndarray, n_samples: int, ode: bool = False
-) -> dict[str, Any]:
-    """Both ESS, Pareto k and cost of a tuned generator."""
-    index = np.random.default_rng(SEED).integers(len(test), size=n_samples)
-    forward = gen.noise_ode if ode else gen.noise
-    backward = gen.sample_ode if ode else gen.sample
-    noised = forward(test[index], seed=SEED, progress=False)
-    began = time.perf_counter()
-    ensemble = backward(n_samples, seed=SEED + 1, progress=False)
-    seconds = time.perf_counter() - began
-    n_steps = gen.kernel.schedule.n_steps  # type: ignore[union-attr]
-    calls = 2 * n_steps * (1 + 2 * gen.space.dim) if ode else n_steps
-    diagnostics = ensemble.diagnostics()
-    energy = ensemble.expectation(ensemble.reduced_energies)
-    raw = ensemble.with_log_weights(np.zeros(n_samples)).expectation(ensemble.reduced_energies)
+def make_case(name: str) -> Case:
+    """The case of a name: "dw4", "lj13", "gmm2-<dim>" or "gmm2-<dim>-mlp"."""
+    if name.startswith("gmm2"):
+        return mixture_case(name)
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    train, test = (torch.tensor(reference_frames(name, split)) for split in ("train", "test"))
+    return Case(name, gen, train, test)
+
+
+def mixture_case(name: str) -> Case:
+    """GMM-2 with its exact denoiser, or with an MLP trained here (and kept under ``runs/``)."""
+    target = gaussian_mixture(int(name.split("-")[1]))
+    train, test = target.sample(100_000, seed=1), target.sample(100_000, seed=2)
+    length = math.sqrt(float(train.square().mean()))
+    if not name.endswith("-mlp"):
+        exact = GaussianMixtureDenoiser(
+            target.space, target.weights, target.means, target.variances
+        ).scaled(length)
+        gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact, length)
+    else:
+        torch.manual_seed(7)
+        gen = DiffusionBoltzmannGenerator.from_target(target, "mlp-7x512")
+        gen.train(train, 12_000, checkpoint=f"runs/{name}.ckpt", batch_size=512, seed=7)
+    return Case(name, gen, train, test)
+
+
+# -- forward trajectories ---------------------------------------------------------------------
+def trajectories(
+    case: Case, kernel: DiffusionKernel, family: Fittable, split: str, n: int, progress: bool
+) -> Trajectories:
+    """n forward trajectories from one split's frames, simulated once."""
+    label = f"{case.name}-{kernel.schedule.n_steps}-{type(family).__name__}-{split}-{n}"
+    path = CACHE / f"{label}.safetensors"
+    fingerprint = torch.tensor([*kernel.schedule.times, fingerprint_of(case.gen)])
+    if path.exists():
+        stored = load_file(path)
+        if torch.equal(stored["fingerprint"], fingerprint):
+            return Trajectories(stored["base"], stored["statistics"])
+    seed = FIT_SEED if split == "train" else TEST_SEED
+    frames = (case.train if split == "train" else case.test) / case.gen.length
+    data = collect(
+        kernel, family, case.gen.model_energy, frames, n, torch.Generator().manual_seed(seed),
+        case.gen.batch_size(), progress,
+    )  # fmt: skip
+    CACHE.mkdir(parents=True, exist_ok=True)
+    tensors = {"base": data.base, "statistics": data.statistics, "fingerprint": fingerprint}
+    save_file(tensors, path)
+    return data
+
+
+def fingerprint_of(gen: DiffusionBoltzmannGenerator) -> float:
+    """A number that changes when the denoiser does."""
+    x = gen.space.standard_normal(4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return float(gen.denoiser(x, torch.full((4,), 0.5, dtype=x.dtype)).abs().sum())
+
+
+def split_fit(family: Any, data: Trajectories, schedule: Schedule, objective: str) -> Fit[Any]:
+    """Fit on seven eighths, stop early on the last."""
+    n = len(data) // 8
+    return fit(family, data[:-n], schedule, objective, data[-n:])
+
+
+# -- rows -------------------------------------------------------------------------------------
+def ess_with_error(estimator: Callable[[np.ndarray], float], log_w: np.ndarray) -> list[float]:
+    """ESS and its bootstrap standard error."""
+    rng = np.random.default_rng(0)
+    again = [estimator(rng.choice(log_w, len(log_w))) for _ in range(100)]
+    return [estimator(log_w), float(np.std(again))]
+
+
+def forward_part(log_w: Tensor | np.ndarray) -> Row:
+    """What forward trajectories tell."""
+    lw = np.asarray(log_w)
     return {
-        "n_samples": n_samples,
-        "forward_ess": forward_ess(noised),
-        "reverse_ess": reverse_ess(ensemble.log_weights),
-        "pareto_k": diagnostics.pareto_k,
-        "forward_pareto_k": pareto_k(noised),
-        "largest_weight_share": diagnostics.largest_weight_share,
-        "log_z": [float(ensemble.log_z().value), float(ensemble.log_z().stderr)],
-        "energy": [float(energy.value), float(energy.stderr)],
-        "raw_energy": [float(raw.value), float(raw.stderr)],
-        "gflops_per_sample": calls * gflops_per_evaluation(gen),
-        "sampling_seconds": seconds,
+        "forward_ess": ess_with_error(forward_ess, lw),
+        "forward_n": len(lw),
+        "forward_pareto_k": pareto_k(lw),
     }
 
 
-METHODS: dict[str, dict[str, Any]] = {
-    "DDPM + IS": {"objective": "ddpm"},
-    "isotropic, KL": {"objective": "kl"},
-    "isotropic, alpha = 2": {},
-    "isotropic + mean, alpha = 2": {"tune_mean": True},
-    "time network, alpha = 2": {"covariance": "time-network"},
-}
-FREE_METHODS: dict[str, dict[str, Any]] = {
-    "diagonal, alpha = 2": {"covariance": "diagonal"},
-    "full, alpha = 2": {"covariance": "full"},
-}
+def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
+    """What generated samples tell."""
+    about = ensemble.diagnostics()
+    energy = ensemble.expectation(ensemble.reduced_energies)
+    raw = ensemble.with_log_weights(np.zeros(len(ensemble))).expectation(ensemble.reduced_energies)
+    log_z = ensemble.log_z()
+    return {
+        "reverse_ess": ess_with_error(reverse_ess, ensemble.log_weights),
+        "reverse_n": len(ensemble),
+        "reverse_pareto_k": about.pareto_k,
+        "largest_weight_share": about.largest_weight_share,
+        "log_z": [float(log_z.value), float(log_z.stderr)],
+        "energy": [float(energy.value), float(energy.stderr)],
+        "raw_energy": [float(raw.value), float(raw.stderr)],
+        "seconds_per_1000_samples": 1000.0 * seconds / len(ensemble),
+    }
 
 
-def run(
-    name: str,
-    gen: DiffusionBoltzmannGenerator,
-    train: np.ndarray,
-    test: np.ndarray,
-    methods: dict[str, dict[str, Any]],
-    steps: list[int],
-    n_samples: int,
-    ode_steps: int | None,
-    n_ode: int,
-    sgd_iterations: int,
-) -> None:
-    """Fill ``results/<name>.json``, one row at a time."""
-    path = RESULTS / f"{name}.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+def megaflops(gen: DiffusionBoltzmannGenerator) -> float:
+    """Matrix-product MFLOPs of one denoiser call for one configuration."""
+    x = gen.space.standard_normal(8, torch.Generator().manual_seed(0))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        gen.denoiser(x, torch.ones(8, dtype=x.dtype))
+    return counter.get_total_flops() / 8 / 1e6
 
-    def store(key: str, row: dict[str, Any]) -> None:
-        rows[key] = row
+
+class Table:
+    """Rows of one system, stored whenever one is added."""
+
+    def __init__(self, name: str) -> None:
+        self.path = RESULTS / f"{name}.json"
+        self.name = name
+        self.rows: dict[str, Row] = {}
+        if self.path.exists():
+            self.rows = json.loads(self.path.read_text())["rows"]
+
+    def add(self, method: str, n_steps: int, row: Row) -> None:
+        """Store a row and print its ESS."""
+        self.rows[f"{method} @ {n_steps}"] = {"method": method, "n_steps": n_steps, **row}
         document = {
-            "system": name,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-            f"{torch.get_num_threads()} torch threads",
-            "torch": torch.__version__,
-            "rows": rows,
+            "system": self.name,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+            f"{torch.get_num_threads()} thread(s)",
+            "rows": self.rows,
         }
         RESULTS.mkdir(exist_ok=True)
-        write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
-        both = f"forward {row['forward_ess']:.2%} reverse {row['reverse_ess']:.2%}"
-        print(f"{name}  {key:<40} {both}", flush=True)
-
-    for n_steps in steps:
-        for label, options in methods.items():
-            key = f"{label} @ {n_steps}"
-            if key in rows:
-                continue
-            report = gen.tune(
-                train, n_steps, n_trajectories=20_000, seed=SEED, progress=False, **options
-            )
-            row = {"method": label, "n_steps": n_steps, **measure(gen, test, n_samples)}
-            row |= {
-                "tuning_seconds": report.seconds,
-                "fit_seconds": report.fit_seconds,
-                "tuning_evaluations": report.n_network_evaluations,
-                "eta": report.eta[:, 0].tolist(),
-                "times": report.times.tolist(),
-            }
-            store(key, row)
-    if ode_steps is not None and f"PF-ODE, exact @ {ode_steps}" not in rows:
-        gen.tune(train, ode_steps, n_trajectories=1_000, seed=SEED, progress=False)
-        row = {"method": "PF-ODE, exact", "n_steps": ode_steps}
-        store(f"PF-ODE, exact @ {ode_steps}", row | measure(gen, test, n_ode, ode=True))
-    if sgd_iterations and f"isotropic, SGD @ {steps[-2]}" not in rows:
-        report = gen.tune(
-            train, steps[-2], method="sgd", sgd_iterations=sgd_iterations, seed=SEED
-        )  # fmt: skip
-        row = {"method": "isotropic, SGD", "n_steps": steps[-2], **measure(gen, test, n_samples)}
-        row |= {
-            "tuning_seconds": report.seconds,
-            "tuning_evaluations": report.n_network_evaluations,
-            "sgd_iterations": sgd_iterations,
-        }
-        store(f"isotropic, SGD @ {steps[-2]}", row)
-    draw(name, gen, test, train, rows, n_samples)
-
-
-def draw(
-    name: str,
-    gen: DiffusionBoltzmannGenerator,
-    test: np.ndarray,
-    train: np.ndarray,
-    rows: dict[str, Any],
-    n_samples: int,
-) -> None:
-    """Figures: ESS against steps for every method; ESS against samples for KL and alpha = 2."""
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.subplots()
-    labels = sorted({row["method"] for row in rows.values() if "PF-ODE" not in row["method"]})
-    for label in labels:
-        some = [row for row in rows.values() if row["method"] == label]
-        some.sort(key=lambda row: row["n_steps"])
-        ess_curve(
-            [r["n_steps"] for r in some],
-            [r["forward_ess"] for r in some],
-            [r["reverse_ess"] for r in some],
-            label,
-            ax,
+        write_atomically(self.path, (json.dumps(document, indent=1) + "\n").encode())
+        text = ", ".join(
+            f"{way} {row[f'{way}_ess'][0]:.2%} ± {row[f'{way}_ess'][1]:.2%}"
+            for way in ("forward", "reverse")
+            if f"{way}_ess" in row
         )
-    figure.savefig(FIGURES / f"{name}-ess-steps.png", dpi=120)
-    weights = {}
-    for label in ("kl", "alpha2"):
-        gen.tune(train, 100, objective=label, n_trajectories=20_000, seed=SEED, progress=False)
-        weights[label] = gen.sample(n_samples, seed=SEED + 2, progress=False).log_weights
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ess_versus_samples(weights, figure.subplots())
-    figure.savefig(FIGURES / f"{name}-ess-samples.png", dpi=120)
+        print(f"{self.name}  {method} @ {n_steps}:  {text}", flush=True)
+
+    def lacks(self, method: str, n_steps: int) -> bool:
+        """Whether that row has not been measured."""
+        return f"{method} @ {n_steps}" not in self.rows
+
+
+# -- methods ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Method:
+    """How a kernel is fitted: objective, family, and whether the mean is."""
+
+    objective: str = "alpha2"
+    family: str = "isotropic"
+    tune_mean: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "DDPM + IS": Method("ddpm"),
+    "isotropic, KL": Method("kl"),
+    "isotropic, alpha = 2": Method(),
+    "isotropic and mean, alpha = 2": Method(tune_mean=True),
+    "time network, alpha = 2": Method(family="time-network"),
+    "diagonal, alpha = 2": Method(family="diagonal"),
+    "full, alpha = 2": Method(family="full"),
+}
+ISOTROPIC = tuple(METHODS)[:5]
+MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:])
+
+
+class Bench:
+    """All rows of one case."""
+
+    def __init__(self, case: Case, options: argparse.Namespace) -> None:
+        self.case, self.options = case, options
+        self.table = Table(case.name)
+        self.gen = case.gen
+        self.times: tuple[float, float] = self._ends()
+
+    def _ends(self) -> tuple[float, float]:
+        """Ends of the grid: those of the shipped tuning, or the default for the data."""
+        if self.gen.kernel is None:
+            frames = self.case.train[:2000]
+            self.gen.tune(frames, 2, n_trajectories=100, objective="ddpm", progress=False)
+        times = self.gen.kernel.schedule.times  # type: ignore[union-attr]
+        return times[0], times[-1]
+
+    def ddpm(self, n_steps: int) -> DiffusionKernel:
+        """The untuned kernel on the geometric grid of n_steps."""
+        grid = Schedule.geometric(n_steps, *self.times)
+        return DiffusionKernel.ddpm(self.gen.denoiser, grid)
+
+    def data(self, n_steps: int, family: Fittable, split: str) -> Trajectories:
+        """Forward trajectories of a split under the untuned kernel."""
+        n = self.options.fit_trajectories if split == "train" else self.options.samples
+        return trajectories(self.case, self.ddpm(n_steps), family, split, n, self.options.progress)
+
+    def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionKernel, Tensor, Row]:
+        """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
+        kernel, space = self.ddpm(n_steps), self.gen.space
+        schedule = kernel.schedule
+        family: Covariance = make_covariance(method.family, space, self.gen.labels)
+        if method.family in ("diagonal", "full"):
+            train, test = (self.data(n_steps, family, split) for split in ("train", "test"))
+        else:
+            mean = MeanGains(space, self.gen.labels, torch.zeros(1, 2))
+            raw_train, raw_test = (self.data(n_steps, mean, split) for split in ("train", "test"))
+            if method.tune_mean:
+                gains = split_fit(mean, raw_train, schedule, method.objective).fitted.gains
+                kernel = kernel.with_gains(gains)
+            train, test = (
+                Trajectories(d.base, mean.isotropic_statistics(d.statistics, kernel.mean_gains))
+                for d in (raw_train, raw_test)
+            )
+        if method.objective == "ddpm":
+            best: Fit[Any] = Fit(kernel.covariance, math.nan, 0, 0.0)
+        elif method.family == "time-network" and n_steps != TIME_NETWORK_STEPS:
+            other, _, cost = self.fitted(method, TIME_NETWORK_STEPS)
+            log_w = log_weights(other.covariance, test, schedule)
+            return kernel.with_covariance(other.covariance), log_w, cost
+        else:
+            best = split_fit(family, train, schedule, method.objective)
+        kernel = kernel.with_covariance(best.fitted)
+        cost = {"tuning_trajectories": len(train), "fit_seconds": best.seconds}
+        return kernel, log_weights(best.fitted, test, schedule), cost
+
+    def measure(self, label: str, n_steps: int, n_reverse: int) -> None:
+        """One row of a tuned method."""
+        if not self.table.lacks(label, n_steps):
+            return
+        kernel, log_w, cost = self.fitted(METHODS[label], n_steps)
+        row = {**forward_part(log_w), **self.reverse(kernel, label, n_reverse), **cost}
+        eta = kernel.covariance.eta(kernel.schedule)[:, 0].detach()
+        row |= {"eta": eta.tolist(), "times": list(kernel.schedule.times)}
+        row["gflops_per_sample"] = n_steps * megaflops(self.gen) / 1e3
+        self.keep(label, n_steps, forward=log_w.numpy())
+        self.table.add(label, n_steps, row)
+
+    def reverse(self, kernel: DiffusionKernel, label: str, n: int) -> Row:
+        """Sample n and summarise."""
+        self.gen.kernel = kernel
+        began = time.perf_counter()
+        ensemble = self.gen.sample(n, seed=SAMPLE_SEED, progress=self.options.progress)
+        seconds = time.perf_counter() - began
+        self.keep(
+            label, kernel.schedule.n_steps, reverse=ensemble.log_weights,
+            energies=ensemble.reduced_energies,
+        )  # fmt: skip
+        return reverse_part(ensemble, seconds)
+
+    def keep(self, label: str, n_steps: int, **arrays: np.ndarray) -> None:
+        """Keep raw log weights for the figures (not committed)."""
+        path = CACHE / f"{self.case.name}-{label}-{n_steps}.npz"
+        before = dict(np.load(path)) if path.exists() else {}
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **(before | arrays))  # type: ignore[arg-type]
+
+    def ode(self, n_heun: int, n: int) -> None:
+        """Probability flow with exact divergence: 2 n_heun evaluations with d derivatives each."""
+        label, n_evaluations = "PF-ODE, exact", 2 * n_heun
+        if not self.table.lacks(label, n_evaluations):
+            return
+        self.gen.kernel = self.ddpm(n_heun)
+        options = {"progress": self.options.progress}
+        began = time.perf_counter()
+        ensemble = self.gen.sample_ode(n, seed=SAMPLE_SEED, **options)
+        seconds = time.perf_counter() - began
+        index = np.random.default_rng(TEST_SEED).integers(len(self.case.test), size=n)
+        log_w = self.gen.noise_ode(self.case.test[index], seed=TEST_SEED, **options)
+        row = {**forward_part(log_w), **reverse_part(ensemble, seconds)}
+        tangents = 1.0 + 2.0 * self.gen.space.dim
+        row["gflops_per_sample"] = n_evaluations * tangents * megaflops(self.gen) / 1e3
+        self.keep(label, n_evaluations, forward=log_w, reverse=ensemble.log_weights)
+        self.table.add(label, n_evaluations, row)
+
+    def sgd(self, n_steps: int, n_iterations: int, batch_size: int, fresh: bool) -> None:
+        """The paper's procedure, with fresh trajectories or with those of the one pass."""
+        label = "isotropic, SGD, " + ("fresh" if fresh else "stored") + " trajectories"
+        if not self.table.lacks(label, n_steps):
+            return
+        kernel, gen = self.ddpm(n_steps), self.gen
+        family = make_covariance("isotropic", gen.space, gen.labels)
+        mean = MeanGains(gen.space, gen.labels, torch.zeros(1, 2))
+        stored, test = (
+            Trajectories(d.base, mean.isotropic_statistics(d.statistics, kernel.mean_gains))
+            for d in (self.data(n_steps, mean, split) for split in ("train", "test"))
+        )
+        generator = torch.Generator().manual_seed(SGD_SEED)
+        frames = self.case.train / gen.length
+
+        def draw(n: int) -> Trajectories:
+            if not fresh:
+                return stored[torch.randint(len(stored), (n,), generator=generator)]
+            return collect(
+                kernel, family, gen.model_energy, frames, n, generator, gen.batch_size(), False
+            )
+
+        best = fit_sgd(
+            family, draw, kernel.schedule, family.ddpm_parameters(kernel.schedule),
+            n_iterations=n_iterations, batch_size=batch_size, progress=self.options.progress,
+        )  # fmt: skip
+        row = forward_part(log_weights(best.fitted, test, kernel.schedule))
+        row["tuning_trajectories"] = n_iterations * batch_size if fresh else len(stored)
+        row |= {"sgd_iterations": n_iterations, "sgd_batch_size": batch_size}
+        row["fit_seconds"] = best.seconds
+        self.table.add(label, n_steps, row)
 
 
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=["gmm2", "dw4", "lj13"])
-    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("systems", nargs="*", default=["gmm2-50", "gmm2-100", "dw4", "lj13"])
+    parser.add_argument("--steps", type=int, nargs="+", help="default: 25 50 100 200 (400)")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS))
+    parser.add_argument("--samples", type=int, default=20_000, help="forward and reverse")
+    parser.add_argument("--reverse-samples", type=int, help="if other than --samples")
+    parser.add_argument("--fit-trajectories", type=int, default=16_000)
+    parser.add_argument("--ode", type=int, metavar="HEUN_STEPS", help="also the flow")
     parser.add_argument("--ode-samples", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, nargs="+")
-    parser.add_argument("--sgd-iterations", type=int, default=5_000)
+    parser.add_argument("--sgd", type=int, nargs=2, metavar=("ITERATIONS", "BATCH"))
+    parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args()
     for name in options.systems:
-        if name == "gmm2":
-            for dim in (50, 100):
-                target = gaussian_mixture(dim)
-                denoiser = oracle_denoiser(target)
-                gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser)
-                train, test = target.sample(50_000, seed=1), target.sample(50_000, seed=2)
-                methods = {k: v for k, v in METHODS.items() if "mean" not in k} | FREE_METHODS
-                run(
-                    f"gmm2-{dim}", gen, train.numpy(), test.numpy(), methods,
-                    options.steps or [25, 50, 100, 200], options.samples, None, 0, 0,
-                )  # fmt: skip
-            continue
-        gen = DiffusionBoltzmannGenerator.from_pretrained(name)
-        default = [25, 50, 100, 200] + ([400] if name == "lj13" else [])
-        run(
-            name, gen, reference_frames(name, "train"), reference_frames(name, "test"), METHODS,
-            options.steps or default, options.samples, 50, options.ode_samples,
-            options.sgd_iterations,
-        )  # fmt: skip
-
-
-def oracle_denoiser(target: Any) -> Any:
-    """The exact denoiser of GMM-2, in units of its own length."""
-    from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-
-    return GaussianMixtureDenoiser(target.space, target.weights, target.means, target.variances)
+        bench = Bench(make_case(name), options)
+        methods = options.methods or (MIXTURE if name.startswith("gmm2") else ISOTROPIC)
+        steps = options.steps or [25, 50, 100, 200] + ([400] if name == "lj13" else [])
+        for n_steps in steps:
+            for label in methods:
+                bench.measure(label, n_steps, options.reverse_samples or options.samples)
+        if options.sgd:
+            bench.sgd(100, 5_000, 512, fresh=False)
+            bench.sgd(100, *options.sgd, fresh=True)
+        if options.ode:
+            bench.ode(options.ode, options.ode_samples)
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ class DiffusionBoltzmannGenerator:
             frames,
             make_generator(seed, self.device),
             config,
-            batch_size or self._batch_size(),
+            batch_size or self.batch_size(),
             progress,
         )
         return report
@@ -314,7 +314,7 @@ class DiffusionBoltzmannGenerator:
         kernel = self._tuned("sample", n_steps)
         n = checks.positive_integer("n", n)
         generator = make_generator(seed, self.device)
-        size = batch_size or self._batch_size()
+        size = batch_size or self.batch_size()
         paths = reverse_paths(kernel, n, generator, size, progress)
         metadata = {"method": "reverse SDE", **self._describe_kernel(kernel)}
         return self._weigh(paths.x, paths.log_ratio, metadata)
@@ -342,7 +342,7 @@ class DiffusionBoltzmannGenerator:
         grid = self._ode_grid(n_steps)
         n = checks.positive_integer("n", n)
         generator = make_generator(seed, self.device)
-        size = batch_size or max(1, self._batch_size() // 4)
+        size = batch_size or max(1, self.batch_size() // 4)
         x, log_p = ode.ode_paths(
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
@@ -367,7 +367,7 @@ class DiffusionBoltzmannGenerator:
         kernel = self._tuned("noise", n_steps)
         x = self._frames("noise", traj)
         generator = make_generator(seed, self.device)
-        size = batch_size or self._batch_size()
+        size = batch_size or self.batch_size()
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
         return self._log_weights(self.target.reduced_energy(x).cpu(), paths.log_ratio).numpy()
 
@@ -386,7 +386,7 @@ class DiffusionBoltzmannGenerator:
         grid = self._ode_grid(n_steps)
         x = self._frames("noise_ode", traj)
         generator = make_generator(seed, self.device)
-        size = batch_size or max(1, self._batch_size() // 4)
+        size = batch_size or max(1, self.batch_size() // 4)
         _, log_p = ode.ode_paths(
             self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
@@ -445,7 +445,7 @@ class DiffusionBoltzmannGenerator:
         tensors, metadata = storage.read_archive(path, "generator")
         try:
             xml = metadata["system"]
-            if "PythonForce" in xml and not allow_pickle:
+            if not allow_pickle and storage.mentions(xml, "PythonForce"):
                 raise ValueError(
                     f"{path}: the System holds a PythonForce, whose XML is unpickled and can run "
                     "any code; pass allow_pickle=True only if you trust where the file is from"
@@ -526,7 +526,7 @@ class DiffusionBoltzmannGenerator:
             return grid
         return Schedule.geometric(n_steps, grid.times[0], grid.times[-1])
 
-    def _batch_size(self) -> int:
+    def batch_size(self) -> int:
         """Configurations at once: 2 MB a tensor of edges on a CPU (its cache), else 1 GB."""
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
         budget = 2e6 if self.device.type == "cpu" else 1e9

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -140,3 +141,19 @@ def flatten_tensors(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tens
 def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with ``prefix``, the prefix removed."""
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def mentions(xml: str, name: str) -> bool:
+    """Whether a name occurs in an XML document, as it is written or once entities are resolved.
+
+    Raises
+    ------
+    ValueError
+        If the document cannot be parsed.
+    """
+    try:
+        elements = list(ElementTree.fromstring(xml).iter())
+    except ElementTree.ParseError as error:
+        raise ValueError(f"expected the XML of a System: {error}") from error
+    words = (word for e in elements for word in (e.tag, e.text or "", *e.attrib.values()))
+    return name in xml or any(name in word for word in words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -152,6 +153,18 @@ def test_a_sample_with_infinite_energy_gets_no_weight(
     np.testing.assert_array_equal(ensemble.log_weights[keep], clean.log_weights[keep])
 
 
+def test_a_time_network_samples_with_any_number_of_steps(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+) -> None:
+    trained.tune(frames, 20, "time-network", n_trajectories=500, progress=False)
+    ensemble = trained.sample(100, n_steps=35, seed=0, progress=False)
+    assert len(ensemble.metadata["times"]) == 36
+    assert trained.noise(frames[:50], n_steps=7, seed=0, progress=False).shape == (50,)
+    trained.tune(frames, 20, n_trajectories=500, progress=False)
+    with pytest.raises(ValueError, match="expected parameters for 35 steps, got 20"):
+        trained.sample(100, n_steps=35)
+
+
 def test_archive_round_trip(trained: DiffusionBoltzmannGenerator, tmp_path: Path) -> None:
     path = trained.save(tmp_path / "model.vtdis")
     again = DiffusionBoltzmannGenerator.load(path)
@@ -173,19 +186,44 @@ def test_every_covariance_survives_the_archive(
     )
 
 
+@pytest.mark.parametrize("spelling", ["PythonForce", "Python&#70;orce"])
 def test_archives_with_a_python_force_are_refused(
-    trained: DiffusionBoltzmannGenerator, tmp_path: Path
+    trained: DiffusionBoltzmannGenerator, tmp_path: Path, spelling: str
 ) -> None:
     path = trained.save(tmp_path / "model.vtdis")
     tensors, metadata = storage.read_archive(path, "generator")
     metadata["system"] = metadata["system"].replace(
-        "<Forces>", '<Forces><Force type="PythonForce" version="1"/>'
+        "<Forces>", f'<Forces><Force type="{spelling}" version="1"/>'
     )
     for key in ("format", "version", "kind"):
         metadata.pop(key)
     storage.write_archive(path, "generator", tensors, metadata)
     with pytest.raises(ValueError, match=r"PythonForce.*allow_pickle=True"):
         DiffusionBoltzmannGenerator.load(path)
+
+
+def test_nothing_in_a_refused_archive_is_executed(
+    trained: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    """A PythonForce whose pickle makes a folder: OpenMM would run it, loading must not."""
+    evidence = tmp_path / "executed"
+    payload = f"cos\nmkdir\n(S'{evidence}'\ntR.".encode().hex()
+    path = trained.save(tmp_path / "model.vtdis")
+    tensors, metadata = storage.read_archive(path, "generator")
+    attack = (
+        f'<Force forceGroup="0" function="{payload}" name="PythonForce" type="PythonForce" '
+        'usesPeriodic="0" version="2"><GlobalParameters/><Particles/></Force>'
+    )
+    metadata["system"] = metadata["system"].replace("<Forces>", f"<Forces>{attack}")
+    for key in ("format", "version", "kind"):
+        metadata.pop(key)
+    storage.write_archive(path, "generator", tensors, metadata)
+    with pytest.raises(ValueError, match="PythonForce"):
+        DiffusionBoltzmannGenerator.load(path)
+    assert not evidence.exists()
+    with contextlib.suppress(Exception):  # control: the pickle is armed
+        openmm.XmlSerializer.deserialize(metadata["system"])
+    assert evidence.exists()
 
 
 def test_an_incomplete_archive_is_refused(

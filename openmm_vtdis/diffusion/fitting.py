@@ -239,6 +239,11 @@ class MeanGains(Fittable):
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)
 
+    def isotropic_statistics(self, statistics: Tensor, gains: Tensor) -> Tensor:
+        """|R|^2 / v_n under the mean of given gains (N,): (S, N, 3) -> (S, N, 1)."""
+        aa, ab, bb = statistics.unbind(dim=2)
+        return (aa - 2.0 * gains * ab + gains.square() * bb)[..., None]
+
     @property
     def gains(self) -> Tensor:
         """k_n = kappa_n / lambda_n, (N,)."""

@@ -6,12 +6,16 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import MeanGains, Trajectories, fit
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.networks import EGNN
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)
@@ -99,6 +103,58 @@ def test_log_ratio_is_invariant_under_rotation_and_reflection() -> None:
             kernel.forward_log_prob(3, before @ turn, x @ turn),
             kernel.forward_log_prob(3, before, x),
         )
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "block"])
+def test_log_weight_of_a_moved_trajectory_is_the_same(kind: str) -> None:
+    """With a network: rotations, reflections, translations, and permutations inside a class."""
+    space, labels = Space(5, 3), [0, 1, 1, 2, 1]
+    torch.manual_seed(0)
+    network = EGNN(labels, 3, n_layers=2, n_hidden=16).double()
+    kernel = DiffusionKernel.ddpm(PreconditionedDenoiser(network, space), GRID)
+    family = make_covariance(kind, space, labels)
+    path = [space.standard_normal(4, generator(8))]
+    for n in range(1, GRID.n_steps + 1):
+        path.append(kernel.sample_forward(n, path[-1], generator(100 + n)))
+    residuals = [path[n - 1] - kernel.mean(kernel.step(n, path[n])) for n in (1, 7, 30)]
+    rows = [family.statistics(kernel.step(7, path[7]), r) for r in residuals]
+    spread = torch.stack(rows, dim=1).repeat(1, 10, 1)
+    kernel = kernel.with_covariance(family.with_parameters(family.initial(spread, GRID)))
+
+    def log_ratio(points: list[Tensor]) -> Tensor:
+        total = -kernel.prior_log_prob(points[-1])
+        for n in range(1, len(points)):
+            step = kernel.step(n, points[n])
+            reverse = kernel.covariance.at(step).log_prob(points[n - 1] - kernel.mean(step))
+            total = total + kernel.forward_log_prob(n, points[n - 1], points[n]) - reverse
+        return total
+
+    reference = log_ratio(path)
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    moves = {
+        "rotation": lambda x: x @ rotation,
+        "reflection": lambda x: x * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64),
+        "permutation": lambda x: x[:, [0, 4, 1, 3, 2]],
+    }
+    for name, move in moves.items():
+        moved = log_ratio([move(x) for x in path])
+        torch.testing.assert_close(moved, reference, rtol=1e-9, atol=1e-9, msg=name)
+    forbidden = log_ratio([x[:, [1, 0, 2, 3, 4]] for x in path])
+    assert float((forbidden - reference).abs().max()) > 1e-3
+
+
+def test_another_number_of_steps_needs_a_covariance_for_any_grid() -> None:
+    oracle = make_oracle(3, 2, True)
+    kernel = tuned_kernel(oracle, "time-network", 400)
+    other = kernel.resampled(17)
+    assert other.schedule.n_steps == 17
+    assert other.schedule.times[0] == GRID.times[0]
+    assert other.schedule.times[-1] == GRID.times[-1]
+    paths = reverse_paths(other, 3000, generator(1), progress=False)
+    log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
+    assert abs(z_of_mean_weight(log_w)) < 4.0
+    with pytest.raises(ValueError, match="expected parameters for 17 steps, got 30"):
+        tuned_kernel(oracle, "isotropic", 400).resampled(17)
 
 
 def test_same_seed_same_result_and_batches_are_independent_streams() -> None:

@@ -66,3 +66,13 @@ def test_default_range_follows_the_stiffest_mode() -> None:
     assert stiff[0] < soft[0]
     assert stiff[0] == pytest.approx((12e-3 / (18.0 * 1e8)) ** 0.25)
     assert soft[1] == pytest.approx(max((6 / 4e-3) ** 0.25, 5.0))
+
+
+@pytest.mark.parametrize("n_steps", [5, 20, 77])
+def test_resampling_a_geometric_grid_gives_a_geometric_grid(n_steps: int) -> None:
+    again = Schedule.geometric(20, 0.02, 10.0).resampled(n_steps)
+    expected = Schedule.geometric(n_steps, 0.02, 10.0)
+    np.testing.assert_allclose(again.times, expected.times, rtol=1e-12)
+    pairs = again.pairs
+    assert pairs.shape == (n_steps, 2)
+    assert bool((pairs[1:, 0] == pairs[:-1, 1]).all())

@@ -1,0 +1,140 @@
+"""Turn measured rows into the tables and figures of the documentation.
+
+    python -m benchmarks.tables
+
+Reads ``benchmarks/results/*.json``; writes ``docs/tables/<system>.md`` and ``docs/figures/*.png``.
+The figure of ESS against the number of samples also needs the raw log weights that
+``benchmarks/run.py`` keeps under ``runs/``; without them the old figure stays.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.run import CACHE, METHODS, RESULTS
+from openmm_vtdis.plotting import ess_curve, ess_versus_samples, eta_profile
+from openmm_vtdis.storage import write_atomically
+
+DOCS = Path(__file__).parents[1] / "docs"
+HEAD = (
+    "| method | steps | forward ESS (n) | reverse ESS (n) | Pareto k | largest weight "
+    "| GFLOPs / sample | s / 1,000 samples | tuning |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def ess_cell(row: dict[str, Any], way: str) -> str:
+    """ESS with its error and number of samples."""
+    if f"{way}_ess" not in row:
+        return ""
+    value, error = row[f"{way}_ess"]
+    digits = 1 if value > 0.02 else 3
+    percent = f"{100 * value:.{digits}f} ± {100 * error:.{digits}f} %"
+    return f"{percent} ({row[f'{way}_n']:,})"
+
+
+def optional(row: dict[str, Any], key: str, spec: str, scale: float = 1.0, unit: str = "") -> str:
+    """A formatted number, or an empty cell."""
+    return f"{scale * row[key]:{spec}}{unit}" if row.get(key) is not None else ""
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    tuning = ""
+    if "tuning_trajectories" in row:
+        seconds = optional(row, "fit_seconds", ".2f", unit=" s")
+        tuning = f"{row['tuning_trajectories']:,} trajectories, {seconds}"
+    cells = [
+        row["method"],
+        str(row["n_steps"]),
+        ess_cell(row, "forward"),
+        ess_cell(row, "reverse"),
+        optional(row, "reverse_pareto_k", ".2f"),
+        optional(row, "largest_weight_share", ".2f", 100.0, " %"),
+        optional(row, "gflops_per_sample", ".3g"),
+        optional(row, "seconds_per_1000_samples", ".3g"),
+        tuning,
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def table(document: dict[str, Any]) -> str:
+    """The whole table of one system, by method and then by steps."""
+    order = list(METHODS)
+    rows = sorted(
+        document["rows"].values(),
+        key=lambda r: (
+            order.index(r["method"]) if r["method"] in order else len(order),
+            r["method"],
+            r["n_steps"],
+        ),
+    )
+    return HEAD + "".join(map(line, rows)) + f"\nMeasured on {document['machine']}.\n"
+
+
+def curves(document: dict[str, Any], ax: Axes) -> None:
+    """ESS against steps for every method measured at two or more numbers of steps."""
+    for method in METHODS:
+        rows = [r for r in document["rows"].values() if r["method"] == method]
+        rows.sort(key=lambda r: r["n_steps"])
+        if len(rows) > 1:
+            forward, reverse = ([r[f"{w}_ess"][0] for r in rows] for w in ("forward", "reverse"))
+            ess_curve([r["n_steps"] for r in rows], forward, reverse, method, ax)
+    ax.set_title(document["system"])
+
+
+def etas(document: dict[str, Any], ax: Axes) -> None:
+    """Tuned variance over the noise level, one line for each number of steps."""
+    rows = [r for r in document["rows"].values() if r["method"] == "isotropic, alpha = 2"]
+    for row in sorted(rows, key=lambda r: r["n_steps"]):
+        eta_profile(row["times"], row["eta"], ax)
+        drawn = ax.get_lines()
+        drawn[-2].set_label(f"{row['n_steps']} steps")
+        if len(rows) > 1 and row is not rows[-1]:
+            drawn[-1].set_label("_")
+    ax.legend(frameon=False)
+    ax.set_title(document["system"])
+
+
+def samples(system: str, n_steps: int, ax: Axes) -> bool:
+    """ESS against the number of samples, KL and alpha = 2; False without the raw weights."""
+    paths = {
+        label: CACHE / f"{system}-isotropic, {label}-{n_steps}.npz" for label in ("KL", "alpha = 2")
+    }
+    if not all(path.exists() for path in paths.values()):
+        return False
+    stored = {label: np.load(path) for label, path in paths.items()}
+    ess_versus_samples(
+        {label: arrays["reverse"] for label, arrays in stored.items()},
+        ax,
+        forward_log_weights={label: arrays["forward"] for label, arrays in stored.items()},
+    )
+    ax.set_title(f"{system}, {n_steps} steps")
+    return True
+
+
+def main() -> None:
+    """Write everything that the results allow."""
+    (DOCS / "tables").mkdir(exist_ok=True)
+    (DOCS / "figures").mkdir(exist_ok=True)
+    for path in sorted(RESULTS.glob("*.json")):
+        document = json.loads(path.read_text())
+        write_atomically(DOCS / "tables" / f"{path.stem}.md", table(document).encode())
+        for name, draw in {"ess-steps": curves, "eta": etas}.items():
+            figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+            draw(document, figure.subplots())
+            figure.savefig(DOCS / "figures" / f"{path.stem}-{name}.png", dpi=110)
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        if samples(path.stem, 100, figure.subplots()):
+            figure.savefig(DOCS / "figures" / f"{path.stem}-ess-samples.png", dpi=110)
+        print(f"{path.stem}: {len(document['rows'])} rows")
+
+
+if __name__ == "__main__":
+    main()
