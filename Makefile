@@ -31,7 +31,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt ".[docs]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
 # One system at a time with `make bench SYSTEMS=dw4`.

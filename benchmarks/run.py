@@ -39,6 +39,7 @@ from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covaria
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.fitting import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.ode import Flow, trace_basis
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
@@ -165,11 +166,12 @@ def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
     }
 
 
-def megaflops(gen: DiffusionBoltzmannGenerator) -> float:
-    """Matrix-product MFLOPs of one denoiser call for one configuration."""
+def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
+    """Matrix-product MFLOPs of a denoiser call, or of one with its trace, per configuration."""
     x = gen.space.standard_normal(8, torch.Generator().manual_seed(0))
+    flow = Flow(gen.denoiser, trace_basis(gen.space, x)[:, None].repeat(1, 8, 1, 1), exact=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        gen.denoiser(x, torch.ones(8, dtype=x.dtype))
+        (flow.velocity_and_rate if trace else flow.velocity)(0.0, x)
     return counter.get_total_flops() / 8 / 1e6
 
 
@@ -316,21 +318,21 @@ class Bench:
         CACHE.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **(before | arrays))  # type: ignore[arg-type]
 
-    def ode(self, n_heun: int, n: int) -> None:
-        """Probability flow with exact divergence: 2 n_heun evaluations with d derivatives each."""
-        label, n_evaluations = "PF-ODE, exact", 2 * n_heun
+    def ode(self, n_steps: int, n: int) -> None:
+        """Probability flow with exact divergence: n_steps of RK4, 4 n_steps evaluations."""
+        label, n_evaluations = "PF-ODE, exact", 4 * n_steps
         if not self.table.lacks(label, n_evaluations):
             return
-        self.gen.kernel = self.ddpm(n_heun)
-        options = {"progress": self.options.progress}
+        self.gen.kernel = self.ddpm(n_steps)
+        options: dict[str, Any] = {"solver": "rk4", "progress": self.options.progress}
         began = time.perf_counter()
         ensemble = self.gen.sample_ode(n, seed=SAMPLE_SEED, **options)
         seconds = time.perf_counter() - began
         index = np.random.default_rng(TEST_SEED).integers(len(self.case.test), size=n)
         log_w = self.gen.noise_ode(self.case.test[index], seed=TEST_SEED, **options)
         row = {**forward_part(log_w), **reverse_part(ensemble, seconds)}
-        tangents = 1.0 + 2.0 * self.gen.space.dim
-        row["gflops_per_sample"] = n_evaluations * tangents * megaflops(self.gen) / 1e3
+        plain, traced = megaflops(self.gen), megaflops(self.gen, trace=True)
+        row["gflops_per_sample"] = (3 * n_steps * plain + (n_steps + 1) * traced) / 1e3
         self.keep(label, n_evaluations, forward=log_w, reverse=ensemble.log_weights)
         self.table.add(label, n_evaluations, row)
 
@@ -376,7 +378,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000, help="forward and reverse")
     parser.add_argument("--reverse-samples", type=int, help="if other than --samples")
     parser.add_argument("--fit-trajectories", type=int, default=16_000)
-    parser.add_argument("--ode", type=int, metavar="HEUN_STEPS", help="also the flow")
+    parser.add_argument("--ode", type=int, metavar="RK4_STEPS", help="also the flow")
     parser.add_argument("--ode-samples", type=int, default=20_000)
     parser.add_argument("--sgd", type=int, nargs=2, metavar=("ITERATIONS", "BATCH"))
     parser.add_argument("--no-progress", dest="progress", action="store_false")

@@ -337,7 +337,8 @@ class DiffusionBoltzmannGenerator:
         divergence
             "exact" (d Jacobian-vector products a step) or "hutchinson" (one; biased weights).
         solver
-            "heun" on the tuned grid (or ``n_steps`` geometric ones), or adaptive "dopri5".
+            "heun" or "rk4" on the tuned grid (or one of ``n_steps``, with the same ends), or
+            adaptive "dopri5".
         """
         grid = self._ode_grid(n_steps)
         n = checks.positive_integer("n", n)
@@ -522,9 +523,7 @@ class DiffusionBoltzmannGenerator:
     def _ode_grid(self, n_steps: int | None) -> Schedule:
         self._check_trained("probability flow")
         grid = self._tuned("probability flow").schedule
-        if n_steps is None:
-            return grid
-        return Schedule.geometric(n_steps, grid.times[0], grid.times[-1])
+        return grid if n_steps is None else grid.resampled(n_steps)
 
     def batch_size(self) -> int:
         """Configurations at once: 2 MB a tensor of edges on a CPU (its cache), else 1 GB."""

@@ -14,11 +14,13 @@ against: with ``divergence="exact"`` a step costs d Jacobian-vector products mor
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.integrate import simpson
 from torch import Tensor
 from torchdiffeq import odeint
 from tqdm import tqdm
@@ -30,9 +32,7 @@ from openmm_vtdis.geometry import Space
 from openmm_vtdis.random import derive_seed, make_generator
 
 DIVERGENCES = ("exact", "hutchinson")
-SOLVERS = ("heun", "dopri5")
-
-Flow = Callable[[float, Tensor], tuple[Tensor, Tensor]]
+SOLVERS = ("heun", "rk4", "dopri5")
 
 
 def trace_basis(space: Space, like: Tensor) -> Tensor:
@@ -42,65 +42,90 @@ def trace_basis(space: Space, like: Tensor) -> Tensor:
     return torch.einsum("rm,de->rdme", rows, axes).reshape(space.dim, *like.shape[1:])
 
 
-def make_flow(denoiser: Denoiser, probes: Tensor, exact: bool) -> Flow:
-    """f(s, x) -> (dx/ds, -div f): probes (P, B, M, D) are the tangents of the trace estimate.
+class Flow:
+    """The flow in s = log t, with the trace of its Jacobian taken along tangents.
 
-    Exact: P = d basis vectors, and the trace is their sum. Hutchinson: P random vectors of identity
-    covariance on the space, and the trace is the mean.
+    Parameters
+    ----------
+    probes
+        (P, B, M, D). Exact: P = d basis vectors, and the trace is the sum over them. Hutchinson: P
+        random vectors of identity covariance on the space, and the trace is the mean.
     """
 
-    def flow(s: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.contiguous()
-        level = torch.full((x.shape[0],), math.exp(s), dtype=x.dtype, device=x.device)
+    def __init__(self, denoiser: Denoiser, probes: Tensor, exact: bool) -> None:
+        self.denoiser, self.probes, self.exact = denoiser, probes, exact
 
-        def velocity(y: Tensor) -> Tensor:
-            return y - denoiser(y, level)
+    def velocity(self, s: float, x: Tensor) -> Tensor:
+        """dx/ds = x - D(x, e^s), (B, M, D)."""
+        level = torch.full((x.shape[0],), math.exp(s), dtype=x.dtype, device=x.device)
+        return x - self.denoiser(x, level)
+
+    def velocity_and_rate(self, s: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        """dx/ds and d log p / ds = -div dx/ds, (B,) float64."""
+        x = x.contiguous()
 
         def directional(probe: Tensor) -> tuple[Tensor, Tensor]:
-            value, derivative = torch.func.jvp(velocity, (x,), (probe,))  # type: ignore[misc]
+            value, derivative = torch.func.jvp(  # type: ignore[misc]
+                functools.partial(self.velocity, s), (x,), (probe,)
+            )
             return value, (probe * derivative).sum(dim=(-2, -1))
 
-        values, products = torch.func.vmap(directional, randomness="error", chunk_size=16)(probes)
-        divergence = products.sum(dim=0) if exact else products.mean(dim=0)
+        vmapped = torch.func.vmap(directional, randomness="error", chunk_size=16)
+        values, products = vmapped(self.probes)
+        divergence = products.sum(dim=0) if self.exact else products.mean(dim=0)
         return values[0], -divergence.to(torch.float64)
-
-    return flow
 
 
 def integrate(
     flow: Flow, x: Tensor, levels: list[float], solver: str, tolerance: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """Integrate (x, log p) along increasing or decreasing noise levels; returns both ends' change.
+    """Integrate along increasing or decreasing noise levels: end point and change of log p.
 
     Parameters
     ----------
     levels
-        Noise levels t in the order of integration. Heun takes one step between neighbours; dopri5
-        goes from the first to the last with its own steps.
+        Noise levels t in the order of integration. "heun" (order 2) and "rk4" (order 4) take one
+        step between neighbours; "dopri5" goes from the first to the last with its own steps.
+
+    The fixed-step methods advance x in t, dx/dt = (x - D) / t (Karras et al. 2022, Alg. 1), which
+    is exact where D is constant, and so at both ends of the grid. The divergence, which costs most,
+    is taken at the levels only, and integrated over log t by Simpson's rule.
     """
     if solver == "dopri5":
-        times = torch.tensor([math.log(levels[0]), math.log(levels[-1])], dtype=torch.float64)
+        return _integrate_adaptively(flow, x, levels, tolerance)
 
-        def field(s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return flow(float(s), state[0])
+    def slope(t: float, y: Tensor) -> Tensor:
+        return flow.velocity(math.log(t), y) / t
 
-        change = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        path, log_p = odeint(
-            field, (x, change), times.to(x.device), method="dopri5", rtol=tolerance, atol=tolerance
-        )
-        return path[-1], log_p[-1]
+    rates = []
+    for t, t_next in itertools.pairwise(levels):
+        velocity, rate = flow.velocity_and_rate(math.log(t), x)
+        rates.append(rate)
+        h, k1 = t_next - t, velocity / t
+        if solver == "heun":
+            x = x + 0.5 * h * (k1 + slope(t_next, x + h * k1))
+        else:
+            k2 = slope(t + 0.5 * h, x + 0.5 * h * k1)
+            k3 = slope(t + 0.5 * h, x + 0.5 * h * k2)
+            k4 = slope(t_next, x + h * k3)
+            x = x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+    rates.append(flow.velocity_and_rate(math.log(levels[-1]), x)[1])
+    change = simpson(torch.stack(rates).cpu().numpy(), x=np.log(levels), axis=0)
+    return x, torch.as_tensor(change, device=x.device)
+
+
+def _integrate_adaptively(
+    flow: Flow, x: Tensor, levels: list[float], tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """x and log p together, in log t, by torchdiffeq's dopri5."""
+    ends = torch.tensor([levels[0], levels[-1]], dtype=torch.float64, device=x.device).log()
+
+    def field(s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return flow.velocity_and_rate(float(s), state[0])
+
     change = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    grid = [math.log(t) for t in levels]
-    velocity, rate = flow(grid[0], x)
-    for s, s_next in itertools.pairwise(grid):
-        h = s_next - s
-        velocity_end, rate_end = flow(s_next, x + h * velocity)
-        x_next = x + 0.5 * h * (velocity + velocity_end)
-        change = change + 0.5 * h * (rate + rate_end)
-        x = x_next
-        if s_next != grid[-1]:
-            velocity, rate = flow(s_next, x)
-    return x, change
+    path, log_p = odeint(field, (x, change), ends, method="dopri5", rtol=tolerance, atol=tolerance)
+    return path[-1], log_p[-1]
 
 
 @torch.no_grad()
@@ -151,7 +176,7 @@ def ode_paths(
                 probes = trace_basis(space, x)[:, None].repeat(1, size, 1, 1)
             else:
                 probes = torch.stack([space.standard_normal(size, stream) for _ in range(n_probes)])
-            flow = make_flow(denoiser, probes, exact)
+            flow = Flow(denoiser, probes, exact)
             if x_0 is None:
                 end, change = integrate(flow, x, times[::-1], solver)
                 log_p = space.isotropic_log_prob(x, prior_variance) + change

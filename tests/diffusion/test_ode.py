@@ -32,11 +32,20 @@ def test_generated_density_is_the_exact_one(oracle: Oracle) -> None:
     assert float(error.abs().mean()) < 0.12
 
 
-def test_heun_is_of_second_order() -> None:
+@pytest.mark.parametrize(("solver", "order"), [("heun", 2), ("rk4", 4)])
+def test_fixed_step_solvers_have_their_order(solver: str, order: int) -> None:
+    """Halving the step divides the change of x and of log p by 2^order."""
     oracle = make_oracle(3, 2, True)
-    coarse, fine, finest = (errors(oracle, n) for n in (20, 40, 120))
-    ratio = float((coarse - finest).abs().mean() / (fine - finest).abs().mean())
-    assert 2.5 < ratio < 7.0
+    ends = []
+    for n in (30, 60, 120):
+        grid = Schedule.geometric(n, 0.1, 8.0)
+        x, log_p = ode_paths(
+            oracle.denoiser, grid, generator(0), n=40, solver=solver, progress=False
+        )
+        ends.append((x, log_p))
+    for coarse, fine, finest in zip(*ends, strict=True):
+        ratio = float((coarse - fine).abs().mean() / (fine - finest).abs().mean())
+        assert 0.6 * 2**order < ratio < 1.8 * 2**order
 
 
 def test_density_of_given_samples_agrees_with_generating_them() -> None:
