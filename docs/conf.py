@@ -16,4 +16,4 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = "openmm-vtdis"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "tables"]

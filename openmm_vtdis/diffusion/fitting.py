@@ -2,7 +2,7 @@ r"""Fitting the reverse covariance from one pass of forward trajectories.
 
 The log weight of a forward trajectory is a part that does not depend on the covariance plus the
 family's cost, log w_i = b_i + c_i(phi), with c_i = -sum_n log p(x_{n-1} | x_n) a function of the
-sufficient statistics alone. The objectives are
+sufficient statistics alone. The objectives are::
 
     alpha = 2   log mean_i exp(log w_i)     minimised where the forward ESS is largest (Eq. 10)
     KL          mean_i log w_i              (alpha = 1)
@@ -13,8 +13,8 @@ second, from statistics that were collected once; :func:`fit_sgd` is the paper's
 (Algorithm 1), thousands of steps with fresh trajectories, kept for comparison.
 
 The mean coefficients k_n are fitted together with an isotropic covariance: with a = x_{n-1} - x_n
-and b = D - x_n, the cost lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2,
-kappa = lambda k, is jointly convex in (lambda, kappa).
+and b = D - x_n, the cost
+``lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2``, kappa = lambda k, is jointly convex in (lambda, kappa).
 """
 
 from __future__ import annotations

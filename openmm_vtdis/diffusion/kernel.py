@@ -1,4 +1,4 @@
-r"""Forward and reverse Gaussian kernels of the diffusion.
+r"""Forward and reverse Gaussian kernels of the diffusion::
 
     forward     q(x_n | x_{n-1}) = N_x(x_{n-1}, (t_n^2 - t_{n-1}^2) I)                 (Eq. 18)
     prior       p(x_N)           = N_x(0, T^2 I)

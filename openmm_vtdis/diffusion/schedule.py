@@ -2,10 +2,11 @@ r"""Grids of noise levels t_0 < t_1 < ... < t_N.
 
 N steps are N network evaluations and N + 1 levels; t_0 = eps is the data end and t_N = T the prior
 end. Levels are in units of the model's length scale, in which data have unit variance per degree
-of freedom.
+of freedom::
 
     geometric   t_n = t_0 (t_N / t_0)^{n/N}
     Karras      t_n = (t_0^{1/rho} + (n/N) (t_N^{1/rho} - t_0^{1/rho}))^rho
+
 the second tending to the first as rho grows (paper, Sec. 4.5, where the printed formula swaps the
 ends and divides by N - 1).
 """

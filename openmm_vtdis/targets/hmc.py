@@ -1,12 +1,12 @@
 r"""Reference samples by Hamiltonian Monte Carlo, many independent chains in one batch.
 
 Each chain x is a particle of unit mass in the potential u. With momentum p ~ N_x(0, I) on the
-target's space, L leapfrog steps of size h,
+target's space, L leapfrog steps of size h::
 
     p <- p + h/2 f(x);   x <- x + h p;   p <- p + h/2 f(x),          f = -du/dx,
 
 propose a new configuration, accepted with probability min(1, exp(H_old - H_new)),
-H = u(x) + |p|^2 / 2. It leaves pi ∝ exp(-u) invariant exactly, whatever h and L. A non-finite
+``H = u(x) + |p|^2 / 2``. It leaves pi ∝ exp(-u) invariant exactly, whatever h and L. A non-finite
 energy is never accepted.
 
 During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen at its mean
@@ -15,7 +15,7 @@ that a chain in a narrow place (two particles in contact) gets out with a small 
 25 % of ``n_leapfrog``, so that no periodic orbit resonates with it. Neither draw looks at x: both
 keep pi invariant.
 
-The samples come with a check that needs no reference value: integrating by parts,
+The samples come with a check that needs no reference value: integrating by parts::
 
     < x . grad u > = d,      d = the dimension of the space,
 
@@ -86,7 +86,7 @@ class ConvergenceReport:
 
     @property
     def virial_z(self) -> float:
-        """(virial - d) in standard errors: |z| > 4 means the samples are wrong."""
+        """(virial - d) in standard errors: beyond 4 means the samples are wrong."""
         return (self.virial - self.dim) / self.virial_stderr
 
     def __str__(self) -> str:

@@ -1,12 +1,12 @@
 r"""Benchmark systems of identical particles, with published or easily measured statistics.
 
 The particle systems are ordinary ``openmm.System`` objects in reduced units: kT = 1 kJ/mol (so
-T = 120.272 K) and lengths in nm. With d = |x_i - x_j|:
+T = 120.272 K) and lengths in nm. With d the distance of two particles::
 
     DW-4      u = sum_{i<j} [ -4 (d - 4)^2 + 0.9 (d - 4)^4 ],              4 particles in 2-D
     LJ-n      u = sum_{i<j} 2 [ d^-12 - 2 d^-6 ] + 1/2 sum_i |x_i - x_com|^2,    n in 3-D
 
-The trap of LJ-n is a sum over pairs too, sum_i |x_i - x_com|^2 = sum_{i<j} d^2 / n, so that one
+The trap of LJ-n is a sum over pairs too, ``sum_i |x_i - x_com|^2 = sum_{i<j} d^2 / n``, so that one
 CustomBondForce holds the whole energy and is visibly invariant under translation. (Its factor 2
 is that of the published LJ-13 data sets, in which both ordered pairs count.)
 """

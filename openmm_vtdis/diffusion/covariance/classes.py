@@ -6,7 +6,7 @@ those of the reduced coordinates (Eq. 23), so what is inverted is the restrictio
 space, never B_n itself (Eq. 24 is right only where B_n commutes with the projector).
 
 *Which matrices respect the labels.* Matrices on the space that commute with every permutation
-inside the classes split, by Schur's lemma, into
+inside the classes split, by Schur's lemma, into::
 
     within a class L:  a multiple of the identity on { z in class L, sum z = 0 },  dimension m_L - 1
     between classes:   any matrix on the normalised class sums  e_L . z,  e_L = 1_L / sqrt(m_L),
@@ -161,7 +161,7 @@ class Isotropic(ClassCovariance):
         return lam, (0.5 * parameters[:, :, None]).exp() * identity
 
     def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
-        """(B, 1): |R|^2 / v_n."""
+        """(B, 1): ``|R|^2 / v_n``."""
         return (residual.square().sum(dim=(-2, -1)) / step.variance)[:, None].to(torch.float64)
 
     def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
