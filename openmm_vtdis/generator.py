@@ -132,10 +132,14 @@ class DiffusionBoltzmannGenerator:
 
     @classmethod
     def from_denoiser(
-        cls, target: Target, denoiser: Denoiser, length: float = 1.0
+        cls,
+        target: Target,
+        denoiser: Denoiser,
+        length: float = 1.0,
+        labels: Sequence[int] | None = None,
     ) -> DiffusionBoltzmannGenerator:
         """A generator around a known denoiser in units of ``length`` nm; needs no training."""
-        self = cls.from_target(target, network=torch.nn.Identity())
+        self = cls.from_target(target, network=torch.nn.Identity(), labels=labels)
         self._denoiser = denoiser
         self.length = checks.positive_number("length", length)
         return self

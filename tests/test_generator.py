@@ -17,18 +17,27 @@ from openmmtools.states import ThermodynamicState
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import forward_ess
+from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, double_well, gaussian_mixture, sample_hmc
 from openmm_vtdis.topology import placeholder_topology
 
+COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
+
 
 def oracle(
-    length: float = 0.7, dim: int = 3
+    length: float = 0.7, space: Space | None = None
 ) -> tuple[GaussianMixture, DiffusionBoltzmannGenerator]:
-    target = gaussian_mixture(dim)
+    """A normalised mixture (log Z = 0) and its exact denoiser in units that are not nm."""
+    target = gaussian_mixture(3)
+    labels = None
+    if space is not None:
+        noise = torch.randn(2, 4, space.n_dims, generator=torch.Generator().manual_seed(0))
+        target = GaussianMixture(noise.double(), [0.15, 0.3], [2.0, 1.0], space)
+        labels = [0, 1, 1, 2]
     denoiser = GaussianMixtureDenoiser(
         target.space, target.weights, target.means, target.variances
     ).scaled(length)
-    return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length)
+    return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length, labels)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +64,17 @@ def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
     return gen
 
 
-@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
-def test_log_z_is_known_with_a_length_scale_that_is_not_one(covariance: str) -> None:
-    target, gen = oracle(length=0.7)
-    gen.tune(target.sample(2000, seed=1), 40, covariance, n_trajectories=1500, progress=False)
+@pytest.mark.parametrize("tune_mean", [False, True], ids=["", "mean"])
+@pytest.mark.parametrize("space", [None, Space(4, 2), Space(4, 3)], ids=str)
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_log_z_is_known_with_a_length_scale_that_is_not_one(
+    covariance: str, space: Space | None, tune_mean: bool
+) -> None:
+    target, gen = oracle(0.7, space)
+    gen.tune(
+        target.sample(2000, seed=1), 40, covariance, n_trajectories=1500, rank=2,
+        tune_mean=tune_mean, progress=False,
+    )  # fmt: skip
     ensemble = gen.sample(3000, seed=2, progress=False)
     assert abs(ensemble.log_z().z(0.0)) < 4.0
     log_v = gen.noise(target.sample(3000, seed=3), seed=4, progress=False)
@@ -174,7 +190,7 @@ def test_archive_round_trip(trained: DiffusionBoltzmannGenerator, tmp_path: Path
     np.testing.assert_array_equal(a.positions, b.positions)
 
 
-@pytest.mark.parametrize("covariance", ["diagonal", "block", "full", "low-rank", "time-network"])
+@pytest.mark.parametrize("covariance", COVARIANCES[1:])
 def test_every_covariance_survives_the_archive(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
 ) -> None:
