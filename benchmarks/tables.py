@@ -50,6 +50,8 @@ def line(row: dict[str, Any]) -> str:
     if "tuning_trajectories" in row:
         seconds = optional(row, "fit_seconds", ".2f", unit=" s")
         tuning = f"{row['tuning_trajectories']:,} trajectories, {seconds}"
+    elif "tuning" in row:
+        tuning = "that of the archive"
     cells = [
         row["method"],
         str(row["n_steps"]),

@@ -14,7 +14,8 @@ second, from statistics that were collected once; :func:`fit_sgd` is the paper's
 
 The mean coefficients k_n are fitted together with an isotropic covariance: with a = x_{n-1} - x_n
 and b = D - x_n, the cost
-``lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2``, kappa = lambda k, is jointly convex in (lambda, kappa).
+``lambda |a|^2 - 2 kappa <a, b> + (kappa^2 / lambda) |b|^2``, kappa = lambda k, is jointly convex in
+(lambda, kappa).
 """
 
 from __future__ import annotations

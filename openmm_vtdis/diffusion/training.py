@@ -1,10 +1,10 @@
 r"""Denoising score matching, with checkpoints from which a run resumes bit for bit.
 
-Minimises ``E |D(x_0 + t xi, t) - x_0|^2 / (c_out(t)^2 d)`` over frames x_0, noise xi and log t drawn
-from a normal distribution clipped to the range in use (Karras et al. 2022, Sec. 5, with a mean and
-width that reach down to the stiffest modes of a molecule). Adam, linear warm-up, cosine decay,
-gradient clipping by norm, and an exponential moving average (EMA) of the weights, which is what is
-kept.
+Minimises ``E |D(x_0 + t xi, t) - x_0|^2 / (c_out(t)^2 d)`` over frames x_0, noise xi and log t
+drawn from a normal distribution clipped to the range in use (Karras et al. 2022, Sec. 5, with a
+mean and width that reach down to the stiffest modes of a molecule). Adam, linear warm-up, cosine
+decay, gradient clipping by norm, and an exponential moving average (EMA) of the weights, which is
+what is kept.
 
 Progress is judged by the held-out denoising loss: EMA weights, frames that training never sees,
 and noise that is the same at every evaluation.
