@@ -105,7 +105,24 @@ def test_training_lowers_the_held_out_loss_towards_the_exact_denoiser() -> None:
     assert end > 0.9 * exact
 
 
+def test_bfloat16_steps_train_float32_weights_almost_as_well() -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer(
+            n_iterations=300, learning_rate=3e-3, ema_decay=0.98, precision=precision
+        )
+        start = trainer.held_out_loss()
+        trainer.run(progress=False)
+        losses[precision] = trainer.held_out_loss()
+        assert losses[precision] < 0.9 * start
+        assert all(p.dtype == torch.float32 for p in weights(trainer))
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] < 1.02 * losses["float32"]
+
+
 def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="precision: expected one of 'float32', 'bfloat16'"):
+        TrainingConfig(10, precision="float16")
     with pytest.raises(ValueError, match="n_iterations: expected an integer >= 1, got 0"):
         TrainingConfig(0)
     with pytest.raises(ValueError, match="ema_decay: expected a fraction"):
