@@ -21,7 +21,8 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_vtdis import checks, pretrained, storage
+from openmm_vtdis import checks, pretrained
+from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
@@ -32,15 +33,10 @@ from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames
-from openmm_vtdis.networks import build_network, describe_network, parse_size
+from openmm_vtdis.networks import build_network, parse_size
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
-from openmm_vtdis.topology import (
-    check_labels,
-    symmetry_labels,
-    topology_from_json,
-    topology_to_json,
-)
+from openmm_vtdis.topology import check_labels, symmetry_labels
 
 
 class DiffusionBoltzmannGenerator:
@@ -320,7 +316,7 @@ class DiffusionBoltzmannGenerator:
         generator = make_generator(seed, self.device)
         size = batch_size or self.batch_size()
         paths = reverse_paths(kernel, n, generator, size, progress)
-        metadata = {"method": "reverse SDE", **self._describe_kernel(kernel)}
+        metadata = {"method": "reverse SDE", **describe_kernel(kernel)}
         return self._weigh(paths.x, paths.log_ratio, metadata)
 
     def sample_ode(
@@ -400,30 +396,26 @@ class DiffusionBoltzmannGenerator:
 
     # -- archive ------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one file with the System, Topology, network and tuning; see :mod:`storage`."""
+        """Write one file with the System, Topology, network and tuning; see :mod:`archive`."""
         self._check_trained("save")
         if not isinstance(self.target, OpenMMTarget):
             raise ValueError(
                 "save: expected a generator of an OpenMM System, got one of "
                 f"{type(self.target).__name__}"
             )
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        metadata: dict[str, Any] = {
-            "system": openmm.XmlSerializer.serialize(self.target.system),
-            "topology": None if self.topology is None else topology_to_json(self.topology),
-            "temperature": self.temperature,
-            "n_dims": self.space.n_dims,
-            "labels": self.labels,
-            "network": describe_network(self.network),
-            "length": self.length,
-            "tuning": None,
-        }
-        if self.kernel is not None:
-            metadata["tuning"] = self._describe_kernel(self.kernel)
-            tensors["covariance"] = self.kernel.covariance.parameters
-            if self.kernel.gains is not None:
-                tensors["gains"] = self.kernel.gains
-        return storage.write_archive(path, "generator", tensors, metadata)
+        kernel = self.kernel
+        return GeneratorArchive(
+            system=self.target.system,
+            topology=self.topology,
+            temperature=self.target.temperature,
+            n_dims=self.space.n_dims,
+            labels=self.labels,
+            network=self.network,
+            length=self._scale,
+            tuning=None if kernel is None else describe_kernel(kernel),
+            parameters=None if kernel is None else kernel.covariance.parameters,
+            gains=None if kernel is None else kernel.gains,
+        ).write(path)
 
     @classmethod
     def load(
@@ -447,38 +439,19 @@ class DiffusionBoltzmannGenerator:
         ValueError
             For a truncated or foreign file, a newer format, or a PythonForce.
         """
-        tensors, metadata = storage.read_archive(path, "generator")
-        try:
-            xml = metadata["system"]
-            if not allow_pickle and storage.mentions(xml, "PythonForce"):
-                raise ValueError(
-                    f"{path}: the System holds a PythonForce, whose XML is unpickled and can run "
-                    "any code; pass allow_pickle=True only if you trust where the file is from"
-                )
-            document = metadata["topology"]
-            self = cls(
-                openmm.XmlSerializer.deserialize(xml),
-                None if document is None else topology_from_json(document),
-                metadata["temperature"],
-                n_dims=metadata["n_dims"],
-                network=build_network(metadata["network"]),
-                labels=metadata["labels"],
-                backend=backend,
-                device=device,
-            )
-            self.network.load_state_dict(storage.select_prefix(tensors, "network."))
-            self.network.eval()
-            self.length = checks.positive_number("length", metadata["length"])
-            if metadata["tuning"] is not None:
-                about = metadata["tuning"]
-                family = make_covariance(
-                    about["covariance"], self.space, about["labels"], tensors["covariance"],
-                    **about["options"],
-                )  # fmt: skip
-                grid = Schedule(tuple(about["times"]))
-                self.kernel = DiffusionKernel(self._denoiser, grid, family, tensors.get("gains"))
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
+        archive = GeneratorArchive.read(path, allow_pickle)
+        self = cls(
+            archive.system,
+            archive.topology,
+            archive.temperature,
+            n_dims=archive.n_dims,
+            network=archive.network,
+            labels=archive.labels,
+            backend=backend,
+            device=device,
+        )
+        self.length = archive.length
+        self.kernel = archive.kernel(self._denoiser)
         return self
 
     # -- internals ----------------------------------------------------------------------------
@@ -534,15 +507,6 @@ class DiffusionBoltzmannGenerator:
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
         budget = 2e6 if self.device.type == "cpu" else 1e9
         return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 16), 65_536))
-
-    def _describe_kernel(self, kernel: DiffusionKernel) -> dict[str, Any]:
-        covariance = kernel.covariance
-        return {
-            "times": list(kernel.schedule.times),
-            "covariance": covariance.kind,
-            "labels": list(covariance.labels),
-            "options": covariance.options,
-        }
 
     def _log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
         """log w, with -inf where an energy is NaN or infinite."""

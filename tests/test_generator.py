@@ -242,14 +242,15 @@ def test_nothing_in_a_refused_archive_is_executed(
     assert evidence.exists()
 
 
+@pytest.mark.parametrize("missing", ["network.noise.mlp.0.weight", "covariance"])
 def test_an_incomplete_archive_is_refused(
-    trained: DiffusionBoltzmannGenerator, tmp_path: Path
+    trained: DiffusionBoltzmannGenerator, tmp_path: Path, missing: str
 ) -> None:
     path = trained.save(tmp_path / "model.vtdis")
     tensors, metadata = storage.read_archive(path, "generator")
     for key in ("format", "version", "kind"):
         metadata.pop(key)
-    tensors.pop("network.noise.mlp.0.weight")
+    tensors.pop(missing)
     storage.write_archive(path, "generator", tensors, metadata)
     with pytest.raises(ValueError, match="expected a complete generator archive"):
         DiffusionBoltzmannGenerator.load(path)

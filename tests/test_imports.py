@@ -18,7 +18,7 @@ ORDER = [
     {"targets", "networks"},
     {"diffusion"},
     {"ensemble"},
-    {"pretrained"},
+    {"pretrained", "archive"},
     {"generator", "testing"},
     {"interop"},
     {"plotting", "cli"},

@@ -1,0 +1,132 @@
+"""What a generator's file holds: the System, the Topology, the network and the tuning.
+
+One :mod:`~openmm_vtdis.storage` archive of kind "generator". The System is OpenMM's XML, the rest
+of the description JSON; network weights, covariance parameters and mean coefficients are tensors.
+Nothing is unpickled: a System that holds a PythonForce, whose XML carries a pickle that OpenMM
+would execute, is refused unless the caller trusts it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openmm
+from openmm import app
+from torch import Tensor, nn
+
+from openmm_vtdis import checks, storage
+from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.networks import build_network, describe_network
+from openmm_vtdis.topology import topology_from_json, topology_to_json
+
+
+@dataclass(frozen=True)
+class GeneratorArchive:
+    """Everything that makes a trained generator.
+
+    Attributes
+    ----------
+    system, topology, temperature, n_dims, labels
+        As its constructor takes them; temperature in kelvin.
+    network
+        With its weights.
+    length
+        Length unit of the model in nm.
+    tuning
+        Grid, covariance family and class labels, see :func:`describe_kernel`; None if not tuned.
+    parameters, gains
+        Of the covariance, and of the mean if it was tuned.
+    """
+
+    system: openmm.System
+    topology: app.Topology | None
+    temperature: float
+    n_dims: int
+    labels: list[int]
+    network: nn.Module
+    length: float
+    tuning: dict[str, Any] | None = None
+    parameters: Tensor | None = None
+    gains: Tensor | None = None
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        for name, tensor in {"covariance": self.parameters, "gains": self.gains}.items():
+            if tensor is not None:
+                tensors[name] = tensor
+        metadata = {
+            "system": openmm.XmlSerializer.serialize(self.system),
+            "topology": None if self.topology is None else topology_to_json(self.topology),
+            "temperature": self.temperature,
+            "n_dims": self.n_dims,
+            "labels": self.labels,
+            "network": describe_network(self.network),
+            "length": self.length,
+            "tuning": self.tuning,
+        }
+        return storage.write_archive(path, "generator", tensors, metadata)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], allow_pickle: bool = False) -> GeneratorArchive:
+        """Read a file.
+
+        Raises
+        ------
+        ValueError
+            If it is truncated, foreign, newer or incomplete, or holds a PythonForce.
+        """
+        tensors, metadata = storage.read_archive(path, "generator")
+        try:
+            xml, document = metadata["system"], metadata["topology"]
+            if not allow_pickle and storage.mentions(xml, "PythonForce"):
+                raise ValueError(
+                    f"{path}: the System holds a PythonForce, whose XML is unpickled and can run "
+                    "any code; pass allow_pickle=True only if you trust where the file is from"
+                )
+            network = build_network(metadata["network"])
+            network.load_state_dict(storage.select_prefix(tensors, "network."))
+            return cls(
+                system=openmm.XmlSerializer.deserialize(xml),
+                topology=None if document is None else topology_from_json(document),
+                temperature=metadata["temperature"],
+                n_dims=metadata["n_dims"],
+                labels=metadata["labels"],
+                network=network.eval(),
+                length=checks.positive_number("length", metadata["length"]),
+                tuning=metadata["tuning"],
+                parameters=None if metadata["tuning"] is None else tensors["covariance"],
+                gains=tensors.get("gains"),
+            )
+        except (KeyError, TypeError, RuntimeError, openmm.OpenMMException) as error:
+            raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
+
+    def kernel(self, denoiser: Denoiser) -> DiffusionKernel | None:
+        """The tuned kernel around the generator's denoiser."""
+        if self.tuning is None:
+            return None
+        try:
+            family = make_covariance(
+                self.tuning["covariance"], denoiser.space, self.tuning["labels"], self.parameters,
+                **self.tuning["options"],
+            )  # fmt: skip
+            schedule = Schedule(tuple(self.tuning["times"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected a complete generator archive: {error}") from error
+        return DiffusionKernel(denoiser, schedule, family, self.gains)
+
+
+def describe_kernel(kernel: DiffusionKernel) -> dict[str, Any]:
+    """Grid and covariance family as JSON: what :meth:`GeneratorArchive.kernel` reads."""
+    return {
+        "times": list(kernel.schedule.times),
+        "covariance": kernel.covariance.kind,
+        "labels": list(kernel.covariance.labels),
+        "options": kernel.covariance.options,
+    }
