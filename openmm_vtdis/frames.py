@@ -20,6 +20,10 @@ Frames = Union[md.Trajectory, str, Path, Sequence[Union[str, Path]], np.ndarray,
 """Configurations: an mdtraj trajectory, path(s) that mdtraj reads, or an (n, M, D) array in nm."""
 
 
+_FLAT = 1e-5
+"""Coordinates (nm) of a two-dimensional system outside its plane that still count as zero."""
+
+
 def read_frames(
     name: str, traj: Frames, space: Space, topology: app.Topology | None, minimum: int = 1
 ) -> Tensor:
@@ -47,6 +51,12 @@ def read_frames(
     if isinstance(traj, md.Trajectory):
         if topology is not None:
             check_trajectory_topology(topology, traj.topology)
+        dropped = np.abs(traj.xyz[..., space.n_dims :])
+        if dropped.size and not float(dropped.max()) <= _FLAT:
+            raise ValueError(
+                f"{name}: expected particles at z = 0 in {space.n_dims} dimensions, got "
+                f"coordinates of up to {float(dropped.max()):.3g} nm there"
+            )
         traj = traj.xyz[..., : space.n_dims]
     x = checks.configurations(name, nanometers(traj), space.n_particles, space.n_dims, minimum)
     return space.project(x)

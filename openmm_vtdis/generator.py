@@ -185,7 +185,7 @@ class DiffusionBoltzmannGenerator:
         n_iterations: int = 20_000,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
-        held_out: float = 0.1,
+        held_out: float = 0.2,
         checkpoint_seconds: float = 120.0,
         evaluate_every: int = 500,
         progress: bool = True,
@@ -202,14 +202,15 @@ class DiffusionBoltzmannGenerator:
         checkpoint
             File to write every ``checkpoint_seconds`` and to resume from if it exists.
         held_out
-            Fraction of the frames, the last ones in time, kept for the held-out loss.
+            Fraction of the frames, the last ones in time, kept for the held-out loss. With the
+            default they are those that ``tune`` reports on.
         settings
             Further fields of :class:`~openmm_vtdis.diffusion.training.TrainingConfig`.
 
         Returns
         -------
         TrainingLog
-            Loss history. Training discards an earlier tuning.
+            Loss history. Training discards an earlier tuning, and keeps an earlier length unit.
         """
         frames = self._frames("train", traj, minimum=10)
         held_out = checks.fraction("held_out", held_out)
@@ -220,10 +221,12 @@ class DiffusionBoltzmannGenerator:
         fitted = frames[:-n_test]
         length = self.length
         if length is None:
-            length = math.sqrt(float(fitted.square().sum(dim=(1, 2)).mean()) / self.space.dim)
+            square = float(fitted.square().sum(dim=(1, 2)).mean()) / self.space.dim
+            length = float(f"{math.sqrt(square):.6g}")  # the same whatever order a sum is taken in
+        self.kernel = None
         trainer = Trainer(self._denoiser, fitted / length, frames[-n_test:] / length, config)
         log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
-        self.length, self.kernel, self.training_log = length, None, log
+        self.length, self.training_log = length, log
         return log
 
     # -- tuning -------------------------------------------------------------------------------
@@ -253,7 +256,8 @@ class DiffusionBoltzmannGenerator:
         Parameters
         ----------
         traj
-            Equilibrium configurations. The last fifth in time is held out for the report.
+            Equilibrium configurations. The last fifth in time is held out for the report (and, if
+            the same frames went to ``train`` with its default, unseen by the network too).
         n_steps
             N, network evaluations per sample.
         covariance
@@ -288,7 +292,7 @@ class DiffusionBoltzmannGenerator:
             frames,
             make_generator(seed, self.device),
             config,
-            batch_size or self.batch_size(),
+            self._size(batch_size),
             progress,
         )
         return report
@@ -314,7 +318,7 @@ class DiffusionBoltzmannGenerator:
         kernel = self._tuned("sample", n_steps)
         n = checks.positive_integer("n", n)
         generator = make_generator(seed, self.device)
-        size = batch_size or self.batch_size()
+        size = self._size(batch_size)
         paths = reverse_paths(kernel, n, generator, size, progress)
         metadata = {"method": "reverse SDE", **describe_kernel(kernel)}
         return self._weigh(paths.x, paths.log_ratio, metadata)
@@ -343,7 +347,7 @@ class DiffusionBoltzmannGenerator:
         grid = self._ode_grid(n_steps)
         n = checks.positive_integer("n", n)
         generator = make_generator(seed, self.device)
-        size = batch_size or max(1, self.batch_size() // 4)
+        size = self._size(batch_size, 4)
         x, log_p = ode.ode_paths(
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
@@ -368,7 +372,7 @@ class DiffusionBoltzmannGenerator:
         kernel = self._tuned("noise", n_steps)
         x = self._frames("noise", traj)
         generator = make_generator(seed, self.device)
-        size = batch_size or self.batch_size()
+        size = self._size(batch_size)
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
         return self._log_weights(self.target.reduced_energy(x).cpu(), paths.log_ratio).numpy()
 
@@ -387,7 +391,7 @@ class DiffusionBoltzmannGenerator:
         grid = self._ode_grid(n_steps)
         x = self._frames("noise_ode", traj)
         generator = make_generator(seed, self.device)
-        size = batch_size or max(1, self.batch_size() // 4)
+        size = self._size(batch_size, 4)
         _, log_p = ode.ode_paths(
             self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
@@ -489,18 +493,28 @@ class DiffusionBoltzmannGenerator:
         rho: float,
         frames: Tensor,
     ) -> Schedule:
-        if t_min is None or t_max is None:
+        if isinstance(schedule, str) and (t_min is None or t_max is None):
             x = frames[:: max(1, len(frames) // 512)] * self._scale
             force = self.target.reduced_energy_and_force(x)[1] * self._scale
             moments = self.space.reduce(force).pow(4).mean(dim=0)
-            low, high = default_range(self.space.dim, moments)
-            t_min, t_max = t_min or low, t_max or high
+            mean_square = 0.0
+            if not self.space.centred:
+                noise = float(frames.var(dim=0).sum()) / len(frames)
+                mean_square = max(float(frames.mean(dim=0).square().sum()) - noise, 0.0)
+            low, high = default_range(self.space.dim, moments, mean_square)
+            t_min, t_max = low if t_min is None else t_min, high if t_max is None else t_max
         return make_schedule(schedule, n_steps, t_min, t_max, rho)
 
     def _ode_grid(self, n_steps: int | None) -> Schedule:
         self._check_trained("probability flow")
         grid = self._tuned("probability flow").schedule
         return grid if n_steps is None else grid.resampled(n_steps)
+
+    def _size(self, batch_size: int | None, divisor: int = 1) -> int:
+        """The user's batch size, checked, or the default over ``divisor``."""
+        if batch_size is None:
+            return max(1, self.batch_size() // divisor)
+        return checks.positive_integer("batch_size", batch_size)
 
     def batch_size(self) -> int:
         """Configurations at once: 2 MB a tensor of edges on a CPU (its cache), else 1 GB."""

@@ -42,4 +42,4 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
 
 def derive_seed(generator: torch.Generator) -> int:
     """Draw an integer seed from ``generator``, for a library that takes its own seeds."""
-    return int(torch.randint(0, 2**31 - 1, (), generator=generator, device=generator.device).item())
+    return int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())

@@ -308,6 +308,42 @@ def test_bad_input_is_refused(trained: DiffusionBoltzmannGenerator, frames: np.n
         DiffusionBoltzmannGenerator(system)
 
 
+@pytest.mark.parametrize("method", ["convex", "sgd"])
+def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> None:
+    target, gen = oracle()
+    x = target.sample(200, seed=1)
+    energy = target.reduced_energy
+    target.reduced_energy = lambda y: torch.where(y[:, 0, 0] < 0, torch.nan, energy(y))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="trajectories that are not; check the frames' energies"):
+        gen.tune(x, 5, method=method, sgd_iterations=3, n_trajectories=100, progress=False)
+    assert gen.kernel is None
+
+
+def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
+    target, gen = oracle()
+    x = target.sample(200, seed=1)
+    with pytest.raises(ValueError, match="t_min: expected a finite number > 0, got 0.0"):
+        gen.tune(x, 5, t_min=0.0, n_trajectories=100, progress=False)
+    gen.tune(x, 5, n_trajectories=100, progress=False)
+    for bad in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="batch_size: expected an integer >= 1"):
+            gen.sample(10, batch_size=bad, progress=False)  # type: ignore[arg-type]
+    raised = np.concatenate([frames, np.full_like(frames[..., :1], 0.5)], axis=-1)
+    traj = md.Trajectory(raised, md.Topology.from_openmm(placeholder_topology(4)))
+    with pytest.raises(ValueError, match="expected particles at z = 0 in 2 dimensions"):
+        new_generator().train(traj, 3)
+
+
+def test_a_denoiser_that_leaves_the_space_does_not_bias_the_weights() -> None:
+    target, gen = oracle(0.7, Space(4, 2))
+    exact = gen.denoiser
+    drifting = lambda x, t: exact(x, t) + 0.3  # noqa: E731
+    drifting.space = target.space  # type: ignore[attr-defined]
+    other = DiffusionBoltzmannGenerator.from_denoiser(target, drifting, 0.7)
+    other.tune(target.sample(2000, seed=1), 40, n_trajectories=1000, progress=False)
+    assert abs(other.sample(2000, seed=2, progress=False).log_z().z(0.0)) < 4.0
+
+
 def test_forward_ess_of_the_ddpm_baseline_is_lower(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray
 ) -> None:

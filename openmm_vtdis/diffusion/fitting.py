@@ -119,7 +119,9 @@ def fit(
         First iterate; by default the family's closed-form KL optimum.
     """
     checks.choice("objective", objective, OBJECTIVES)
-    _check_finite(trajectories)
+    check_finite(trajectories)
+    if validation is not None:
+        check_finite(validation)
     began = time.perf_counter()
     first = family.initial(trajectories.statistics, schedule) if start is None else start
     shape = first.shape
@@ -196,6 +198,11 @@ def fit_sgd(
         loss = objective_value(
             data.base + family.cost(parameters, data.statistics, schedule), objective
         )
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"tuning: Adam diverged, the objective is {float(loss.detach())}; use "
+                'method="convex" or a lower learning rate'
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule_lr.step()
@@ -251,7 +258,8 @@ class MeanGains(Fittable):
         return self.parameters[:, 1] / self.parameters[:, 0]
 
 
-def _check_finite(trajectories: Trajectories) -> None:
+def check_finite(trajectories: Trajectories) -> None:
+    """Raise ValueError if a log density or a statistic is NaN or infinite."""
     good = torch.isfinite(trajectories.base) & torch.isfinite(trajectories.statistics).all(
         dim=-1
     ).all(dim=-1)

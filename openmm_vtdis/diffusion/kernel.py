@@ -93,7 +93,8 @@ class DiffusionKernel:
         """Evaluate the denoiser at level n (1..N): x is x_n, (B, M, D) float64."""
         t = self.schedule.times
         level = torch.full((x.shape[0],), t[n], dtype=x.dtype, device=x.device)
-        return ReverseStep(n, t[n], t[n - 1], x, self.denoiser(x, level), self.denoiser)
+        denoised = self.space.project(self.denoiser(x, level))
+        return ReverseStep(n, t[n], t[n - 1], x, denoised, self.denoiser)
 
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""

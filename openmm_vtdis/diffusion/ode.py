@@ -58,7 +58,7 @@ class Flow:
     def velocity(self, s: float, x: Tensor) -> Tensor:
         """dx/ds = x - D(x, e^s), (B, M, D)."""
         level = torch.full((x.shape[0],), math.exp(s), dtype=x.dtype, device=x.device)
-        return x - self.denoiser(x, level)
+        return x - self.denoiser.space.project(self.denoiser(x, level))
 
     def velocity_and_rate(self, s: float, x: Tensor) -> tuple[Tensor, Tensor]:
         """dx/ds and d log p / ds = -div dx/ds, (B,) float64."""

@@ -109,8 +109,8 @@ class Schedule:
 def make_schedule(
     schedule: str | Schedule | Sequence[float],
     n_steps: int,
-    t_min: float,
-    t_max: float,
+    t_min: float | None = None,
+    t_max: float | None = None,
     rho: float = 7.0,
 ) -> Schedule:
     """Return a :class:`Schedule` from a name ("geometric", "karras"), levels, or a schedule.
@@ -118,13 +118,15 @@ def make_schedule(
     Raises
     ------
     ValueError
-        For another name, ``n_steps`` < 2, or levels whose number is not ``n_steps`` + 1.
+        For another name, ``n_steps`` < 2, a name without both ends, or levels whose number is not
+        ``n_steps`` + 1.
     """
     if isinstance(schedule, str):
         checks.choice("schedule", schedule, ("geometric", "karras"))
+        low, high = checks.positive_number("t_min", t_min), checks.positive_number("t_max", t_max)
         if schedule == "geometric":
-            return Schedule.geometric(n_steps, t_min, t_max)
-        return Schedule.karras(n_steps, t_min, t_max, rho)
+            return Schedule.geometric(n_steps, low, high)
+        return Schedule.karras(n_steps, low, high, rho)
     grid = schedule if isinstance(schedule, Schedule) else Schedule(tuple(schedule))
     if grid.n_steps != n_steps:
         raise ValueError(
@@ -134,11 +136,13 @@ def make_schedule(
     return grid
 
 
-def default_range(dim: int, force_fourth_moments: Tensor | None = None) -> tuple[float, float]:
+def default_range(
+    dim: int, force_fourth_moments: Tensor | None = None, mean_square: float = 0.0
+) -> tuple[float, float]:
     r"""Ends (t_min, t_max) of a grid at which the two end errors are negligible.
 
     *Prior end.* Replacing the true marginal, of variance 1 + T^2 per degree of freedom, by
-    N(0, T^2 I) costs about d / (4 T^4) nats.
+    N(0, T^2 I) costs about d / (4 T^4) nats, and a mean m of the data |m|^2 / (2 T^2) more.
 
     *Data end.* The first reverse kernel takes the density to be smooth below t_0. For a Gaussian
     mode of width l that costs (t_0/l)^4 / 4 nats per degree of freedom, and the force g there has
@@ -153,9 +157,13 @@ def default_range(dim: int, force_fourth_moments: Tensor | None = None) -> tuple
     force_fourth_moments
         (d,) or any shape: E[g_i^4] of the reduced force, in model units; None if not known, which
         gives t_min = 0.01.
+    mean_square
+        |m|^2; zero on the zero-CoM subspace, where the model's density is invariant under rotation.
     """
     budget = 1e-3
-    t_max = (dim / (4.0 * budget)) ** 0.25
+    # The root 1 / T^2 of dim / 4 y^2 + mean_square / 2 y = budget
+    half = 0.5 * mean_square
+    t_max = ((half + math.sqrt(half**2 + dim * budget)) / (2.0 * budget)) ** 0.5
     if force_fourth_moments is None:
         return 0.01, max(t_max, 5.0)
     total = float(force_fourth_moments.to(torch.float64).sum())

@@ -13,6 +13,7 @@ and noise that is the same at every evaluation.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -294,6 +295,18 @@ class Trainer:
         return {
             "config": dataclasses.asdict(self.config),
             "parameters": {k: list(v.shape) for k, v in self.denoiser.state_dict().items()},
-            "n_frames": len(self.frames),
-            "frames_checksum": float(self.frames.double().abs().sum()),
+            "network": _digest(repr(self.denoiser), *self.denoiser.buffers()),
+            "frames": _digest(self.frames, self.held_out),
         }
+
+
+def _digest(*parts: str | Tensor) -> str:
+    """SHA-256 of texts and of the shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        else:
+            digest.update(str(tuple(part.shape)).encode())
+            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

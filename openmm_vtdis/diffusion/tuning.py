@@ -25,6 +25,7 @@ from openmm_vtdis.diffusion.fitting import (
     Fit,
     MeanGains,
     Trajectories,
+    check_finite,
     fit,
     fit_sgd,
     log_weights,
@@ -127,7 +128,9 @@ def collect(
     index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
     x = frames[index.cpu()]
     paths = forward_paths(kernel, x, generator, family, batch_size, progress)
-    return Trajectories(paths.log_forward - energy(x), paths.statistics)  # type: ignore[arg-type]
+    data = Trajectories(paths.log_forward - energy(x), paths.statistics)  # type: ignore[arg-type]
+    check_finite(data)
+    return data
 
 
 def tune(

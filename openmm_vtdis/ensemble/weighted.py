@@ -212,12 +212,22 @@ class WeightedEnsemble:
 
     def diagnostics(self) -> Diagnostics:
         """Whether these weights can be trusted; print it."""
-        return Diagnostics.of(self.log_weights)
+        about = Diagnostics.of(self.log_weights)
+        return dataclasses.replace(about, pareto_k=math.nan) if self._resampled else about
+
+    @property
+    def _resampled(self) -> bool:
+        """Whether the spread of the weights has been turned into duplicates of samples."""
+        return "resampled_from" in self.metadata
 
     # -- estimates ----------------------------------------------------------------------------
     def log_z(self) -> Estimate:
-        """log Z, the log of the integral of exp(-u) over configurations (in nm), and its error."""
-        return log_mean_weight(self.log_weights)
+        """log Z, the log of the integral of exp(-u) over configurations (in nm), and its error.
+
+        The error of a resampled ensemble is NaN: its weights no longer know.
+        """
+        estimate = log_mean_weight(self.log_weights)
+        return Estimate(estimate.value, math.nan) if self._resampled else estimate
 
     def expectation(self, f: Observable) -> Estimate:
         """Mean of an observable under the target, and its error.
@@ -300,8 +310,9 @@ class WeightedEnsemble:
 
         Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times, in random order,
         so that any slice of the result is itself a fair subset. All log weights of the result
-        equal log mean w, so that its ``log_z()`` has the same value. Its standard errors know
-        nothing of the duplicates: estimate them before resampling.
+        equal log mean w, so that its ``log_z()`` has the same value. Its weights know nothing of
+        the duplicates: ``log_z()`` has no error and ``diagnostics()`` no Pareto k any more, and
+        standard errors of expectations are too small. Estimate all of them before resampling.
         """
         n = checks.positive_integer("n", len(self) if n is None else n)
         generator = make_generator(seed)
@@ -342,6 +353,13 @@ class WeightedEnsemble:
                 self.topology,
                 temperature=target.temperature,
                 n_dims=self.positions.shape[2],
+            )
+        space = getattr(target, "space", None)
+        if space is not None and self.positions.shape[1:] != (space.n_particles, space.n_dims):
+            raise ValueError(
+                f"reweight: expected a target of {self.positions.shape[1]} particles in "
+                f"{self.positions.shape[2]} dimensions, got one of {space.n_particles} in "
+                f"{space.n_dims}"
             )
         with torch.no_grad():
             energies = target.reduced_energy(torch.tensor(self.positions))
@@ -401,11 +419,11 @@ class WeightedEnsemble:
 
 
 def _frozen(values: object) -> Array:
-    """A read-only float64 array; a copy unless it is one already."""
+    """A read-only float64 array; a copy unless it is one that nobody else can write to."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
     array = np.asarray(values, dtype=np.float64)
-    if array.flags.writeable:
+    if array.flags.writeable or not array.flags.owndata:
         array = array.copy()
         array.flags.writeable = False
     return array

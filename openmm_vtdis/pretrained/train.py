@@ -122,6 +122,7 @@ def main() -> None:
         train,
         recipe.n_iterations,
         checkpoint=f"runs/{options.name}.ckpt",
+        held_out=0.1,
         batch_size=recipe.batch_size,
         precision="bfloat16",
         seed=MODEL_SEED,

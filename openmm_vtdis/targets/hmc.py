@@ -312,7 +312,9 @@ def _report(
 
 
 def split_r_hat(values: Tensor) -> float:
-    """Split R-hat (Gelman et al., BDA3, Sec. 11.4) of (C, K) values; NaN where K < 4.
+    """Split R-hat (Gelman et al., BDA3, Sec. 11.4) of (C, K) values.
+
+    NaN where K < 4 or nothing varies.
 
     Every chain is cut in two, and the variance between the halves compared with that within.
     """
@@ -322,4 +324,6 @@ def split_r_hat(values: Tensor) -> float:
     halves = torch.cat([values[:, :half], values[:, -half:]])
     within = float(halves.var(dim=1).mean())
     between = half * float(halves.mean(dim=1).var())
+    if within == 0.0:
+        return math.inf if between > 0.0 else math.nan
     return math.sqrt(((half - 1) / half * within + between / half) / within)

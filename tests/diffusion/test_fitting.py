@@ -130,3 +130,10 @@ def test_bad_input_is_refused(oracle: Oracle) -> None:
     data.base[3] = math.nan
     with pytest.raises(ValueError, match="got 1 of 50 trajectories"):
         fit(family, data, GRID)
+    data = collect(oracle, family, 50, seed=7)
+    broken = collect(oracle, family, 50, seed=8)
+    broken.base[0] = math.inf
+    with pytest.raises(ValueError, match="got 1 of 50 trajectories"):
+        fit(family, data, GRID, validation=broken)
+    with pytest.raises(FloatingPointError, match="Adam diverged"):
+        fit_sgd(family, lambda n: broken, GRID, torch.zeros(12, 1), progress=False)

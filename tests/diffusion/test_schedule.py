@@ -76,3 +76,11 @@ def test_resampling_a_geometric_grid_gives_a_geometric_grid(n_steps: int) -> Non
     pairs = again.pairs
     assert pairs.shape == (n_steps, 2)
     assert bool((pairs[1:, 0] == pairs[:-1, 1]).all())
+
+
+def test_the_prior_end_makes_room_for_the_mean_of_the_data() -> None:
+    """d / (4 T^4) + |m|^2 / (2 T^2) is the budget, 10^-3 nats."""
+    for mean_square in (0.0, 1.0, 50.0):
+        t_max = default_range(50, mean_square=mean_square)[1]
+        cost = 50 / (4.0 * t_max**4) + mean_square / (2.0 * t_max**2)
+        assert cost == pytest.approx(1e-3)

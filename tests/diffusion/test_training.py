@@ -78,6 +78,27 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
         make_trainer(seed=2).run(path, progress=False)
 
 
+def test_a_checkpoint_of_another_network_or_other_frames_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    trainer = make_trainer()
+    trainer.run(path, progress=False)
+
+    def again(labels: list[int], frames: torch.Tensor, held_out: torch.Tensor) -> Trainer:
+        network = EGNN(labels, 2, n_layers=2, n_hidden=16)
+        denoiser = PreconditionedDenoiser(network, ORACLE.space)
+        return Trainer(denoiser, frames, held_out, trainer.config)
+
+    fitted, held_out = FRAMES[:300], FRAMES[300:]
+    again([0, 1, 2], fitted, held_out).run(path, progress=False)
+    with pytest.raises(ValueError, match="differs in network"):
+        again([0, 2, 1], fitted, held_out).run(path, progress=False)
+    for other in (fitted[:, [1, 0, 2]], fitted.flip(0), fitted * torch.tensor([1.0, -1.0])):
+        with pytest.raises(ValueError, match="differs in frames"):
+            again([0, 1, 2], other, held_out).run(path, progress=False)
+    with pytest.raises(ValueError, match="differs in frames"):
+        again([0, 1, 2], fitted, held_out[:50]).run(path, progress=False)
+
+
 def test_divergence_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     trainer = make_trainer()

@@ -153,6 +153,8 @@ def test_resampling_gives_equally_weighted_target_samples(ensemble: WeightedEnse
     assert np.unique(resampled.log_weights).size == 1
     assert resampled.log_z().value == pytest.approx(ensemble.log_z().value, abs=1e-12)
     assert resampled.ess == pytest.approx(1.0, abs=1e-12)
+    assert math.isnan(resampled.log_z().stderr)
+    assert not resampled.diagnostics().reliable
     assert abs(z_of_resampled(resampled, ensemble.ess)) < 4.0
     assert resampled.metadata == {"seed": 1, "resampled_from": 40_000}
     # the control: weights that travel along with the positions count twice
