@@ -135,6 +135,11 @@ class DiffusionBoltzmannGenerator:
         labels: Sequence[int] | None = None,
     ) -> DiffusionBoltzmannGenerator:
         """A generator around a known denoiser in units of ``length`` nm; needs no training."""
+        if denoiser.space != target.space:
+            raise ValueError(
+                f"denoiser: expected one on the target's space, {target.space}, got one on "
+                f"{denoiser.space}"
+            )
         self = cls.from_target(target, network=torch.nn.Identity(), labels=labels)
         self._denoiser = denoiser
         self.length = checks.positive_number("length", length)

@@ -38,8 +38,3 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed))
     return generator
-
-
-def derive_seed(generator: torch.Generator) -> int:
-    """Draw an integer seed from ``generator``, for a library that takes its own seeds."""
-    return int(torch.randint(0, 2**62, (), generator=generator, device=generator.device).item())

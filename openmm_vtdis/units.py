@@ -38,7 +38,9 @@ def temperature_for(thermal_energy_kj_per_mol: float) -> float:
 
 
 def nanometers(positions: object) -> object:
-    """Strip a length unit (Quantity -> array in nm); pass bare arrays through."""
+    """Strip a length unit (of a Quantity, or of a list of them); pass bare arrays through."""
+    if isinstance(positions, list | tuple) and any(map(unit.is_quantity, positions)):
+        return [nanometers(frame) for frame in positions]
     if unit.is_quantity(positions):
         return positions.value_in_unit(unit.nanometer)  # type: ignore[attr-defined]
     return positions

@@ -8,8 +8,8 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import checks
-from openmm_vtdis.random import derive_seed, make_generator
-from openmm_vtdis.units import GAS_CONSTANT, kelvin, temperature_for, thermal_energy
+from openmm_vtdis.random import make_generator
+from openmm_vtdis.units import GAS_CONSTANT, kelvin, nanometers, temperature_for, thermal_energy
 
 
 def test_units() -> None:
@@ -49,19 +49,30 @@ def test_configurations_name_the_first_bad_frame() -> None:
         checks.configurations("x", np.zeros((5, 4, 2)), 4, 2, minimum=10)
 
 
+def draw(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
 def test_random_streams_are_reproducible_and_leave_the_global_one_alone() -> None:
     before = torch.get_rng_state()
     a, b = make_generator(3), make_generator(3)
-    assert derive_seed(a) == derive_seed(b) != derive_seed(a)
+    assert draw(a) == draw(b) != draw(a)
     assert torch.equal(before, torch.get_rng_state())
     assert make_generator(a) is a
     torch.manual_seed(1)
     c = make_generator(None)
     torch.manual_seed(1)
-    assert derive_seed(c) == derive_seed(make_generator(None))
+    assert draw(c) == draw(make_generator(None))
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, "seed", True])
 def test_bad_seeds_are_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="seed: expected a non-negative integer"):
         make_generator(bad)  # type: ignore[arg-type]
+
+
+def test_lists_of_quantities_keep_their_unit() -> None:
+    frames = np.arange(12.0).reshape(2, 2, 3)
+    angstrom = [unit.Quantity(10.0 * frame, unit.angstrom) for frame in frames]
+    np.testing.assert_allclose(np.asarray(nanometers(angstrom)), frames)
+    np.testing.assert_allclose(np.asarray(nanometers(frames)), frames)

@@ -15,7 +15,10 @@ from openmm import unit
 from openmmtools.states import ThermodynamicState
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
+from openmm_vtdis.diffusion.covariance import Isotropic
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, double_well, gaussian_mixture, sample_hmc
@@ -332,6 +335,32 @@ def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
     traj = md.Trajectory(raised, md.Topology.from_openmm(placeholder_topology(4)))
     with pytest.raises(ValueError, match="expected particles at z = 0 in 2 dimensions"):
         new_generator().train(traj, 3)
+
+
+def test_a_denoiser_on_another_space_is_refused() -> None:
+    target, _ = oracle(0.7, Space(4, 2))
+    free = GaussianMixtureDenoiser(
+        Space(4, 2, centred=False), target.weights, target.means, target.variances
+    )
+    with pytest.raises(ValueError, match="denoiser: expected one on the target's space"):
+        DiffusionBoltzmannGenerator.from_denoiser(target, free)
+    with pytest.raises(ValueError, match="covariance: expected one on the denoiser's space"):
+        DiffusionKernel(
+            free, Schedule.geometric(5, 0.1, 5.0),
+            Isotropic.ddpm(target.space, Schedule.geometric(5, 0.1, 5.0)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("n_steps", [10, 20, 40, 80])
+def test_one_tuning_of_a_time_network_serves_other_numbers_of_steps(n_steps: int) -> None:
+    target, gen = oracle(0.7, Space(4, 2))
+    x, fresh = target.sample(3000, seed=1), target.sample(2000, seed=2)
+    options = {"n_trajectories": 2500, "progress": False}
+    gen.tune(x, 20, "time-network", **options)  # type: ignore[arg-type]
+    transferred = forward_ess(gen.noise(fresh, n_steps=n_steps, seed=3, progress=False))
+    gen.tune(x, n_steps, "diagonal", **options)  # type: ignore[arg-type]
+    direct = forward_ess(gen.noise(fresh, seed=3, progress=False))
+    assert transferred > 0.85 * direct
 
 
 def test_a_denoiser_that_leaves_the_space_does_not_bias_the_weights() -> None:

@@ -51,6 +51,11 @@ class DiffusionKernel:
             raise ValueError(
                 f"gains: expected shape ({self.schedule.n_steps},), got {tuple(self.gains.shape)}"
             )
+        if self.covariance.space != self.denoiser.space:
+            raise ValueError(
+                f"covariance: expected one on the denoiser's space, {self.denoiser.space}, got one "
+                f"on {self.covariance.space}"
+            )
         self.covariance.check_schedule(self.schedule)
 
     @classmethod

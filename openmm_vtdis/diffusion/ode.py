@@ -29,7 +29,6 @@ from openmm_vtdis import checks
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.random import derive_seed, make_generator
 
 DIVERGENCES = ("exact", "hutchinson")
 SOLVERS = ("heun", "rk4", "dopri5")
@@ -166,16 +165,17 @@ def ode_paths(
     with tqdm(total=total, desc="probability flow", disable=not progress) as bar:
         for start in range(0, total, batch_size):
             size = min(batch_size, total - start)
-            stream = make_generator(derive_seed(generator), device)
             if x_0 is None:
-                x = times[-1] * space.standard_normal(size, stream)
+                x = times[-1] * space.standard_normal(size, generator)
             else:
                 x = x_0[start : start + size].to(device, torch.float64)
             exact = divergence == "exact"
             if exact:
                 probes = trace_basis(space, x)[:, None].repeat(1, size, 1, 1)
             else:
-                probes = torch.stack([space.standard_normal(size, stream) for _ in range(n_probes)])
+                probes = torch.stack(
+                    [space.standard_normal(size, generator) for _ in range(n_probes)]
+                )
             flow = Flow(denoiser, probes, exact)
             if x_0 is None:
                 end, change = integrate(flow, x, times[::-1], solver)

@@ -9,8 +9,8 @@ and the log weight of the trajectory is log w = -u(x_0) + log ratio (paper, Eq. 
 and all log densities are float64, whatever precision the network runs in; trajectories are made in
 batches, and only x_0 and the sums survive a batch.
 
-Each batch has a random stream of its own, derived from the caller's seed, so that the result does
-not depend on how a chain's draws interleave with another batch's.
+All draws come from the caller's generator, one batch after the other: the same seed and batch size
+give the same result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from openmm_vtdis.diffusion.covariance import Fittable
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.random import derive_seed, make_generator
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,12 @@ def reverse_paths(
     n_steps = kernel.schedule.n_steps
     with tqdm(total=n * n_steps, desc="sampling", unit="eval", disable=not progress) as bar:
         for size in _batches(n, batch_size):
-            stream = make_generator(derive_seed(generator), generator.device)
-            x = kernel.sample_prior(size, stream)
+            x = kernel.sample_prior(size, generator)
             log_ratio = -kernel.prior_log_prob(x)
             for level in range(n_steps, 0, -1):
                 step = kernel.step(level, x)
                 scatter = kernel.covariance.at(step)
-                residual = scatter.sample(size, stream)
+                residual = scatter.sample(size, generator)
                 before = kernel.mean(step) + residual
                 log_ratio += kernel.forward_log_prob(level, before, x) - scatter.log_prob(residual)
                 x = before
@@ -116,13 +114,12 @@ def forward_paths(
     device = generator.device
     with tqdm(total=len(x_0) * n_steps, desc="noising", unit="eval", disable=not progress) as bar:
         for start in range(0, len(x_0), batch_size):
-            stream = make_generator(derive_seed(generator), device)
             x = x_0[start : start + batch_size].to(device, torch.float64)
             log_forward = torch.zeros(len(x), dtype=torch.float64, device=device)
             log_reverse = torch.zeros_like(log_forward)
             rows = []
             for level in range(1, n_steps + 1):
-                after = kernel.sample_forward(level, x, stream)
+                after = kernel.sample_forward(level, x, generator)
                 step = kernel.step(level, after)
                 residual = x - kernel.mean(step)
                 log_forward += kernel.forward_log_prob(level, x, after)

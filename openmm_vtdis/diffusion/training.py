@@ -210,11 +210,12 @@ class Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             loss = self.denoiser.loss(clean, levels, noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise FloatingPointError(
-                f"training diverged at iteration {self.iteration}: the loss is {value}. The last "
+                f"training diverged at iteration {self.iteration}: the loss is {value} and its "
+                f"gradient has norm {float(norm)}. The last "
                 "checkpoint is kept; resume with a lower learning_rate or check the frames"
             )
         self.optimizer.step()

@@ -218,7 +218,7 @@ class WeightedEnsemble:
     @property
     def _resampled(self) -> bool:
         """Whether the spread of the weights has been turned into duplicates of samples."""
-        return "resampled_from" in self.metadata
+        return _mentions_resampling(self.metadata)
 
     # -- estimates ----------------------------------------------------------------------------
     def log_z(self) -> Estimate:
@@ -427,6 +427,11 @@ def _frozen(values: object) -> Array:
         array = array.copy()
         array.flags.writeable = False
     return array
+
+
+def _mentions_resampling(metadata: dict[str, Any]) -> bool:
+    parts = metadata.get("concatenated", [])
+    return "resampled_from" in metadata or any(map(_mentions_resampling, parts))
 
 
 def _json_copy(metadata: object) -> dict[str, Any]:

@@ -110,6 +110,16 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_an_infinite_gradient_does_not_reach_the_weights() -> None:
+    trainer = make_trainer()
+    before = [w.clone() for w in weights(trainer)]
+    parameter = next(trainer.denoiser.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match="gradient has norm nan"):
+        trainer._step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+
+
 def test_training_lowers_the_held_out_loss_towards_the_exact_denoiser() -> None:
     trainer = make_trainer(n_iterations=300, learning_rate=3e-3, ema_decay=0.98)
     start = trainer.held_out_loss()

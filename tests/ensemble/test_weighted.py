@@ -155,6 +155,9 @@ def test_resampling_gives_equally_weighted_target_samples(ensemble: WeightedEnse
     assert resampled.ess == pytest.approx(1.0, abs=1e-12)
     assert math.isnan(resampled.log_z().stderr)
     assert not resampled.diagnostics().reliable
+    pooled = WeightedEnsemble.concatenate([ensemble, resampled])
+    assert math.isnan(pooled.log_z().stderr)
+    assert not WeightedEnsemble.concatenate([pooled, ensemble]).diagnostics().reliable
     assert abs(z_of_resampled(resampled, ensemble.ess)) < 4.0
     assert resampled.metadata == {"seed": 1, "resampled_from": 40_000}
     # the control: weights that travel along with the positions count twice

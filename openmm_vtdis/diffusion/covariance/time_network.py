@@ -16,13 +16,14 @@ from openmm_vtdis.diffusion.schedule import Schedule
 class TimeNetwork(Diagonal):
     r"""eta_L(t_n, t_{n-1}) from a small network of log t: one tuning for any number of steps.
 
-    The exact reverse kernel has variance v_n + (1 - r_n)^2 c(t_n), with c the posterior variance
-    of x_0 per degree of freedom, a function of t alone. Hence
+    With the denoiser's mean square error per degree of freedom c(t_n), the kernel closest to the
+    forward process has variance v_n + (1 - r_n)^2 c(t_n), whatever the denoiser. Hence
 
-        eta_n = exp(h(log t_n)) (1 + (1 - r_n) / r_n g(log t_n)),    g = c / t^2 >= 0,
+        eta_n = 1 + (1 - r_n) / r_n g(log t_n),    g = c / t^2 >= 0,
 
-    in which h = 0 for an exact denoiser: the network gives h and g, and the grid enters through r_n
-    only. Parameters: the network's, (1, P).
+    in which the grid enters through r_n only, and the network gives g. (A free factor in front
+    could not be told from g on a geometric grid, where r_n is constant, and would not hold on
+    another.) Parameters: the network's, (1, P).
     """
 
     kind = "time-network"
@@ -35,13 +36,13 @@ class TimeNetwork(Diagonal):
         """(N, K) at levels (N, 2) = (t_{n-1}, t_n)."""
         width, n_classes = self._WIDTH, len(self.multiplicity)
         log_t = levels[:, 1:].log()
-        sizes = [width, width, width * width, width, width * 2 * n_classes, 2 * n_classes]
+        sizes = [width, width, width * width, width, width * n_classes, n_classes]
         w1, b1, w2, b2, w3, b3 = parameters[0].split(sizes)
         hidden = torch.tanh(log_t * w1 + b1)
         hidden = torch.tanh(hidden @ w2.reshape(width, width) + b2)
-        h, g = (hidden @ w3.reshape(width, 2 * n_classes) + b3).chunk(2, dim=1)
+        g = torch.nn.functional.softplus(hidden @ w3.reshape(width, n_classes) + b3 - 3.0)
         r = (levels[:, :1] / levels[:, 1:]).square()
-        return h.exp() * (1.0 + (1.0 - r) / r * torch.nn.functional.softplus(g - 3.0))
+        return 1.0 + (1.0 - r) / r * g
 
     def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
         return super().cost(1.0 / self._eta(parameters, schedule.pairs), statistics, schedule)
@@ -64,8 +65,8 @@ class TimeNetwork(Diagonal):
             -centres,
             rng.normal(size=width * width) / math.sqrt(width),
             np.zeros(width),
-            rng.normal(size=width * 2 * n_classes) * 0.01,
-            np.zeros(2 * n_classes),
+            rng.normal(size=width * n_classes) * 0.01,
+            np.zeros(n_classes),
         ]
         return torch.tensor(np.concatenate(parts))[None]
 
