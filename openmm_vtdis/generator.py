@@ -522,9 +522,9 @@ class DiffusionBoltzmannGenerator:
         return checks.positive_integer("batch_size", batch_size)
 
     def batch_size(self) -> int:
-        """Configurations at once: 2 MB a tensor of edges on a CPU (its cache), else 1 GB."""
+        """Configurations at once: 0.5 MB a tensor of edges on a CPU (its cache), else 1 GB."""
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
-        budget = 2e6 if self.device.type == "cpu" else 1e9
+        budget = 5e5 if self.device.type == "cpu" else 1e9
         return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 16), 65_536))
 
     def _log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
