@@ -142,7 +142,7 @@ def default_range(
     r"""Ends (t_min, t_max) of a grid at which the two end errors are negligible.
 
     *Prior end.* Replacing the true marginal, of variance 1 + T^2 per degree of freedom, by
-    N(0, T^2 I) costs about d / (4 T^4) nats, and a mean m of the data |m|^2 / (2 T^2) more.
+    N(0, T^2 I) costs about d / (4 T^4) nats, and a mean m of the data ``|m|^2 / (2 T^2)`` more.
 
     *Data end.* The first reverse kernel takes the density to be smooth below t_0. For a Gaussian
     mode of width l that costs (t_0/l)^4 / 4 nats per degree of freedom, and the force g there has
@@ -158,7 +158,7 @@ def default_range(
         (d,) or any shape: E[g_i^4] of the reduced force, in model units; None if not known, which
         gives t_min = 0.01.
     mean_square
-        |m|^2; zero on the zero-CoM subspace, where the model's density is invariant under rotation.
+        ``|m|^2``; zero on the zero-CoM subspace, where rotations average it away.
     """
     budget = 1e-3
     # The root 1 / T^2 of dim / 4 y^2 + mean_square / 2 y = budget
