@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 import mdtraj as md
 import numpy as np
@@ -21,7 +22,13 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture, double_well, gaussian_mixture, sample_hmc
+from openmm_vtdis.targets import (
+    GaussianMixture,
+    OpenMMTarget,
+    double_well,
+    gaussian_mixture,
+    sample_hmc,
+)
 from openmm_vtdis.topology import placeholder_topology
 
 COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
@@ -84,6 +91,38 @@ def test_log_z_is_known_with_a_length_scale_that_is_not_one(
     inverse = np.exp(-log_v)
     z = (inverse.mean() - 1.0) / (inverse.std() / math.sqrt(len(inverse)))
     assert abs(z) < 4.0
+
+
+def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
+    """u = k |x_1 - x_2|^2 / 2kT is a Gaussian of variance kT / 2k on the zero-CoM subspace.
+
+    log Z = 3/2 log(pi kT / k), k in kJ/mol/nm^2: nothing here comes from the package's own
+    energies, so that kT, the unit of energy or length, or a factor in the weight would show.
+    """
+    spring, temperature = 2500.0, 310.0
+    system = openmm.System()
+    for _ in range(2):
+        system.addParticle(12.0)
+    bond = openmm.HarmonicBondForce()
+    bond.addBond(0, 1, 0.0, spring)
+    system.addForce(bond)
+    target = OpenMMTarget(system, None, temperature * unit.kelvin)
+    variance = 8.31446261815324e-3 * temperature / (2.0 * spring)
+    exact = GaussianMixtureDenoiser(
+        target.space, torch.ones(1), torch.zeros(1, 2, 3), torch.tensor([variance]).double()
+    )
+    length = 0.03
+    gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact.scaled(length), length)
+    noise = target.space.standard_normal(2000, torch.Generator().manual_seed(1))
+    gen.tune(math.sqrt(variance) * noise, 40, n_trajectories=1500, progress=False)
+    ensemble = gen.sample(4000, seed=2, progress=False)
+    expected = 1.5 * math.log(2.0 * math.pi * variance)
+    assert abs(ensemble.log_z().z(expected)) < 4.0
+    assert abs(ensemble.expectation(ensemble.reduced_energies).z(1.5)) < 4.0
+    in_kcal = expected - 1.5 * math.log(4.184)  # controls: another unit, weights off by a factor
+    twice = ensemble.with_log_weights(ensemble.log_weights + math.log(2.0))
+    assert abs(ensemble.log_z().z(in_kcal)) > 20.0
+    assert abs(twice.log_z().z(expected)) > 20.0
 
 
 def test_negative_control_a_missing_jacobian_shifts_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +244,13 @@ def test_every_covariance_survives_the_archive(
     )
 
 
+def rewrite(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Write a doctored archive over ``path``."""
+    for key in ("format", "version", "kind"):
+        metadata.pop(key)
+    storage.write_archive(path, "generator", tensors, metadata)
+
+
 @pytest.mark.parametrize("spelling", ["PythonForce", "Python&#70;orce"])
 def test_archives_with_a_python_force_are_refused(
     trained: DiffusionBoltzmannGenerator, tmp_path: Path, spelling: str
@@ -214,9 +260,7 @@ def test_archives_with_a_python_force_are_refused(
     metadata["system"] = metadata["system"].replace(
         "<Forces>", f'<Forces><Force type="{spelling}" version="1"/>'
     )
-    for key in ("format", "version", "kind"):
-        metadata.pop(key)
-    storage.write_archive(path, "generator", tensors, metadata)
+    rewrite(path, tensors, metadata)
     with pytest.raises(ValueError, match=r"PythonForce.*allow_pickle=True"):
         DiffusionBoltzmannGenerator.load(path)
 
@@ -234,9 +278,7 @@ def test_nothing_in_a_refused_archive_is_executed(
         'usesPeriodic="0" version="2"><GlobalParameters/><Particles/></Force>'
     )
     metadata["system"] = metadata["system"].replace("<Forces>", f"<Forces>{attack}")
-    for key in ("format", "version", "kind"):
-        metadata.pop(key)
-    storage.write_archive(path, "generator", tensors, metadata)
+    rewrite(path, tensors, metadata)
     with pytest.raises(ValueError, match="PythonForce"):
         DiffusionBoltzmannGenerator.load(path)
     assert not evidence.exists()
