@@ -50,14 +50,18 @@ def test_mean_weight_is_one_and_both_directions_agree(oracle: Oracle, kind: str)
     assert abs(z_of_mean_weight(-log_v)) < 4.0
 
 
-@pytest.mark.parametrize("break_it", ["covariance", "prior", "jacobian"])
+@pytest.mark.parametrize("break_it", ["covariance", "projection", "prior", "jacobian"])
 def test_negative_control_a_wrong_log_weight_fails(break_it: str) -> None:
     """Leave out one ingredient of the path density, and the same check fails."""
     oracle = make_oracle(4, 2, True)
-    kernel = tuned_kernel(oracle, "isotropic")
+    kernel = tuned_kernel(oracle, "diagonal" if break_it == "projection" else "isotropic")
     paths = reverse_paths(kernel, 3000, generator(1), progress=False)
     log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
-    if break_it == "covariance":
+    if break_it == "projection":  # the determinant over all particles, not over the subspace
+        share = torch.tensor([1.0, 3.0]) / 4.0
+        centre = (share / kernel.covariance.parameters).sum(dim=1).log().sum()
+        log_w = log_w + 0.5 * oracle.space.n_dims * centre
+    elif break_it == "covariance":
         log_w = log_w + 0.5 * oracle.space.n_dims * kernel.covariance.parameters.sum()
     elif break_it == "prior":
         extra = oracle.space.n_dims
