@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openmm
+import torch
 from openmm import app
 from torch import Tensor, nn
 
@@ -91,7 +92,8 @@ class GeneratorArchive:
                     "any code; pass allow_pickle=True only if you trust where the file is from"
                 )
             network = build_network(metadata["network"])
-            network.load_state_dict(storage.select_prefix(tensors, "network."))
+            state = storage.select_prefix(tensors, "network.")
+            network.to(_precision(state)).load_state_dict(state)
             return cls(
                 system=openmm.XmlSerializer.deserialize(xml),
                 topology=None if document is None else topology_from_json(document),
@@ -130,3 +132,8 @@ def describe_kernel(kernel: DiffusionKernel) -> dict[str, Any]:
         "labels": list(kernel.covariance.labels),
         "options": kernel.covariance.options,
     }
+
+
+def _precision(state: dict[str, Tensor]) -> torch.dtype:
+    """The floating-point type that a network was stored in."""
+    return next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)

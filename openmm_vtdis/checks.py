@@ -41,6 +41,13 @@ def fraction(name: str, value: object) -> float:
     return number
 
 
+def boolean(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
 def choice(name: str, value: object, options: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of ``options``."""
     if not isinstance(value, str) or value not in options:
@@ -67,10 +74,7 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
 
     Accepts anything numpy can read and torch tensors. The message names the first bad frame.
     """
-    if isinstance(x, Tensor):
-        tensor = x.detach().to(torch.float64)
-    else:
-        tensor = torch.as_tensor(np.asarray(x, dtype=np.float64))
+    tensor = _real(name, x)
     expected = f"(n, {n_particles}, {n_dims})"
     if tensor.ndim != 3 or tuple(tensor.shape[1:]) != (n_particles, n_dims):
         raise ValueError(
@@ -86,3 +90,20 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
             f"{len(finite)} frames, the first at index {int(bad[0])}"
         )
     return tensor
+
+
+def _real(name: str, x: object) -> Tensor:
+    """A float64 copy of real numbers; masked or complex ones would lose something on the way."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(f"{name}: expected numbers everywhere, got an array with masked entries")
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise ValueError(f"{name}: expected real numbers, got a tensor of {x.dtype}")
+        return x.detach().to(torch.float64)
+    try:
+        array = np.asarray(x)
+        if np.iscomplexobj(array):
+            raise TypeError(f"an array of {array.dtype}")
+        return torch.as_tensor(array.astype(np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array of real numbers, got {error}") from error

@@ -13,6 +13,9 @@ import torch
 
 Seed = int | torch.Generator | None
 
+_MANY = 2**32
+"""Seeds: torch's generator on a CPU ignores higher bits."""
+
 
 def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a ``torch.Generator`` on ``device`` for an int seed, a generator or None.
@@ -20,7 +23,7 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
     Raises
     ------
     ValueError
-        If ``seed`` is none of these, is negative, or is a generator on another device.
+        If ``seed`` is none of these, is not in [0, 2**32), or is a generator on another device.
     """
     device = torch.device(device)
     if isinstance(seed, torch.Generator):
@@ -30,10 +33,10 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
             )
         return seed
     if seed is None:
-        seed = int(torch.randint(0, 2**62, ()).item())
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        seed = int(torch.randint(0, _MANY, ()).item())
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < _MANY:
         raise ValueError(
-            f"seed: expected a non-negative integer, a torch.Generator or None, got {seed!r}"
+            f"seed: expected an integer >= 0 and < 2**32, a torch.Generator or None, got {seed!r}"
         )
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed))

@@ -49,6 +49,21 @@ def test_configurations_name_the_first_bad_frame() -> None:
         checks.configurations("x", np.zeros((5, 4, 2)), 4, 2, minimum=10)
 
 
+@pytest.mark.parametrize(
+    ("bad", "got"),
+    [
+        (np.zeros((2, 4, 2)) + 1j, "real numbers, got an array of complex128"),
+        (torch.zeros(2, 4, 2, dtype=torch.complex64), "real numbers, got a tensor of .*complex64"),
+        (np.ma.masked_less(np.zeros((2, 4, 2)), 1.0), "got an array with masked entries"),
+        (np.full((2, 4, 2), "here"), "real numbers, got could not convert"),
+        ([[1.0], [2.0, 3.0]], "real numbers, got setting an array element"),
+    ],
+)
+def test_configurations_are_plain_real_numbers(bad: object, got: str) -> None:
+    with pytest.raises(ValueError, match=f"x: expected .*{got}"):
+        checks.configurations("x", bad, 4, 2)
+
+
 def draw(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator))
 
@@ -65,9 +80,9 @@ def test_random_streams_are_reproducible_and_leave_the_global_one_alone() -> Non
     assert draw(c) == draw(make_generator(None))
 
 
-@pytest.mark.parametrize("bad", [-1, 1.5, "seed", True])
+@pytest.mark.parametrize("bad", [-1, 1.5, "seed", True, 2**32])
 def test_bad_seeds_are_refused(bad: object) -> None:
-    with pytest.raises(ValueError, match="seed: expected a non-negative integer"):
+    with pytest.raises(ValueError, match="seed: expected an integer"):
         make_generator(bad)  # type: ignore[arg-type]
 
 

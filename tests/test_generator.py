@@ -232,6 +232,16 @@ def test_archive_round_trip(trained: DiffusionBoltzmannGenerator, tmp_path: Path
     np.testing.assert_array_equal(a.positions, b.positions)
 
 
+def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_path: Path) -> None:
+    gen = new_generator()
+    gen.network.double()
+    gen.length = 1.0
+    again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "model.vtdis"))
+    x = torch.tensor(frames[:5])
+    t = torch.tensor(0.5, dtype=torch.float64)
+    assert torch.equal(gen.denoiser(x, t), again.denoiser(x, t))
+
+
 @pytest.mark.parametrize("covariance", COVARIANCES[1:])
 def test_every_covariance_survives_the_archive(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
@@ -377,6 +387,21 @@ def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
     traj = md.Trajectory(raised, md.Topology.from_openmm(placeholder_topology(4)))
     with pytest.raises(ValueError, match="expected particles at z = 0 in 2 dimensions"):
         new_generator().train(traj, 3)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    target, gen = oracle()
+    x = target.sample(200, seed=1)
+    options = {"n_trajectories": 100, "progress": False}
+    with pytest.raises(ValueError, match='tune_mean: expected False with objective="ddpm"'):
+        gen.tune(x, 5, objective="ddpm", tune_mean=True, **options)
+    with pytest.raises(ValueError, match="tune_mean: expected True or False, got 'no'"):
+        gen.tune(x, 5, tune_mean="no", **options)  # type: ignore[arg-type]
+    wide = gaussian_mixture(200)
+    exact = GaussianMixtureDenoiser(wide.space, wide.weights, wide.means, wide.variances)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(wide, exact)
+    with pytest.raises(ValueError, match=r"200 x 200 numbers, at least 400, got 70"):
+        gen.tune(wide.sample(200, seed=1), 5, "full", **options)
 
 
 def test_a_denoiser_on_another_space_is_refused() -> None:

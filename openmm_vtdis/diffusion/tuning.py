@@ -67,6 +67,8 @@ class TuningConfig:
         checks.choice("objective", self.objective, (*OBJECTIVES, "ddpm"))
         checks.choice("method", self.method, ("convex", "sgd"))
         checks.positive_integer("n_trajectories", self.n_trajectories, minimum=100)
+        if checks.boolean("tune_mean", self.tune_mean) and self.objective == "ddpm":
+            raise ValueError('tune_mean: expected False with objective="ddpm", which tunes nothing')
         checks.positive_integer("sgd_iterations", self.sgd_iterations)
         checks.positive_integer("sgd_batch_size", self.sgd_batch_size)
 
@@ -179,9 +181,9 @@ def tune(
 
     if config.tune_mean:
         gains = MeanGains(family.space, family.labels, torch.zeros(1, 1))
-        objective = "kl" if config.objective == "ddpm" else config.objective
         data = simulate(gains, n_fit, fitted_frames)
-        mean = fit(gains, data[:-n_validation], kernel.schedule, objective, data[-n_validation:])
+        train, validation = data[:-n_validation], data[-n_validation:]
+        mean = fit(gains, train, kernel.schedule, config.objective, validation)
         kernel = kernel.with_gains(mean.fitted.gains)
     data = simulate(family, n_fit, fitted_frames)
     train, validation = data[:-n_validation], data[-n_validation:]

@@ -49,11 +49,17 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
             f"system: expected no constraints, got {system.getNumConstraints()}; "
             "build the System with constraints=None (and rigidWater=False)"
         )
+    massless = [i for i in range(n) if not system.getParticleMass(i)._value > 0.0]
     virtual = [i for i in range(n) if system.isVirtualSite(i)]
     if virtual:
         raise ValueError(
             f"system: expected no virtual sites, got {len(virtual)} (the first is particle "
             f"{virtual[0]}); use a model without them"
+        )
+    if massless:
+        raise ValueError(
+            f"system: expected particles with a mass, got {len(massless)} without (the first is "
+            f"particle {massless[0]}), which OpenMM never moves; give them one"
         )
     if system.usesPeriodicBoundaryConditions():
         raise ValueError(

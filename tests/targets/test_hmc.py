@@ -206,7 +206,7 @@ def test_standard_errors_come_from_the_spread_between_chains() -> None:
         ({"thin": 0}, "thin: expected an integer >= 1"),
         ({"n_leapfrog": 0}, "n_leapfrog: expected an integer >= 1"),
         ({"step_size": 0.0}, "step_size: expected a finite number > 0"),
-        ({"seed": -1}, "seed: expected a non-negative integer"),
+        ({"seed": -1}, "seed: expected an integer"),
         ({"initial": torch.zeros(3, 4, 2)}, "initial: expected 400 configurations, got 3"),
         ({"initial": torch.zeros(5, 2)}, r"initial: expected positions of shape \(n, 4, 2\)"),
         ({"initial": torch.full((4, 2), torch.nan)}, "initial: expected finite positions"),

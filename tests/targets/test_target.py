@@ -148,6 +148,12 @@ def with_virtual_site() -> openmm.System:
     return system
 
 
+def massless() -> openmm.System:
+    system = system_of(all_pairs("r"))
+    system.setParticleMass(1, 0.0)
+    return system
+
+
 def periodic() -> openmm.System:
     force = openmm.NonbondedForce()
     force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
@@ -165,6 +171,7 @@ def one_odd_particle() -> openmm.System:
     [
         (constrained, r"expected no constraints, got 1; build the System with constraints=None"),
         (with_virtual_site, r"expected no virtual sites, got 1 \(the first is particle 2\)"),
+        (massless, r"expected particles with a mass, got 1 without \(the first is particle 1\)"),
         (periodic, "expected a system without periodic boundaries, got a periodic one"),
         (lambda: system_of(n_particles=1), "expected at least 2 particles, got 1"),
         (

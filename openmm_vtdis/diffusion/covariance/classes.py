@@ -252,6 +252,12 @@ class Block(ClassCovariance):
         degrees = self.space.n_dims * (self.multiplicity - 1.0)
         lam = degrees / within.mean(dim=0).clamp_min(1e-300)
         lam = torch.where(degrees > 0, lam, torch.ones_like(lam))
+        k, n_fit = len(self.between), len(statistics)
+        if n_fit * self.space.n_dims < 2 * k:
+            raise ValueError(
+                f"n_trajectories: expected enough to fit covariances of {k} x {k} numbers, at "
+                f"least {math.ceil(2 * k / self.space.n_dims)}, got {n_fit}"
+            )
         scatter = torch.einsum("snid,snjd->nij", between, between)
         scatter = scatter / (len(statistics) * self.space.n_dims)
         factor = torch.linalg.cholesky(torch.linalg.inv(scatter))
