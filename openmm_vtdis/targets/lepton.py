@@ -20,7 +20,7 @@ unary ``-``    2                           ``-2^2 = -4``, there is no unary ``+`
 A definition may use those on its right; of two with the same name the left one counts; unused ones
 are dropped. Any other text is a name, so ``or``, ``lambda``, ``I`` and ``E`` are variables like any
 other. The text is parsed here and never handed to Python: only the functions of the table
-:data:`FUNCTIONS` can be called.
+:data:`FUNCTIONS`, and those that the caller adds, can be called.
 
 Everything is computed in float64. Derivatives are those of the branch taken: ``select(c, a, b)``
 keeps an infinite derivative of the branch *not* taken from turning into NaN. (One difference is
@@ -78,7 +78,10 @@ def _delta(x: Tensor) -> Tensor:
     return (x == 0).to(torch.float64)
 
 
-FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
+Function = tuple[int, Callable[..., Tensor]]
+"""Number of arguments, and implementation."""
+
+FUNCTIONS: dict[str, Function] = {
     "sqrt": (1, torch.sqrt),
     "exp": (1, torch.exp),
     "log": (1, torch.log),
@@ -109,7 +112,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "ceil": (1, torch.ceil),
     "select": (3, torch.where),  # evaluated by _Scope, which masks the branches
 }
-"""Name to (number of arguments, implementation): all that an expression can call."""
+"""All that an expression can call, unless its caller adds functions of its own."""
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "+": operator.add,
@@ -139,6 +142,8 @@ class _Call:
     operation: str
     arguments: tuple[_Node, ...]
     depth: int
+    function: Callable[..., Tensor] | None = None
+    """Implementation; None for an operator."""
 
 
 _Node = _Constant | _Variable | _Call
@@ -154,6 +159,9 @@ class Expression:
     variables
         Names that may occur. An unknown one is an error here and not at the first evaluation.
         None: any name.
+    functions
+        Further functions that may be called, name to (number of arguments, implementation): the
+        tabulated ones of a force, or those of particles such as ``distance(p1,p2)``.
 
     Raises
     ------
@@ -161,9 +169,15 @@ class Expression:
         On a syntax error, an unknown function or an unknown variable, with its position.
     """
 
-    def __init__(self, source: str, variables: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        variables: Collection[str] | None = None,
+        functions: Mapping[str, Function] | None = None,
+    ) -> None:
         self.source = source
-        self._root = _Parser(source, None if variables is None else frozenset(variables)).parse()
+        known = None if variables is None else frozenset(variables)
+        self._root = _Parser(source, known, FUNCTIONS | dict(functions or {})).parse()
         self.variables: frozenset[str] = frozenset(_names(self._root))
         """Names whose values a call needs (those in the unused definitions do not count)."""
 
@@ -209,8 +223,8 @@ class _Scope:
         if node.operation == "select":
             return self._select(*node.arguments)
         arguments = [self.evaluate(argument) for argument in node.arguments]
-        if node.operation in FUNCTIONS:
-            return FUNCTIONS[node.operation][1](*map(_as_tensor, arguments))
+        if node.function is not None:
+            return node.function(*map(_as_tensor, arguments))
         if all(isinstance(argument, float) for argument in arguments):
             arguments[0] = _as_tensor(arguments[0])
         return _OPERATORS[node.operation](*arguments)
@@ -238,9 +252,12 @@ class _Scope:
 
 
 class _Parser:
-    def __init__(self, source: str, variables: frozenset[str] | None) -> None:
+    def __init__(
+        self, source: str, variables: frozenset[str] | None, functions: Mapping[str, Function]
+    ) -> None:
         self._source = source
         self._variables = variables
+        self._functions = functions
         self._definitions: dict[str, _Node] = {}
         self._unknown: dict[int, tuple[str, int]] = {}
         self._position = 0
@@ -317,26 +334,32 @@ class _Parser:
         return _Constant(min(float(match.group()), sys.float_info.max))
 
     def _function(self, name: str, start: int) -> _Node:
-        if name not in FUNCTIONS:
+        if name not in self._functions:
             self._position = start
-            self._fail(f"unknown function {name!r}; the known ones are {', '.join(FUNCTIONS)}")
+            known = ", ".join(self._functions)
+            self._fail(f"unknown function {name!r}; the known ones are {known}")
         self._position += 1
         arguments = [self._expression(0)]
         while self._peek() == ",":
             self._position += 1
             arguments.append(self._expression(0))
         self._close()
-        expected = FUNCTIONS[name][0]
+        expected, function = self._functions[name]
         if len(arguments) != expected:
             self._position = start
             self._fail(f"{name}: expected {expected} arguments, got {len(arguments)}")
-        return self._call(name, tuple(arguments))
+        return self._call(name, tuple(arguments), function)
 
-    def _call(self, operation: str, arguments: tuple[_Node, ...]) -> _Node:
+    def _call(
+        self,
+        operation: str,
+        arguments: tuple[_Node, ...],
+        function: Callable[..., Tensor] | None = None,
+    ) -> _Node:
         depth = 1 + max(argument.depth for argument in arguments)
         if depth > _MAX_DEPTH:
             self._fail(f"expected at most {_MAX_DEPTH} levels of nesting")
-        call = _Call(operation, arguments, depth)
+        call = _Call(operation, arguments, depth, function)
         if all(isinstance(argument, _Constant) for argument in arguments):
             return _Constant(float(_as_tensor(_Scope({}).evaluate(call))))
         return call

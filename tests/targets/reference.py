@@ -50,10 +50,13 @@ def external(source: str, n_particles: int = 4) -> openmm.CustomExternalForce:
     return force
 
 
-def angle() -> openmm.HarmonicAngleForce:
-    """Has no batched translation."""
-    force = openmm.HarmonicAngleForce()
-    force.addAngle(0, 1, 2, 1.9, 50.0)
+def many_body() -> openmm.CustomManyParticleForce:
+    """Has no batched translation; invariant, and blind to the order of its four particles."""
+    force = openmm.CustomManyParticleForce(
+        3, "0.1*(distance(p1,p2)+distance(p2,p3)+distance(p1,p3))^2"
+    )
+    for _ in range(4):
+        force.addParticle([])
     return force
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import openmm
 import pytest
 import torch
 
-from openmm_vtdis.targets import batched, lennard_jones
-from openmm_vtdis.targets.batched import BatchedEnergy, Term, Untranslatable, translates
+from openmm_vtdis.targets import batched, lennard_jones, terms
+from openmm_vtdis.targets.batched import BatchedEnergy
+from openmm_vtdis.targets.internal import distance
+from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, translates
 from tests.targets.reference import (
     all_pairs,
-    angle,
     bonds,
     by_openmm,
     configurations,
     external,
+    many_body,
     system_of,
 )
 
@@ -103,15 +106,16 @@ def with_cutoff() -> openmm.Force:
     return force
 
 
-def with_groups() -> openmm.Force:
-    force = nonbonded()
-    force.addInteractionGroup([0, 1], [2])
+def periodic_bonds() -> openmm.Force:
+    force = harmonic_bonds()
+    force.setUsesPeriodicBoundaryConditions(True)
     return force
 
 
-def with_table() -> openmm.Force:
-    force = openmm.CustomNonbondedForce("table(r)")
-    force.addTabulatedFunction("table", openmm.Continuous1DFunction([0.0, 1.0, 2.0], 0.0, 5.0))
+def with_a_surface() -> openmm.Force:
+    force = openmm.CustomNonbondedForce("table(r,r)")
+    table = openmm.Continuous2DFunction(2, 2, [0.0, 1.0, 1.0, 2.0], 0.0, 5.0, 0.0, 5.0)
+    force.addTabulatedFunction("table", table)
     for _ in range(4):
         force.addParticle([])
     return force
@@ -121,12 +125,12 @@ def with_table() -> openmm.Force:
     ("force", "message"),
     [
         (with_cutoff, "CustomNonbondedForce: a cutoff"),
-        (with_groups, "CustomNonbondedForce: interaction groups"),
-        (with_table, "CustomNonbondedForce: tabulated functions"),
-        (angle, "HarmonicAngleForce: no batched translation"),
+        (periodic_bonds, "HarmonicBondForce: periodic boundary conditions"),
+        (with_a_surface, "CustomNonbondedForce: a tabulated function .*Continuous2DFunction"),
+        (many_body, "CustomManyParticleForce: no batched translation"),
         (
             lambda: external("periodicdistance(x,y,z,0,0,0)"),
-            "CustomExternalForce: .*unknown function 'periodicdistance'",
+            "CustomExternalForce: periodic boundary conditions",
         ),
     ],
 )
@@ -170,28 +174,20 @@ def test_energy_is_differentiable_twice() -> None:
 
 
 def test_a_new_force_is_a_new_translator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seam for molecular forces: nothing but a decorated function."""
-    monkeypatch.setattr(batched, "_TRANSLATORS", dict(batched._TRANSLATORS))
+    """The seam: nothing but a decorated function."""
+    monkeypatch.setattr(terms, "_TRANSLATORS", dict(terms._TRANSLATORS))
 
-    @translates("HarmonicAngleForce")
-    def _angle(force: openmm.HarmonicAngleForce, system: openmm.System) -> Term:
-        return _Angle([force.getAngleParameters(i) for i in range(force.getNumAngles())])
+    @translates("CustomManyParticleForce")
+    def _triples(force: openmm.CustomManyParticleForce, system: openmm.System) -> Term:
+        triples = itertools.combinations(range(force.getNumParticles()), 3)
 
-    class _Angle(Term):
-        def __init__(self, rows: list) -> None:
-            super().__init__()
-            self.rows, self.n_terms = rows, len(rows)
+        def energy(points: Sequence[torch.Tensor], parameters: dict) -> torch.Tensor:
+            a, b, c = points
+            return 0.1 * (distance(a, b) + distance(b, c) + distance(a, c)).square()
 
-        def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
-            energy = coordinates.new_zeros(coordinates.shape[2])
-            for i, j, k, theta0, stiffness in self.rows:
-                a = coordinates[:, i] - coordinates[:, j]
-                b = coordinates[:, k] - coordinates[:, j]
-                theta = torch.acos((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)))
-                energy = energy + 0.5 * stiffness._value * (theta - theta0._value).square()
-            return energy
+        return Sum(list(triples), energy, {})
 
-    system = system_of(angle(), harmonic_bonds())
+    system = system_of(many_body(), harmonic_bonds())
     x = configurations(10)
     expected_u, expected_f = by_openmm(system, x)
     u, f = BatchedEnergy(system).energy_and_force(x)

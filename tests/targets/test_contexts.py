@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from openmm_vtdis.targets.contexts import ContextPool
-from tests.targets.reference import all_pairs, angle, by_openmm, configurations, system_of
+from tests.targets.reference import all_pairs, by_openmm, configurations, many_body, system_of
 
 LENNARD_JONES = "4*(r^-12-r^-6)"
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_energies_and_forces_are_those_of_openmm(n_threads: int) -> None:
-    system = system_of(all_pairs(LENNARD_JONES), angle())
+    system = system_of(all_pairs(LENNARD_JONES), many_body())
     x = configurations(10)
     expected_u, expected_f = by_openmm(system, x)
     with ContextPool(system, n_threads=n_threads) as pool:

@@ -12,15 +12,16 @@ from openmm import app, unit
 
 from openmm_vtdis import units
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import OpenMMTarget, Target, batched, double_well, lennard_jones
+from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones, terms
+from openmm_vtdis.targets.translators import custom
 from openmm_vtdis.testing import check_target
 from tests.targets.reference import (
     all_pairs,
-    angle,
     bonds,
     by_openmm,
     configurations,
     external,
+    many_body,
     system_of,
 )
 
@@ -237,11 +238,11 @@ def test_bad_arguments() -> None:
 
 
 def test_fallback_says_which_force(caplog: pytest.LogCaptureFixture) -> None:
-    system = system_of(all_pairs(LENNARD_JONES), angle())
+    system = system_of(all_pairs(LENNARD_JONES), many_body())
     with caplog.at_level(logging.WARNING):
         target = OpenMMTarget(system, topology_of(4))
     assert [record.name for record in caplog.records] == ["openmm_vtdis.targets.target"]
-    assert "HarmonicAngleForce" in caplog.text
+    assert "CustomManyParticleForce" in caplog.text
     assert target.backend == "contexts"
     x = configurations(4)
     expected, _ = by_openmm(system, x)
@@ -256,19 +257,19 @@ def test_no_fallback_is_silent_about_nothing(caplog: pytest.LogCaptureFixture) -
 
 
 def test_batched_on_demand_is_batched_or_an_error() -> None:
-    message = r"backend='batched': .*HarmonicAngleForce.*use backend='contexts'"
+    message = r"backend='batched': .*CustomManyParticleForce.*use backend='contexts'"
     with pytest.raises(ValueError, match=message):
-        OpenMMTarget(system_of(angle()), topology_of(4), backend="batched")
+        OpenMMTarget(system_of(many_body()), topology_of(4), backend="batched")
 
 
-class ShiftedPairs(batched.PairTerm):
+class ShiftedPairs(terms.Sum):
     """Negative control: a translation that is wrong by a part in 10,000."""
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
         return 1.0001 * super().forward(coordinates)
 
 
-class WrongGradient(batched.PairTerm):
+class WrongGradient(terms.Sum):
     """Negative control: the right energy with half the force."""
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
@@ -284,12 +285,12 @@ class WrongGradient(batched.PairTerm):
     ],
 )
 def test_a_wrong_translation_is_never_used(
-    term: type[batched.PairTerm],
+    term: type[terms.Sum],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(batched, "PairTerm", term)
+    monkeypatch.setattr(custom, "Sum", term)
     with pytest.raises(ValueError, match=message):
         lennard_jones().target(backend="batched")
     target = lennard_jones().target()

@@ -1,0 +1,210 @@
+"""Forces whose energy is a Lepton expression of one, two or more particles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import openmm
+import torch
+from torch import Tensor
+
+from openmm_vtdis.targets.internal import angle, dihedral, distance
+from openmm_vtdis.targets.lepton import Expression, Function
+from openmm_vtdis.targets.tabulated import tabulated_functions
+from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, translates
+
+
+def compiled(
+    force: openmm.Force,
+    source: str,
+    variables: Sequence[str],
+    functions: Mapping[str, Function] | None = None,
+) -> Expression:
+    """Compile an energy function; a syntax OpenMM takes and we do not is Untranslatable."""
+    try:
+        return Expression(source, variables, functions)
+    except ValueError as error:
+        raise Untranslatable(type(force).__name__, str(error)) from error
+
+
+def global_parameters(force: Any) -> dict[str, float]:
+    """Global parameters at their defaults."""
+    return {
+        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
+        for i in range(force.getNumGlobalParameters())
+    }
+
+
+def columns(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """Rows of parameters (one per term) as named columns."""
+    return {name: [row[k] for row in rows] for k, name in enumerate(names)}
+
+
+def _sum(
+    force: Any,
+    particles: Sequence[Sequence[int]],
+    parameters: Mapping[str, Sequence[float]],
+    coordinates: Callable[[Sequence[Tensor]], dict[str, Tensor]],
+    names: Sequence[str],
+    functions: Mapping[str, Function] | None = None,
+) -> Term:
+    """A sum whose expression knows ``names``, which ``coordinates`` makes of the points."""
+    n_terms = len(particles)
+    shared = {name: [value] * n_terms for name, value in global_parameters(force).items()}
+    table = {**parameters, **shared}
+    expression = compiled(force, force.getEnergyFunction(), [*names, *table], functions)
+
+    def energy(points: Sequence[Tensor], p: dict[str, Tensor]) -> Tensor:
+        return expression({**p, **coordinates(points)})
+
+    return Sum(particles, energy, table)
+
+
+@translates("CustomExternalForce")
+def custom_external(force: openmm.CustomExternalForce, system: openmm.System) -> Term:
+    """Energy of x, y, z of single particles."""
+    rows = [force.getParticleParameters(i) for i in range(force.getNumParticles())]
+    names = [
+        force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())
+    ]
+    axes = ("x", "y", "z")
+    return _sum(
+        force,
+        [(i,) for i, _ in rows],
+        columns(names, [row for _, row in rows]),
+        lambda points: dict(zip(axes, points[0], strict=True)),
+        axes,
+    )
+
+
+@translates("CustomBondForce")
+def custom_bond(force: openmm.CustomBondForce, system: openmm.System) -> Term:
+    """Energy of the distance r."""
+    names = [force.getPerBondParameterName(k) for k in range(force.getNumPerBondParameters())]
+    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    parameters = columns(names, [row for *_, row in rows])
+    return _sum(force, [row[:2] for row in rows], parameters, _named("r", distance), ["r"])
+
+
+@translates("CustomAngleForce")
+def custom_angle(force: openmm.CustomAngleForce, system: openmm.System) -> Term:
+    """Energy of the angle theta."""
+    names = [force.getPerAngleParameterName(k) for k in range(force.getNumPerAngleParameters())]
+    rows = [force.getAngleParameters(i) for i in range(force.getNumAngles())]
+    parameters = columns(names, [row for *_, row in rows])
+    return _sum(force, [row[:3] for row in rows], parameters, _named("theta", angle), ["theta"])
+
+
+@translates("CustomTorsionForce")
+def custom_torsion(force: openmm.CustomTorsionForce, system: openmm.System) -> Term:
+    """Energy of the dihedral theta."""
+    names = [force.getPerTorsionParameterName(k) for k in range(force.getNumPerTorsionParameters())]
+    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    parameters = columns(names, [row for *_, row in rows])
+    return _sum(force, [row[:4] for row in rows], parameters, _named("theta", dihedral), ["theta"])
+
+
+def _named(name: str, coordinate: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
+    return lambda points: {name: coordinate(*points)}
+
+
+@translates("CustomCompoundBondForce")
+def custom_compound_bond(force: openmm.CustomCompoundBondForce, system: openmm.System) -> Term:
+    """Energy of the positions, distances, angles and dihedrals of k particles."""
+    names = [force.getPerBondParameterName(k) for k in range(force.getNumPerBondParameters())]
+    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    particles = [f"p{i + 1}" for i in range(force.getNumParticlesPerBond())]
+    axes = [(axis, f"{axis}{i + 1}") for i in range(len(particles)) for axis in "xyz"]
+
+    def coordinates(points: Sequence[Tensor]) -> dict[str, Tensor]:
+        flat = [component for point in points for component in point]
+        named = {name: value for (_, name), value in zip(axes, flat, strict=True)}
+        return named | dict(zip(particles, points, strict=True))
+
+    return _sum(
+        force,
+        [list(indices) for indices, _ in rows],
+        columns(names, [row for _, row in rows]),
+        coordinates,
+        [*particles, *(name for _, name in axes)],
+        {**_OF_PARTICLES, **tabulated_functions(force)},
+    )
+
+
+def _of_points(coordinate: Callable[..., Tensor], n_points: int) -> Function:
+    """A function of n points as one of their 3 n coordinates."""
+
+    def evaluate(*components: Tensor) -> Tensor:
+        numbers = torch.stack(torch.broadcast_tensors(*components))
+        flat = numbers.reshape(n_points, 3, *numbers.shape[1:])
+        while flat.ndim < 4:
+            flat = flat[..., None]
+        return coordinate(*flat)
+
+    return 3 * n_points, evaluate
+
+
+_OF_PARTICLES: dict[str, Function] = {
+    "distance": (2, distance),
+    "angle": (3, angle),
+    "dihedral": (4, dihedral),
+    "pointdistance": _of_points(distance, 2),
+    "pointangle": _of_points(angle, 3),
+    "pointdihedral": _of_points(dihedral, 4),
+}
+"""Arguments p1, p2 .. are points (3, P, B)."""
+
+
+@translates("CustomNonbondedForce")
+def custom_nonbonded(force: openmm.CustomNonbondedForce, system: openmm.System) -> Term:
+    """Energy of the distance of all pairs that are not excluded, or of those of the groups."""
+    name = type(force).__name__
+    if force.getNonbondedMethod() != openmm.CustomNonbondedForce.NoCutoff:
+        raise Untranslatable(name, "a cutoff")
+    functions = tabulated_functions(force)
+    names, rows = _particle_parameters(force, functions)
+    pairs = _interacting(force)
+    parameters = columns([f"{name}1" for name in names], [rows[i] for i, _ in pairs])
+    parameters |= columns([f"{name}2" for name in names], [rows[j] for _, j in pairs])
+    return _sum(force, pairs, parameters, _named("r", distance), ["r"], functions)
+
+
+def _particle_parameters(
+    force: openmm.CustomNonbondedForce, functions: Mapping[str, Function]
+) -> tuple[list[str], list[list[float]]]:
+    """Names and rows of per-particle parameters, computed values included."""
+    names = [
+        force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())
+    ]
+    rows = [list(force.getParticleParameters(i)) for i in range(force.getNumParticles())]
+    shared = global_parameters(force)
+    given = list(names)
+    for k in range(force.getNumComputedValues()):
+        name, source = force.getComputedValueParameters(k)
+        expression = compiled(force, source, [*given, *shared], functions)
+        for row in rows:
+            values = {**shared, **dict(zip(given, row[: len(given)], strict=True))}
+            row.append(float(expression(values)))
+        names.append(name)
+    return names, rows
+
+
+def _interacting(force: openmm.CustomNonbondedForce) -> list[tuple[int, int]]:
+    """Pairs that interact; with overlapping groups, once for each group."""
+    excluded = {frozenset(force.getExclusionParticles(i)) for i in range(force.getNumExclusions())}
+    n = force.getNumParticles()
+    if force.getNumInteractionGroups() == 0:
+        every = ((i, j) for i in range(n) for j in range(i + 1, n))
+        return [pair for pair in every if frozenset(pair) not in excluded]
+    pairs = []
+    for k in range(force.getNumInteractionGroups()):
+        left, right = (sorted(group) for group in force.getInteractionGroupParameters(k))
+        seen = set()
+        for i in left:
+            for j in right:
+                both = frozenset((i, j))
+                if i != j and both not in excluded and both not in seen:
+                    seen.add(both)
+                    pairs.append((i, j))
+    return pairs
