@@ -9,6 +9,7 @@ would execute, is refused unless the caller trusts it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ class GeneratorArchive:
 
     Attributes
     ----------
-    system, topology, temperature, n_dims, labels
+    system, topology, temperature, n_dims, labels, stereochemistry
         As its constructor takes them; temperature in kelvin.
+    handedness
+        Reference sign of every stereocentre; None if there is none.
     network
         With its weights.
     length
@@ -50,6 +53,8 @@ class GeneratorArchive:
     temperature: float
     n_dims: int
     labels: list[int]
+    stereochemistry: str
+    handedness: Sequence[int] | None
     network: nn.Module
     length: float
     tuning: dict[str, Any] | None = None
@@ -68,6 +73,8 @@ class GeneratorArchive:
             "temperature": self.temperature,
             "n_dims": self.n_dims,
             "labels": self.labels,
+            "stereochemistry": self.stereochemistry,
+            "handedness": self.handedness,
             "network": describe_network(self.network),
             "length": self.length,
             "tuning": self.tuning,
@@ -100,6 +107,8 @@ class GeneratorArchive:
                 temperature=metadata["temperature"],
                 n_dims=metadata["n_dims"],
                 labels=metadata["labels"],
+                stereochemistry=metadata["stereochemistry"],
+                handedness=metadata["handedness"],
                 network=network.eval(),
                 length=checks.positive_number("length", metadata["length"]),
                 tuning=metadata["tuning"],

@@ -1,10 +1,7 @@
 """The class that users meet: train, tune, sample, reweight.
 
-:class:`DiffusionBoltzmannGenerator` wires targets, networks, diffusion and ensembles together. It
-holds no mathematics of its own but the change of length unit: the model works in units of
-``length`` nm, in which the training data have unit variance per degree of freedom, so that
-
-    log w = -u(x_0) + log ratio(x_0 / length, ...) + d log(length).
+:class:`DiffusionBoltzmannGenerator` wires targets, networks, diffusion and ensembles together, and
+holds no mathematics of its own.
 """
 
 from __future__ import annotations
@@ -33,10 +30,22 @@ from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames
+from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.networks import build_network, parse_size
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
-from openmm_vtdis.topology import check_labels, symmetry_labels
+from openmm_vtdis.targets.equilibrium import check_equilibrium
+from openmm_vtdis.topology import (
+    Handedness,
+    Stereocentre,
+    bond_features,
+    check_labels,
+    element_features,
+    stereocentres,
+    symmetry_labels,
+)
+
+_STEREOCHEMISTRY = ("reference", "any")
 
 
 class DiffusionBoltzmannGenerator:
@@ -56,6 +65,10 @@ class DiffusionBoltzmannGenerator:
         A size such as "egnn-4x128", or a torch module (x (B, M, D), log t (B,)) -> (B, M, D).
     labels
         (M,) integers overriding the symmetry labels: particles with one label are interchangeable.
+    stereochemistry
+        "reference": the target is the density of the stereoisomer that the training frames show,
+        and mirror images are folded onto it (:mod:`~openmm_vtdis.topology.stereochemistry`).
+        "any": all stereoisomers.
     backend
         How energies are evaluated; see :class:`~openmm_vtdis.targets.OpenMMTarget`.
     device
@@ -76,19 +89,22 @@ class DiffusionBoltzmannGenerator:
         n_dims: int = 3,
         network: str | torch.nn.Module = "egnn-4x128",
         labels: Sequence[int] | None = None,
+        stereochemistry: str = "reference",
         backend: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
         target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims)
-        self._set_up(target, network, labels, device)
+        self._set_up(target, network, labels, stereochemistry, device)
 
     def _set_up(
         self,
         target: Target,
         network: str | torch.nn.Module,
         labels: Sequence[int] | None,
+        stereochemistry: str,
         device: torch.device | str,
     ) -> None:
+        self.stereochemistry = checks.choice("stereochemistry", stereochemistry, _STEREOCHEMISTRY)
         self.target = target
         self.space = target.space
         self.device = torch.device(device)
@@ -102,6 +118,10 @@ class DiffusionBoltzmannGenerator:
         if isinstance(network, str):
             network = build_network(self._network_description(parse_size(network)))
         self.network = network.to(self.device)
+        self.stereocentres: list[Stereocentre] = []
+        if self.topology is not None and self.space.n_dims == 3 and stereochemistry == "reference":
+            self.stereocentres = stereocentres(self.topology, self.labels)
+        self.handedness: Handedness | None = None
         self.length: float | None = None
         self.kernel: DiffusionKernel | None = None
         self.training_log: TrainingLog | None = None
@@ -110,7 +130,11 @@ class DiffusionBoltzmannGenerator:
     def _network_description(self, size: dict[str, Any]) -> dict[str, Any]:
         if size["kind"] == "mlp":
             return {**size, "n_particles": self.space.n_particles, "n_dims": self.space.n_dims}
-        return {**size, "labels": self.labels, "n_dims": self.space.n_dims}
+        description = {**size, "labels": self.labels, "n_dims": self.space.n_dims}
+        if self.topology is not None and any(True for _ in self.topology.bonds()):
+            description["node_features"] = element_features(self.topology).tolist()
+            description["edge_features"] = bond_features(self.topology).tolist()
+        return description
 
     # -- other ways in ------------------------------------------------------------------------
     @classmethod
@@ -119,11 +143,12 @@ class DiffusionBoltzmannGenerator:
         target: Target,
         network: str | torch.nn.Module = "mlp-7x512",
         labels: Sequence[int] | None = None,
+        stereochemistry: str = "reference",
         device: torch.device | str = "cpu",
     ) -> DiffusionBoltzmannGenerator:
         """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry."""
         self = cls.__new__(cls)
-        self._set_up(target, network, labels, device)
+        self._set_up(target, network, labels, stereochemistry, device)
         return self
 
     @classmethod
@@ -177,11 +202,8 @@ class DiffusionBoltzmannGenerator:
         return self._denoiser
 
     def model_energy(self, x: Tensor) -> Tensor:
-        """Minus the log density of configurations in model units, up to log Z: (B, M, D) -> (B,).
-
-        u(length x) - d log(length): the change of units carries its Jacobian here.
-        """
-        return self.target.reduced_energy(x * self._scale).cpu() - self._log_jacobian
+        """Minus the log density in model units, up to log Z: (B, M, D) -> (B,)."""
+        return self._units.energy(x)
 
     # -- training -----------------------------------------------------------------------------
     def train(
@@ -216,8 +238,19 @@ class DiffusionBoltzmannGenerator:
         -------
         TrainingLog
             Loss history. Training discards an earlier tuning, and keeps an earlier length unit.
+
+        Raises
+        ------
+        ValueError
+            If the frames are of another molecule or not finite, have more than one handedness, or
+            some are exploded.
         """
         frames = self._frames("train", traj, minimum=10)
+        handedness = self.handedness
+        if self.stereocentres and handedness is None:
+            handedness = Handedness.of(self.stereocentres, frames[0])
+            handedness.check("train", frames)
+        check_equilibrium(self.target, frames)
         held_out = checks.fraction("held_out", held_out)
         config = TrainingConfig(n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
@@ -231,7 +264,7 @@ class DiffusionBoltzmannGenerator:
         self.kernel = None
         trainer = Trainer(self._denoiser, fitted / length, frames[-n_test:] / length, config)
         log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
-        self.length, self.training_log = length, log
+        self.length, self.training_log, self.handedness = length, log, handedness
         return log
 
     # -- tuning -------------------------------------------------------------------------------
@@ -326,7 +359,7 @@ class DiffusionBoltzmannGenerator:
         size = self._size(batch_size)
         paths = reverse_paths(kernel, n, generator, size, progress)
         metadata = {"method": "reverse SDE", **describe_kernel(kernel)}
-        return self._weigh(paths.x, paths.log_ratio, metadata)
+        return self._units.ensemble(paths.x, paths.log_ratio, self.topology, metadata)
 
     def sample_ode(
         self,
@@ -357,8 +390,10 @@ class DiffusionBoltzmannGenerator:
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
         )  # fmt: skip
-        metadata = {"method": "probability-flow ODE", "divergence": divergence, "solver": solver}
-        return self._weigh(x, -log_p, {**metadata, "times": list(grid.times)})
+        metadata: dict[str, Any] = {"method": "probability-flow ODE"}
+        metadata |= {"divergence": divergence, "solver": solver}
+        metadata["times"] = list(grid.times)
+        return self._units.ensemble(x, -log_p, self.topology, metadata)
 
     def noise(
         self,
@@ -379,7 +414,8 @@ class DiffusionBoltzmannGenerator:
         generator = make_generator(seed, self.device)
         size = self._size(batch_size)
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
-        return self._log_weights(self.target.reduced_energy(x).cpu(), paths.log_ratio).numpy()
+        energies = self.target.reduced_energy(x).cpu()
+        return self._units.log_weights(energies, paths.log_ratio).numpy()
 
     def noise_ode(
         self,
@@ -401,7 +437,8 @@ class DiffusionBoltzmannGenerator:
             self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
         )  # fmt: skip
-        return self._log_weights(self.target.reduced_energy(x).cpu(), -log_p).numpy()
+        energies = self.target.reduced_energy(x).cpu()
+        return self._units.log_weights(energies, -log_p).numpy()
 
     # -- archive ------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -419,6 +456,8 @@ class DiffusionBoltzmannGenerator:
             temperature=self.target.temperature,
             n_dims=self.space.n_dims,
             labels=self.labels,
+            stereochemistry=self.stereochemistry,
+            handedness=None if self.handedness is None else self.handedness.signs,
             network=self.network,
             length=self._scale,
             tuning=None if kernel is None else describe_kernel(kernel),
@@ -456,9 +495,12 @@ class DiffusionBoltzmannGenerator:
             n_dims=archive.n_dims,
             network=archive.network,
             labels=archive.labels,
+            stereochemistry=archive.stereochemistry,
             backend=backend,
             device=device,
         )
+        if archive.handedness is not None:
+            self.handedness = Handedness(tuple(self.stereocentres), tuple(archive.handedness))
         self.length = archive.length
         self.kernel = archive.kernel(self._denoiser)
         return self
@@ -472,9 +514,9 @@ class DiffusionBoltzmannGenerator:
         return self.length
 
     @property
-    def _log_jacobian(self) -> float:
-        """d log(length): densities in nm from densities in model units."""
-        return self.space.dim * math.log(self._scale)
+    def _units(self) -> ModelUnits:
+        """The target in the units of the trained model."""
+        return ModelUnits(self.target, self._scale, self.handedness)
 
     def _check_trained(self, action: str) -> None:
         if self.length is None:
@@ -487,7 +529,10 @@ class DiffusionBoltzmannGenerator:
         return self.kernel if n_steps is None else self.kernel.resampled(n_steps)
 
     def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
-        return read_frames(name, traj, self.space, self.topology, minimum)
+        frames = read_frames(name, traj, self.space, self.topology, minimum)
+        if self.handedness is not None:
+            self.handedness.check(name, frames)
+        return frames
 
     def _grid(
         self,
@@ -526,20 +571,3 @@ class DiffusionBoltzmannGenerator:
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
         budget = 5e5 if self.device.type == "cpu" else 1e9
         return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 16), 65_536))
-
-    def _log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
-        """log w, with -inf where an energy is NaN or infinite."""
-        log_w = -energies + log_ratio + self._log_jacobian
-        return torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
-
-    def _weigh(self, x: Tensor, log_ratio: Tensor, metadata: dict[str, Any]) -> WeightedEnsemble:
-        positions = x * self._scale
-        energies = self.target.reduced_energy(positions).cpu()
-        return WeightedEnsemble(
-            positions.numpy(),
-            self._log_weights(energies, log_ratio).numpy(),
-            energies.numpy(),
-            temperature=self.temperature,
-            topology=self.topology,
-            metadata=metadata,
-        )

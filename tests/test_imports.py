@@ -18,7 +18,7 @@ ORDER = [
     {"targets", "networks"},
     {"diffusion"},
     {"ensemble"},
-    {"pretrained", "archive"},
+    {"pretrained", "archive", "model_units"},
     {"generator", "testing"},
     {"interop"},
     {"plotting", "cli"},

@@ -17,7 +17,6 @@ from openmm import Vec3, app, unit
 from openmmtools import testsystems
 
 from openmm_vtdis.topology import (
-    _refine,
     check_labels,
     check_trajectory_topology,
     identical_labels,
@@ -26,6 +25,7 @@ from openmm_vtdis.topology import (
     topology_from_json,
     topology_to_json,
 )
+from openmm_vtdis.topology.symmetry import _refine
 
 
 def molecule(elements: str, bonds: Iterable[tuple[int, int]]) -> app.Topology:

@@ -93,6 +93,8 @@ class Diagnostics:
         Shape of the tail of the weights, see :func:`pareto_k`.
     n_zero_weight
         Samples of weight zero: energies that overflowed, wrong stereochemistry.
+    n_outside
+        Those of them that have a finite energy: they are outside the target.
     """
 
     n: int
@@ -100,11 +102,13 @@ class Diagnostics:
     largest_weight_share: float
     pareto_k: float
     n_zero_weight: int
+    n_outside: int = 0
 
     @classmethod
-    def of(cls, log_weights: ArrayLike) -> Diagnostics:
-        """Diagnose raw log weights (n,)."""
+    def of(cls, log_weights: ArrayLike, energies: ArrayLike | None = None) -> Diagnostics:
+        """Diagnose raw log weights (n,), of samples with these reduced energies (n,)."""
         lw = check_log_weights(log_weights)
+        finite = np.isfinite(np.full(len(lw), np.nan) if energies is None else energies)
         peak = lw.max()
         share = math.exp(peak - logsumexp(lw)) if peak > -math.inf else math.nan
         return cls(
@@ -113,6 +117,7 @@ class Diagnostics:
             largest_weight_share=share,
             pareto_k=pareto_k(lw),
             n_zero_weight=int(np.isneginf(lw).sum()),
+            n_outside=int((np.isneginf(lw) & finite).sum()),
         )
 
     @property
@@ -131,10 +136,12 @@ class Diagnostics:
 
     def __str__(self) -> str:
         verdict = "reliable" if self.reliable else "NOT reliable"
+        outside = f" ({self.n_outside} of wrong stereochemistry)" if self.n_outside else ""
         return (
             f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "
             f"weight {self.largest_weight_share:.2%}, Pareto k {self.pareto_k:.2f} "
-            f"(< {self.pareto_k_threshold:.2f} wanted), {self.n_zero_weight} of weight zero: "
+            f"(< {self.pareto_k_threshold:.2f} wanted), {self.n_zero_weight} of weight zero"
+            f"{outside}: "
             f"{verdict}"
         )
 

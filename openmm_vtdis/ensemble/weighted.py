@@ -212,7 +212,7 @@ class WeightedEnsemble:
 
     def diagnostics(self) -> Diagnostics:
         """Whether these weights can be trusted; print it."""
-        about = Diagnostics.of(self.log_weights)
+        about = Diagnostics.of(self.log_weights, self.reduced_energies)
         return dataclasses.replace(about, pareto_k=math.nan) if self._resampled else about
 
     @property

@@ -7,14 +7,20 @@ module                     what it holds
 ``contexts``               a pool of OpenMM Contexts: the truth
 ``batched``, ``lepton``    the same System as batched torch: speed, checked against a Context
 ``validation``             what a System must satisfy
-``systems``, ``mixture``   benchmark systems: DW-4, LJ-n; Gaussian mixtures
+``terms``, ``translators`` one term and one translator for each kind of force
+``systems``, ``mixture``   benchmark systems: DW-4, LJ-n, ALDP; Gaussian mixtures
 ``hmc``                    reference samples
 =========================  ==================================================================
 """
 
 from openmm_vtdis.targets.hmc import ConvergenceReport, ReferenceData, sample_hmc
 from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
-from openmm_vtdis.targets.systems import BenchmarkSystem, double_well, lennard_jones
+from openmm_vtdis.targets.systems import (
+    BenchmarkSystem,
+    alanine_dipeptide,
+    double_well,
+    lennard_jones,
+)
 from openmm_vtdis.targets.target import OpenMMTarget, Target
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "OpenMMTarget",
     "ReferenceData",
     "Target",
+    "alanine_dipeptide",
     "double_well",
     "gaussian_mixture",
     "lennard_jones",

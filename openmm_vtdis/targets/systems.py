@@ -1,4 +1,4 @@
-r"""Benchmark systems of identical particles, with published or easily measured statistics.
+r"""Benchmark systems: particles with published or easily measured statistics, and a molecule.
 
 The particle systems are ordinary ``openmm.System`` objects in reduced units: kT = 1 kJ/mol (so
 T = 120.272 K) and lengths in nm. With d the distance of two particles::
@@ -9,6 +9,9 @@ T = 120.272 K) and lengths in nm. With d the distance of two particles::
 The trap of LJ-n is a sum over pairs too, ``sum_i |x_i - x_com|^2 = sum_{i<j} d^2 / n``, so that one
 CustomBondForce holds the whole energy and is visibly invariant under translation. (Its factor 2
 is that of the published LJ-13 data sets, in which both ordered pairs count.)
+
+The molecule is alanine dipeptide (ACE-ALA-NME, 22 atoms) in implicit solvent, without constraints,
+by default at 800 K, where its backbone is free to turn.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from openmm_vtdis import checks, units
 from openmm_vtdis.targets.target import OpenMMTarget
@@ -91,6 +94,16 @@ def lennard_jones(n_particles: int = 13) -> BenchmarkSystem:
     nearest = np.argsort(((lattice - lattice.mean(axis=0)) ** 2).sum(axis=1), kind="stable")[:n]
     positions = lattice[nearest] - lattice[nearest].mean(axis=0)
     return _identical(f"LJ-{n}", _all_pairs(force, n), 3, positions)
+
+
+def alanine_dipeptide(temperature: float = 800.0) -> BenchmarkSystem:
+    """ALDP: Amber ff96 with the OBC generalized Born solvent, as openmmtools has it."""
+    from openmmtools import testsystems  # slow to import, and needed here only
+
+    source = testsystems.AlanineDipeptideImplicit(constraints=None)
+    positions = np.asarray(source.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+    kelvin = checks.temperature(temperature)
+    return BenchmarkSystem("ALDP", source.system, source.topology, kelvin, 3, positions)
 
 
 def _all_pairs(force: openmm.CustomBondForce, n: int) -> openmm.CustomBondForce:

@@ -56,6 +56,12 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
             f"system: expected no virtual sites, got {len(virtual)} (the first is particle "
             f"{virtual[0]}); use a model without them"
         )
+    for force in system.getForces():
+        if type(force).__name__ == "DrudeForce":
+            raise ValueError(
+                "system: expected a model without Drude particles, got a DrudeForce; "
+                "use a force field that is not polarisable"
+            )
     if massless:
         raise ValueError(
             f"system: expected particles with a mass, got {len(massless)} without (the first is "
@@ -70,6 +76,27 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
         raise ValueError(
             f"topology: expected {n} atoms like the System, got {topology.getNumAtoms()}; "
             "give the topology that the System was built from"
+        )
+    if topology is not None:
+        _check_bonds(system, topology)
+
+
+def _check_bonds(system: openmm.System, topology: app.Topology) -> None:
+    """Where some bonds of the topology are bonds of the System, all must be."""
+    bonded = set()
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce | openmm.CustomBondForce):
+            for k in range(force.getNumBonds()):
+                bonded.add(frozenset(force.getBondParameters(k)[:2]))
+    drawn = [(a, b) for a, b in topology.bonds()]
+    missing = [(a, b) for a, b in drawn if frozenset((a.index, b.index)) not in bonded]
+    if bonded and missing and len(missing) < len(drawn):
+        a, b = missing[0]
+        raise ValueError(
+            f"topology: expected its bonds among those of the System, got {len(missing)} of "
+            f"{len(drawn)} that are not, the first between atoms {a.index} ({a.name}) and "
+            f"{b.index} ({b.name}); give the topology that the System was built from, with the "
+            "atoms in the same order"
         )
 
 

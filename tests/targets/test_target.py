@@ -10,7 +10,7 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_vtdis import units
+from openmm_vtdis import DiffusionBoltzmannGenerator, units
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones, terms
 from openmm_vtdis.targets.translators import custom
@@ -155,6 +155,12 @@ def massless() -> openmm.System:
     return system
 
 
+def with_drude_particles() -> openmm.System:
+    force = openmm.DrudeForce()
+    force.addParticle(1, 0, -1, -1, -1, 1.0, 0.001, 1.0, 1.0)
+    return system_of(force)
+
+
 def periodic() -> openmm.System:
     force = openmm.NonbondedForce()
     force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
@@ -172,6 +178,7 @@ def one_odd_particle() -> openmm.System:
     [
         (constrained, r"expected no constraints, got 1; build the System with constraints=None"),
         (with_virtual_site, r"expected no virtual sites, got 1 \(the first is particle 2\)"),
+        (with_drude_particles, "expected a model without Drude particles, got a DrudeForce"),
         (massless, r"expected particles with a mass, got 1 without \(the first is particle 1\)"),
         (periodic, "expected a system without periodic boundaries, got a periodic one"),
         (lambda: system_of(n_particles=1), "expected at least 2 particles, got 1"),
@@ -296,3 +303,26 @@ def test_a_wrong_translation_is_never_used(
     target = lennard_jones().target()
     assert target.backend == "contexts"
     assert "no batched energy" in caplog.text
+
+
+def test_bonds_of_another_molecule_are_refused() -> None:
+    system = system_of(bonds("r", [(0, 1), (1, 2), (2, 3)]))
+    topology = topology_of(4)
+    atoms = list(topology.atoms())
+    topology.addBond(atoms[0], atoms[1])
+    OpenMMTarget(system, topology)
+    topology.addBond(atoms[1], atoms[3])
+    with pytest.raises(ValueError, match=r"topology: .* got 1 of 2 that are not, the first betw"):
+        OpenMMTarget(system, topology)
+
+
+def test_atoms_without_an_element_need_labels() -> None:
+    system = system_of(all_pairs("r"))
+    topology = app.Topology()
+    residue = topology.addResidue("BEAD", topology.addChain())
+    for _ in range(4):
+        topology.addAtom("B", None, residue)
+    with pytest.raises(ValueError, match=r"an element for every atom, got none for atom 0 \(B of"):
+        DiffusionBoltzmannGenerator(system, topology, network="egnn-1x8")
+    gen = DiffusionBoltzmannGenerator(system, topology, network="egnn-1x8", labels=[0, 0, 1, 1])
+    assert gen.labels == [0, 0, 1, 1]

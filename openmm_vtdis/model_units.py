@@ -1,0 +1,78 @@
+r"""A target in the units of a model: where the Jacobian, and the folding of mirror images, stand.
+
+A model works in units of ``length`` nm, in which its training data have unit variance per degree
+of freedom. With x in nm and y = x / length, a trajectory that ends in y has
+
+    log w = -u(x) + log ratio(y, ...) + d log(length)      [- log 2 if mirror images are folded],
+
+so that weights are those of densities in nm, whatever the model's unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis.ensemble import WeightedEnsemble
+from openmm_vtdis.targets import Target
+from openmm_vtdis.topology import Handedness
+
+
+@dataclass(frozen=True)
+class ModelUnits:
+    """A target as a model sees it.
+
+    Attributes
+    ----------
+    target
+        In nm and kT.
+    length
+        The model's length unit in nm.
+    handedness
+        Of the stereoisomer that the target is restricted to; None: no restriction.
+    """
+
+    target: Target
+    length: float
+    handedness: Handedness | None = None
+
+    @property
+    def log_jacobian(self) -> float:
+        """What turns log densities in model units into those in nm, folded if need be."""
+        folded = 0.0 if self.handedness is None else math.log(2.0)
+        return self.target.space.dim * math.log(self.length) - folded
+
+    def energy(self, y: Tensor) -> Tensor:
+        """Minus the log density in model units, up to log Z: (B, M, D) -> (B,), on the CPU.
+
+        Of configurations of the right handedness.
+        """
+        return self.target.reduced_energy(y * self.length).cpu() - self.log_jacobian
+
+    def log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
+        """log w from u(x) (n,) and the log ratio (n,); -inf where an energy is NaN or infinite."""
+        log_w = -energies + log_ratio + self.log_jacobian
+        return torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
+
+    def ensemble(
+        self, y: Tensor, log_ratio: Tensor, topology: Any, metadata: dict[str, Any]
+    ) -> WeightedEnsemble:
+        """Generated configurations y (n, M, D), folded and weighed."""
+        x = y * self.length
+        inside = torch.ones(len(x), dtype=torch.bool)
+        if self.handedness is not None:
+            x, inside = self.handedness.fold(x)
+        energies = self.target.reduced_energy(x).cpu()
+        log_w = torch.where(inside, self.log_weights(energies, log_ratio), -math.inf)
+        return WeightedEnsemble(
+            x.numpy(),
+            log_w.numpy(),
+            energies.numpy(),
+            temperature=self.target.temperature,
+            topology=topology,
+            metadata=metadata,
+        )

@@ -1,0 +1,33 @@
+"""Topologies: what may be exchanged with what, what has a handedness, how they are stored.
+
+======================  ===================================================================
+module                  what it holds
+======================  ===================================================================
+``atoms``               atoms and bonds as a graph; the same atoms in a trajectory?
+``symmetry``            labels: equivalent atoms share one
+``stereochemistry``     stereocentres, and folding mirror images
+``features``            elements and bonds, for networks
+``documents``           a Topology as JSON
+======================  ===================================================================
+"""
+
+from openmm_vtdis.topology.atoms import check_trajectory_topology, placeholder_topology
+from openmm_vtdis.topology.documents import topology_from_json, topology_to_json
+from openmm_vtdis.topology.features import bond_features, element_features
+from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
+from openmm_vtdis.topology.symmetry import check_labels, identical_labels, symmetry_labels
+
+__all__ = [
+    "Handedness",
+    "Stereocentre",
+    "bond_features",
+    "check_labels",
+    "check_trajectory_topology",
+    "element_features",
+    "identical_labels",
+    "placeholder_topology",
+    "stereocentres",
+    "symmetry_labels",
+    "topology_from_json",
+    "topology_to_json",
+]

@@ -1,0 +1,92 @@
+"""The atoms of a Topology, and whether a trajectory has the same ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mdtraj as md
+import networkx as nx
+from openmm import app
+
+from openmm_vtdis import checks
+
+
+def ordered_atoms(topology: app.Topology) -> list[app.topology.Atom]:
+    """Atoms in the order of their indices, which must be that of their residues and chains."""
+    if not isinstance(topology, app.Topology):
+        raise ValueError(
+            f"topology: expected an openmm.app.Topology, got {type(topology).__name__}"
+        )
+    atoms = list(topology.atoms())
+    for i, atom in enumerate(atoms):
+        if atom.index != i:
+            raise ValueError(
+                "topology: expected atoms numbered residue by residue and chain by chain, got atom "
+                f"{atom.index} ({atom.name}) in place {i}"
+            )
+    return atoms
+
+
+def bonded_graph(topology: app.Topology) -> nx.Graph:
+    """Atoms as nodes, coloured by element ("" for none); bonds as edges."""
+    graph = nx.Graph()
+    for atom in ordered_atoms(topology):
+        graph.add_node(atom.index, colour=symbol_of(atom))
+    graph.add_edges_from((a.index, b.index) for a, b in topology.bonds() if a is not b)
+    return graph
+
+
+def symbol_of(atom: Any) -> str:
+    """Chemical symbol, or "" for an atom without an element."""
+    return "" if atom.element is None else atom.element.symbol
+
+
+def name_of(atom: Any) -> str:
+    """An OpenMM atom for a message, "CA of ALA 2"."""
+    return f"{atom.name} of {atom.residue.name} {atom.residue.id}"
+
+
+def placeholder_topology(n_particles: int) -> app.Topology:
+    """A Topology of argon atoms, one per residue, for particles that came without one."""
+    topology = app.Topology()
+    chain = topology.addChain()
+    for _ in range(checks.positive_integer("n_particles", n_particles)):
+        topology.addAtom("AR", app.element.argon, topology.addResidue("AR", chain))
+    return topology
+
+
+def check_trajectory_topology(topology: app.Topology, trajectory_topology: md.Topology) -> None:
+    """Check that a trajectory holds the atoms of ``topology``, in the same order.
+
+    Elements, atom names, residue names and residue numbering from 0 are compared; residue and atom
+    ids, which programs renumber freely, are not.
+
+    Raises
+    ------
+    ValueError
+        If the atom counts differ, or for the first atom that does not match.
+    """
+    expected = [_signature(atom) for atom in ordered_atoms(topology)]
+    got = [_signature(atom) for atom in trajectory_topology.atoms]
+    if len(expected) != len(got):
+        raise ValueError(
+            f"trajectory: expected {len(expected)} atoms as in the topology, got {len(got)}"
+        )
+    for i, (mine, theirs) in enumerate(zip(expected, got, strict=True)):
+        if mine != theirs:
+            what = next(k for k in range(len(mine)) if mine[k] != theirs[k])
+            raise ValueError(
+                f"trajectory: expected the atoms in the order of the topology, but atom {i} "
+                f"({mine[1]} of {mine[2]} {mine[3]}) has {_SIGNATURE[what]} {theirs[what]!r} "
+                f"instead of {mine[what]!r}; if only names differ, load the trajectory with "
+                "top=mdtraj.Topology.from_openmm(topology)"
+            )
+
+
+_SIGNATURE = ("element", "name", "residue name", "residue index")
+
+
+def _signature(atom: Any) -> tuple[str, str, str, int]:
+    """Element, name, residue name and residue index of an OpenMM or an mdtraj atom."""
+    symbol = "VS" if atom.element is None else atom.element.symbol
+    return symbol, atom.name, atom.residue.name, atom.residue.index
