@@ -11,6 +11,7 @@ import numbers
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor
 
 from openmm_vtdis.units import kelvin
@@ -74,7 +75,7 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
 
     Accepts anything numpy can read and torch tensors. The message names the first bad frame.
     """
-    tensor = _real(name, x)
+    tensor = torch.as_tensor(real_array(name, x))
     expected = f"(n, {n_particles}, {n_dims})"
     if tensor.ndim != 3 or tuple(tensor.shape[1:]) != (n_particles, n_dims):
         raise ValueError(
@@ -92,18 +93,32 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
     return tensor
 
 
-def _real(name: str, x: object) -> Tensor:
-    """A float64 copy of real numbers; masked or complex ones would lose something on the way."""
+def real_array(name: str, x: object) -> np.ndarray:
+    """Return real numbers as float64; what would lose something on the way is refused."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu().numpy()
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(f"{name}: expected numbers everywhere, got an array with masked entries")
-    if isinstance(x, Tensor):
-        if x.is_complex():
-            raise ValueError(f"{name}: expected real numbers, got a tensor of {x.dtype}")
-        return x.detach().to(torch.float64)
+    if unit.is_quantity(x):
+        raise ValueError(
+            f"{name}: expected plain numbers, got a Quantity in {x.unit}; use value_in_unit()"  # type: ignore[attr-defined]
+        )
     try:
         array = np.asarray(x)
         if np.iscomplexobj(array):
             raise TypeError(f"an array of {array.dtype}")
-        return torch.as_tensor(array.astype(np.float64))
+        return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected an array of real numbers, got {error}") from error
+
+
+def device(value: torch.device | str) -> torch.device:
+    """Return a device that torch can use here."""
+    try:
+        found = torch.device(value)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device: expected one that torch can use here, got {value!r}: {error}"
+        ) from error
+    return found

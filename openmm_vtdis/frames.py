@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import mdtraj as md
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openmm_vtdis import checks
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.topology import check_trajectory_topology
+from openmm_vtdis.topology import check_trajectory_topology, placeholder_topology
 from openmm_vtdis.units import nanometers
 
 Frames = Union[md.Trajectory, str, Path, Sequence[Union[str, Path]], np.ndarray, Tensor]  # noqa: UP007
@@ -46,8 +46,7 @@ def read_frames(
     if isinstance(traj, str | Path) or (
         isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
     ):
-        top = None if topology is None else md.Topology.from_openmm(topology)
-        traj = md.load(traj) if top is None else md.load(traj, top=top)
+        traj = _load(name, traj, topology or placeholder_topology(space.n_particles))
     if isinstance(traj, md.Trajectory):
         if topology is not None:
             check_trajectory_topology(topology, traj.topology)
@@ -60,3 +59,20 @@ def read_frames(
         traj = traj.xyz[..., : space.n_dims]
     x = checks.configurations(name, nanometers(traj), space.n_particles, space.n_dims, minimum)
     return space.project(x)
+
+
+def _load(name: str, paths: Any, topology: app.Topology) -> md.Trajectory:
+    """Files of any formats as one trajectory; those without a topology get the given one."""
+    top = md.Topology.from_openmm(topology)
+    parts = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            parts.append(md.load(path, top=top))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"{name}: expected a trajectory of {topology.getNumAtoms()} atoms in a format "
+                f"that mdtraj reads, got {path}: {error}"
+            ) from error
+    return md.join(parts) if len(parts) > 1 else parts[0]

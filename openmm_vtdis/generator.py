@@ -6,6 +6,7 @@ holds no mathematics of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
-from openmm_vtdis.diffusion.schedule import Schedule, default_range, make_schedule
+from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
@@ -41,6 +42,7 @@ from openmm_vtdis.topology import (
     bond_features,
     check_labels,
     element_features,
+    exchangeable_pairs,
     stereocentres,
     symmetry_labels,
 )
@@ -62,7 +64,8 @@ class DiffusionBoltzmannGenerator:
     n_dims
         3, or 2 for a System that lives at z = 0.
     network
-        A size such as "egnn-4x128", or a torch module (x (B, M, D), log t (B,)) -> (B, M, D).
+        A size such as "egnn-4x128", or a torch module (x (B, M, D), log t (B,)) -> (B, M, D),
+        which :meth:`save` can store if it is one of the package's own.
     labels
         (M,) integers overriding the symmetry labels: particles with one label are interchangeable.
     stereochemistry
@@ -73,6 +76,8 @@ class DiffusionBoltzmannGenerator:
         How energies are evaluated; see :class:`~openmm_vtdis.targets.OpenMMTarget`.
     device
         Where the network runs.
+    seed
+        Of the network's first weights. None: torch's global stream.
 
     Raises
     ------
@@ -92,9 +97,10 @@ class DiffusionBoltzmannGenerator:
         stereochemistry: str = "reference",
         backend: str = "auto",
         device: torch.device | str = "cpu",
+        seed: int | None = None,
     ) -> None:
         target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims)
-        self._set_up(target, network, labels, stereochemistry, device)
+        self._set_up(target, network, labels, stereochemistry, device, seed)
 
     def _set_up(
         self,
@@ -103,11 +109,12 @@ class DiffusionBoltzmannGenerator:
         labels: Sequence[int] | None,
         stereochemistry: str,
         device: torch.device | str,
+        seed: int | None,
     ) -> None:
         self.stereochemistry = checks.choice("stereochemistry", stereochemistry, _STEREOCHEMISTRY)
         self.target = target
         self.space = target.space
-        self.device = torch.device(device)
+        self.device = checks.device(device)
         n = self.space.n_particles
         if labels is not None:
             self.labels = [int(label) for label in check_labels(labels, n)]
@@ -115,8 +122,17 @@ class DiffusionBoltzmannGenerator:
             self.labels = [int(label) for label in symmetry_labels(self.topology)]
         else:
             self.labels = [0] * n if isinstance(target, OpenMMTarget) else list(range(n))
+        if self.topology is not None and isinstance(target, OpenMMTarget):
+            target.check_exchangeable(exchangeable_pairs(self.topology, self.labels))
         if isinstance(network, str):
-            network = build_network(self._network_description(parse_size(network)))
+            with torch.random.fork_rng(devices=[], enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(checks.positive_integer("seed", seed, minimum=0))
+                network = build_network(self._network_description(parse_size(network)))
+        if not isinstance(network, torch.nn.Module):
+            raise ValueError(
+                f'network: expected a size such as "egnn-4x128" or a torch module, got {network!r}'
+            )
         self.network = network.to(self.device)
         self.stereocentres: list[Stereocentre] = []
         if self.topology is not None and self.space.n_dims == 3 and stereochemistry == "reference":
@@ -145,10 +161,11 @@ class DiffusionBoltzmannGenerator:
         labels: Sequence[int] | None = None,
         stereochemistry: str = "reference",
         device: torch.device | str = "cpu",
+        seed: int | None = None,
     ) -> DiffusionBoltzmannGenerator:
         """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry."""
         self = cls.__new__(cls)
-        self._set_up(target, network, labels, stereochemistry, device)
+        self._set_up(target, network, labels, stereochemistry, device, seed)
         return self
 
     @classmethod
@@ -175,6 +192,10 @@ class DiffusionBoltzmannGenerator:
         cls, state: Any, topology: app.Topology | None = None, **options: Any
     ) -> DiffusionBoltzmannGenerator:
         """A generator for an ``openmmtools.states.ThermodynamicState``."""
+        if not hasattr(state, "get_system"):
+            raise ValueError(
+                f"state: expected an openmmtools ThermodynamicState, got {type(state).__name__}"
+            )
         system = state.get_system(remove_thermostat=True)
         return cls(system, topology, state.temperature, **options)
 
@@ -238,6 +259,8 @@ class DiffusionBoltzmannGenerator:
         -------
         TrainingLog
             Loss history. Training discards an earlier tuning, and keeps an earlier length unit.
+            If it fails or is interrupted the generator is what it was before, and the checkpoint,
+            if there is one, holds the rest.
 
         Raises
         ------
@@ -252,6 +275,12 @@ class DiffusionBoltzmannGenerator:
             handedness.check("train", frames)
         check_equilibrium(self.target, frames)
         held_out = checks.fraction("held_out", held_out)
+        known = {field.name for field in dataclasses.fields(TrainingConfig)}
+        if not settings.keys() <= known:
+            raise TypeError(
+                f"train: unknown setting {', '.join(sorted(settings.keys() - known))}; the known "
+                f"ones are {', '.join(sorted(known))}"
+            )
         config = TrainingConfig(n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
             raise ValueError("train: this generator was made from a fixed denoiser")
@@ -261,17 +290,19 @@ class DiffusionBoltzmannGenerator:
         if length is None:
             square = float(fitted.square().sum(dim=(1, 2)).mean()) / self.space.dim
             length = float(f"{math.sqrt(square):.6g}")  # the same whatever order a sum is taken in
-        self.kernel = None
+            if length == 0.0:
+                raise ValueError("train: expected frames that spread, got particles in one point")
         trainer = Trainer(self._denoiser, fitted / length, frames[-n_test:] / length, config)
         log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
         self.length, self.training_log, self.handedness = length, log, handedness
+        self.kernel = None
         return log
 
     # -- tuning -------------------------------------------------------------------------------
     def tune(
         self,
         traj: Frames,
-        n_steps: int = 100,
+        n_steps: int | None = None,
         covariance: str = "isotropic",
         objective: str = "alpha2",
         schedule: str | Schedule | Sequence[float] = "geometric",
@@ -297,7 +328,7 @@ class DiffusionBoltzmannGenerator:
             Equilibrium configurations. The last fifth in time is held out for the report (and, if
             the same frames went to ``train`` with its default, unseen by the network too).
         n_steps
-            N, network evaluations per sample.
+            N, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
             "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network".
         objective
@@ -315,7 +346,8 @@ class DiffusionBoltzmannGenerator:
             ``sgd_batch_size`` fresh trajectories).
         """
         self._check_trained("tune")
-        n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
+        if n_steps is not None:
+            n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
         config = TuningConfig(
             objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
         )
@@ -351,7 +383,8 @@ class DiffusionBoltzmannGenerator:
         ("time-network").
 
         A sample whose energy is NaN or infinite gets log w = -inf and is counted by
-        ``diagnostics()``; it never gets weight and never ends a batch.
+        ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same
+        samples for the same ``batch_size``.
         """
         kernel = self._tuned("sample", n_steps)
         n = checks.positive_integer("n", n)
@@ -537,21 +570,14 @@ class DiffusionBoltzmannGenerator:
     def _grid(
         self,
         schedule: str | Schedule | Sequence[float],
-        n_steps: int,
+        n_steps: int | None,
         t_min: float | None,
         t_max: float | None,
         rho: float,
         frames: Tensor,
     ) -> Schedule:
         if isinstance(schedule, str) and (t_min is None or t_max is None):
-            x = frames[:: max(1, len(frames) // 512)] * self._scale
-            force = self.target.reduced_energy_and_force(x)[1] * self._scale
-            moments = self.space.reduce(force).pow(4).mean(dim=0)
-            mean_square = 0.0
-            if not self.space.centred:
-                noise = float(frames.var(dim=0).sum()) / len(frames)
-                mean_square = max(float(frames.mean(dim=0).square().sum()) - noise, 0.0)
-            low, high = default_range(self.space.dim, moments, mean_square)
+            low, high = self._units.default_range(frames)
             t_min, t_max = low if t_min is None else t_min, high if t_max is None else t_max
         return make_schedule(schedule, n_steps, t_min, t_max, rho)
 

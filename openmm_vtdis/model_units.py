@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_vtdis.diffusion.schedule import default_range
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.targets import Target
 from openmm_vtdis.topology import Handedness
@@ -52,6 +53,18 @@ class ModelUnits:
         Of configurations of the right handedness.
         """
         return self.target.reduced_energy(y * self.length).cpu() - self.log_jacobian
+
+    def default_range(self, y: Tensor) -> tuple[float, float]:
+        """Ends of the grid of noise levels for frames y (n, M, D), from the forces on them."""
+        space = self.target.space
+        some = y[:: max(1, len(y) // 512)] * self.length
+        force = self.target.reduced_energy_and_force(some)[1] * self.length
+        moments = space.reduce(force).pow(4).mean(dim=0)
+        mean_square = 0.0
+        if not space.centred:
+            noise = float(y.var(dim=0).sum()) / len(y)
+            mean_square = max(float(y.mean(dim=0).square().sum()) - noise, 0.0)
+        return default_range(space.dim, moments, mean_square)
 
     def log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
         """log w from u(x) (n,) and the log ratio (n,); -inf where an energy is NaN or infinite."""

@@ -326,6 +326,17 @@ def test_mdtraj_paths_and_openmmtools_states(frames: np.ndarray, tmp_path: Path)
     length = gen.length
     gen.train(traj, 3, batch_size=8, progress=False)
     assert gen.length == length
+    traj.save_netcdf(str(tmp_path / "md.nc"))
+    gen.train([tmp_path / "md.nc", tmp_path / "md.dcd"], 3, batch_size=8, progress=False)
+    bare = new_generator()  # without a topology
+    bare.train(tmp_path / "md.nc", 3, batch_size=8, progress=False)
+    assert bare.length == length
+    small = md.Trajectory(flat[:, :3], md.Topology.from_openmm(placeholder_topology(3)))
+    small.save_dcd(str(tmp_path / "small.dcd"))
+    for name in ("small.dcd", "frames.txt"):
+        (tmp_path / "frames.txt").write_text("0 0 0")
+        with pytest.raises(ValueError, match=r"train: expected a trajectory of 4 atoms in a form"):
+            gen.train(tmp_path / name, 3)
     other = md.Trajectory(flat[:, :3], md.Topology.from_openmm(placeholder_topology(3)))
     with pytest.raises(ValueError, match="atom"):
         gen.train(other, 3)
@@ -388,6 +399,97 @@ def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
     traj = md.Trajectory(raised, md.Topology.from_openmm(placeholder_topology(4)))
     with pytest.raises(ValueError, match="expected particles at z = 0 in 2 dimensions"):
         new_generator().train(traj, 3)
+
+
+def test_a_failed_training_leaves_the_generator_as_it_was(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path
+) -> None:
+    before = trained.sample(20, seed=3, progress=False).log_weights
+    with pytest.raises(FloatingPointError, match="training diverged"):
+        trained.train(frames, 20, learning_rate=1e38, batch_size=16, progress=False)
+    with pytest.raises(ValueError, match="checkpoint: expected a path in a folder that exists"):
+        trained.train(frames, 20, checkpoint=tmp_path / "no" / "run.ckpt", progress=False)
+    after = trained.sample(20, seed=3, progress=False).log_weights
+    np.testing.assert_array_equal(before, after)
+
+
+def test_arguments_of_the_wrong_kind_are_refused(frames: np.ndarray) -> None:
+    bench = double_well()
+    top: Any = md.Topology.from_openmm(placeholder_topology(4))
+    with pytest.raises(ValueError, match=r"topology: .*mdtraj.*Topology; use its to_openmm\(\)"):
+        DiffusionBoltzmannGenerator(bench.system, top, n_dims=2)
+    with pytest.raises(ValueError, match="network: expected a size .* got None"):
+        DiffusionBoltzmannGenerator(bench.system, n_dims=2, network=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device: expected one that torch can use here, got 'moon"):
+        DiffusionBoltzmannGenerator(bench.system, n_dims=2, device="moon")
+    with pytest.raises(ValueError, match="state: expected an openmmtools ThermodynamicState, got"):
+        DiffusionBoltzmannGenerator.from_thermodynamic_state(bench.system)
+    gen = new_generator()
+    with pytest.raises(TypeError, match="train: unknown setting lr; the known ones are batch_size"):
+        gen.train(frames, 3, lr=0.1)
+    with pytest.raises(ValueError, match="expected frames that spread, got particles in one point"):
+        gen.train(np.zeros((20, 4, 2)), 3)
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    def first_weights(seed: int | None) -> torch.Tensor:
+        bench = double_well()
+        gen = DiffusionBoltzmannGenerator(bench.system, n_dims=2, network="egnn-1x8", seed=seed)
+        return torch.cat([p.flatten() for p in gen.network.parameters()])
+
+    state = torch.get_rng_state()
+    assert torch.equal(first_weights(3), first_weights(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first_weights(3), first_weights(4))
+    assert not torch.equal(first_weights(None), first_weights(None))
+
+
+def test_an_explicit_schedule_says_the_number_of_steps() -> None:
+    target, gen = oracle()
+    x = target.sample(200, seed=1)
+    levels = np.geomspace(0.05, 20.0, 8)
+    gen.tune(x, schedule=levels, n_trajectories=100, progress=False)
+    assert gen.kernel is not None
+    assert gen.kernel.schedule.n_steps == 7
+
+
+def test_equal_labels_on_different_neighbours_are_not_interchangeable() -> None:
+    """A0-A1 with two B beads each: all B are alike, but a B may not move to the other A alone."""
+    topology = placeholder_topology(6)
+    atoms = list(topology.atoms())
+    system = openmm.System()
+    force = openmm.HarmonicBondForce()
+    for _ in range(6):
+        system.addParticle(1.0)
+    for i, j in ((0, 1), (0, 2), (0, 3), (1, 4), (1, 5)):
+        topology.addBond(atoms[i], atoms[j])
+        force.addBond(i, j, 0.2 if (i, j) == (0, 1) else 0.1, 1000.0)
+    system.addForce(force)
+    gen = DiffusionBoltzmannGenerator(system, topology, network="egnn-2x16", seed=1)
+    assert gen.labels == [0, 0, 1, 1, 1, 1]
+    x = gen.space.standard_normal(4, torch.Generator().manual_seed(0))
+    t = torch.tensor(0.5, dtype=torch.float64)
+
+    def commutes(order: list[int]) -> bool:
+        return torch.allclose(gen.denoiser(x[:, order], t), gen.denoiser(x, t)[:, order], atol=1e-6)
+
+    assert commutes([0, 1, 3, 2, 4, 5])
+    assert commutes([1, 0, 4, 5, 2, 3])
+    assert not commutes([0, 1, 4, 3, 2, 5])
+
+
+def test_labels_that_the_energy_contradicts_are_refused() -> None:
+    system = openmm.System()
+    for _ in range(5):
+        system.addParticle(1.0)
+    force = openmm.HarmonicBondForce()
+    force.addBond(0, 1, 0.1, 1000.0)
+    system.addForce(force)
+    with pytest.raises(ValueError, match=r"labels: .* got 1 and 2, for which HarmonicBondForce"):
+        DiffusionBoltzmannGenerator(system, placeholder_topology(5), network="egnn-1x8")
+    DiffusionBoltzmannGenerator(
+        system, placeholder_topology(5), network="egnn-1x8", labels=[0, 0, 1, 1, 1]
+    )
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

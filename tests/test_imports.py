@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
-    {"_version", "units", "checks", "random", "storage"},
+    {"_version", "units", "checks", "random", "storage", "progress"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
-from tqdm import tqdm
 from typing_extensions import Self
 
 from openmm_vtdis import checks
 from openmm_vtdis.diffusion.covariance import Fittable, ReverseStep
 from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.progress import progress_bar
 
 OBJECTIVES = ("alpha2", "kl")
 F = TypeVar("F", bound=Fittable)
@@ -192,7 +192,8 @@ def fit_sgd(
         optimizer, n_iterations, eta_min=final_learning_rate
     )
     value = math.nan
-    for _ in tqdm(range(n_iterations), desc="tuning (sgd)", disable=not progress):
+    bar = progress_bar(n_iterations, "tuning (sgd)", progress)
+    for _ in range(n_iterations):
         data = draw(batch_size)
         optimizer.zero_grad()
         loss = objective_value(
@@ -209,6 +210,8 @@ def fit_sgd(
         with torch.no_grad():
             parameters.clamp_(min=bounds)
         value = float(loss.detach())
+        bar.update()
+    bar.close()
     fitted = family.with_parameters(parameters.detach())
     return Fit(fitted, value, n_iterations, time.perf_counter() - began)
 

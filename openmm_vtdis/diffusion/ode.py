@@ -23,12 +23,12 @@ import torch
 from scipy.integrate import simpson
 from torch import Tensor
 from torchdiffeq import odeint
-from tqdm import tqdm
 
 from openmm_vtdis import checks
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.progress import progress_bar
 
 DIVERGENCES = ("exact", "hutchinson")
 SOLVERS = ("heun", "rk4", "dopri5")
@@ -162,7 +162,7 @@ def ode_paths(
     space, device, times = denoiser.space, generator.device, list(schedule.times)
     prior_variance = times[-1] ** 2
     positions, densities = [], []
-    with tqdm(total=total, desc="probability flow", disable=not progress) as bar:
+    with progress_bar(total, "probability flow", progress) as bar:
         for start in range(0, total, batch_size):
             size = min(batch_size, total - start)
             if x_0 is None:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from openmm_vtdis.diffusion.covariance import Fittable
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def reverse_paths(
     """Generate n trajectories from the prior down to t_0."""
     positions, ratios = [], []
     n_steps = kernel.schedule.n_steps
-    with tqdm(total=n * n_steps, desc="sampling", unit="eval", disable=not progress) as bar:
+    with progress_bar(n * n_steps, "sampling", progress, "eval") as bar:
         for size in _batches(n, batch_size):
             x = kernel.sample_prior(size, generator)
             log_ratio = -kernel.prior_log_prob(x)
@@ -112,7 +112,7 @@ def forward_paths(
     forward, reverse, collected = [], [], []
     n_steps = kernel.schedule.n_steps
     device = generator.device
-    with tqdm(total=len(x_0) * n_steps, desc="noising", unit="eval", disable=not progress) as bar:
+    with progress_bar(len(x_0) * n_steps, "noising", progress, "eval") as bar:
         for start in range(0, len(x_0), batch_size):
             x = x_0[start : start + batch_size].to(device, torch.float64)
             log_forward = torch.zeros(len(x), dtype=torch.float64, device=device)

@@ -108,12 +108,14 @@ class Schedule:
 
 def make_schedule(
     schedule: str | Schedule | Sequence[float],
-    n_steps: int,
+    n_steps: int | None,
     t_min: float | None = None,
     t_max: float | None = None,
     rho: float = 7.0,
 ) -> Schedule:
     """Return a :class:`Schedule` from a name ("geometric", "karras"), levels, or a schedule.
+
+    ``n_steps`` None: 100, or what the levels say.
 
     Raises
     ------
@@ -122,13 +124,14 @@ def make_schedule(
         ``n_steps`` + 1.
     """
     if isinstance(schedule, str):
+        n_steps = 100 if n_steps is None else n_steps
         checks.choice("schedule", schedule, ("geometric", "karras"))
         low, high = checks.positive_number("t_min", t_min), checks.positive_number("t_max", t_max)
         if schedule == "geometric":
             return Schedule.geometric(n_steps, low, high)
         return Schedule.karras(n_steps, low, high, rho)
     grid = schedule if isinstance(schedule, Schedule) else Schedule(tuple(schedule))
-    if grid.n_steps != n_steps:
+    if n_steps is not None and grid.n_steps != n_steps:
         raise ValueError(
             f"schedule: expected {n_steps + 1} noise levels for n_steps={n_steps}, "
             f"got {grid.n_steps + 1}"

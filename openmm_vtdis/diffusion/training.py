@@ -12,22 +12,26 @@ and noise that is the same at every evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from openmm_vtdis import checks, storage
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
 
 
@@ -165,20 +169,34 @@ class Trainer:
             If the checkpoint belongs to another run (settings, network or data differ).
         FloatingPointError
             If the loss becomes NaN or infinite; the last checkpoint is kept.
+        KeyboardInterrupt
+            On Ctrl-C, once a checkpoint is written. After this or any other exception the
+            denoiser has the weights that it had before.
         """
         path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and path.exists():
-            self.restore(path)
+        evaluate_every = checks.positive_integer("evaluate_every", evaluate_every)
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"checkpoint: expected a path in a folder that exists, got {path}")
+        before = {k: v.detach().clone() for k, v in self.denoiser.state_dict().items()}
+        try:
+            if path is not None and path.exists():
+                self.restore(path)
+            self._loop(path, checkpoint_seconds, evaluate_every, progress)
+        except BaseException:
+            self.denoiser.load_state_dict(before)
+            raise
+        self.denoiser.load_state_dict(self.average)
+        self.denoiser.eval()
+        return self.log
+
+    def _loop(
+        self, path: Path | None, checkpoint_seconds: float, evaluate_every: int, progress: bool
+    ) -> None:
         started = time.monotonic() - self._elapsed
         saved = time.monotonic()
-        bar = tqdm(
-            total=self.config.n_iterations,
-            initial=self.iteration,
-            desc="training",
-            unit="it",
-            disable=not progress,
-        )
-        with bar:
+        n_iterations = self.config.n_iterations
+        bar = progress_bar(n_iterations, "training", progress, initial=self.iteration)
+        with bar, deferred_interrupt() as interrupted:
             while self.iteration < self.config.n_iterations:
                 self._recent.append(self._step())
                 bar.update()
@@ -187,14 +205,14 @@ class Trainer:
                     self._elapsed = time.monotonic() - started
                     self._record()
                     bar.set_postfix(held_out=f"{self.log.held_out_losses[-1]:.4f}")
-                due = time.monotonic() - saved >= checkpoint_seconds
+                due = interrupted() or time.monotonic() - saved >= checkpoint_seconds
                 if path is not None and (last or due):
                     self._elapsed = time.monotonic() - started
                     self.save(path)
                     saved = time.monotonic()
-        self.denoiser.load_state_dict(self.average)
-        self.denoiser.eval()
-        return self.log
+                if interrupted():
+                    kept = "" if path is None else f"; the same call goes on from {path}"
+                    raise KeyboardInterrupt(f"training: at iteration {self.iteration}{kept}")
 
     def _step(self) -> float:
         config, generator = self.config, self.generator
@@ -270,10 +288,10 @@ class Trainer:
         tensors, metadata = storage.read_archive(path, "checkpoint")
         identity = json.loads(json.dumps(self._identity()))
         if metadata["run"] != identity:
-            changed = sorted(k for k in identity if metadata["run"].get(k) != identity[k])
             raise ValueError(
                 f"{path}: expected a checkpoint of this run, got one that differs in "
-                f"{', '.join(changed)}; give another checkpoint path or the same settings"
+                f"{_differences(metadata['run'], identity)}; give another checkpoint path or the "
+                "same settings"
             )
         self.denoiser.load_state_dict(storage.select_prefix(tensors, "model."))
         average = storage.select_prefix(tensors, "average.")
@@ -299,6 +317,42 @@ class Trainer:
             "network": _digest(repr(self.denoiser), *self.denoiser.buffers()),
             "frames": _digest(self.frames, self.held_out),
         }
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What differs between two identities, with the values of settings."""
+    changed = [k for k in here if k != "config" and there.get(k) != here[k]]
+    old, new = there.get("config", {}), here["config"]
+    changed += [
+        f"{k} ({old.get(k)} there, {new.get(k)} here)"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k)
+    ]
+    return ", ".join(changed)
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a question: ``interrupted()`` is True once it was pressed.
+
+    So that it never falls between two halves of a step. A second Ctrl-C interrupts at once. Outside
+    the main thread, which gets no signals, nothing changes.
+    """
+    pressed = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _digest(*parts: str | Tensor) -> str:

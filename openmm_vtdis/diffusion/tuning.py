@@ -166,7 +166,7 @@ def tune(
     began = time.perf_counter()
     if config.objective == "ddpm" and family.kind != "isotropic":
         raise ValueError(
-            f'covariance: expected "isotropic" with objective="ddpm", got {family.kind!r}'
+            'covariance: expected "isotropic" with objective="ddpm", which tunes nothing'
         )
     n_held_out = max(1, len(frames) // 5)
     fitted_frames, held_out_frames = frames[:-n_held_out], frames[-n_held_out:]

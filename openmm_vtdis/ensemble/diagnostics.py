@@ -136,6 +136,9 @@ class Diagnostics:
 
     def __str__(self) -> str:
         verdict = "reliable" if self.reliable else "NOT reliable"
+        enough = self.n - self.n_zero_weight >= MINIMUM_FOR_PARETO
+        if enough and math.isnan(self.pareto_k):  # resampled
+            verdict = "reliability unknown"
         outside = f" ({self.n_outside} of wrong stereochemistry)" if self.n_outside else ""
         return (
             f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "

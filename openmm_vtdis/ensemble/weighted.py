@@ -84,13 +84,13 @@ class WeightedEnsemble:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        x = _frozen(nanometers(self.positions))
+        x = _frozen("positions", nanometers(self.positions))
         if x.ndim != 3 or 0 in x.shape:
             raise ValueError(
                 f"positions: expected shape (n, M, D) in nm with at least one sample, got {x.shape}"
             )
-        lw = check_log_weights(_frozen(self.log_weights))
-        u = _frozen(self.reduced_energies)
+        lw = check_log_weights(_frozen("log_weights", self.log_weights))
+        u = _frozen("reduced_energies", self.reduced_energies)
         for name, array in {"log_weights": lw, "reduced_energies": u}.items():
             if array.shape != (len(x),):
                 raise ValueError(
@@ -140,6 +140,12 @@ class WeightedEnsemble:
             reduced_energies=self.reduced_energies[rows],
         )
 
+    def __array__(self, *args: Any, **kwargs: Any) -> Array:
+        raise TypeError(
+            "expected an array, got a WeightedEnsemble; give its positions, log_weights or "
+            "reduced_energies"
+        )
+
     def __repr__(self) -> str:
         n, n_particles, n_dims = self.positions.shape
         at = "" if self.temperature is None else f", {self.temperature:.6g} K"
@@ -150,7 +156,7 @@ class WeightedEnsemble:
 
     def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
         """The same samples with other log weights (n,)."""
-        return dataclasses.replace(self, log_weights=np.asarray(log_weights))
+        return dataclasses.replace(self, log_weights=log_weights)  # type: ignore[arg-type]
 
     @staticmethod
     def concatenate(ensembles: Sequence[WeightedEnsemble]) -> WeightedEnsemble:
@@ -288,7 +294,7 @@ class WeightedEnsemble:
     def _values(self, f: Observable, name: str) -> tuple[Array, Array]:
         """Values (n, ...) of an observable, and which samples have weight (n,)."""
         raw = f(self.positions) if callable(f) else f
-        values = np.asarray(raw, dtype=np.float64)
+        values = checks.real_array(name, raw)
         if values.ndim == 0 or len(values) != len(self):
             raise ValueError(
                 f"{name}: expected one value per sample, first axis {len(self)}, got an array of "
@@ -418,11 +424,9 @@ class WeightedEnsemble:
         return cls(**contents)
 
 
-def _frozen(values: object) -> Array:
+def _frozen(name: str, values: object) -> Array:
     """A read-only float64 array; a copy unless it is one that nobody else can write to."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-    array = np.asarray(values, dtype=np.float64)
+    array = checks.real_array(name, values)
     if array.flags.writeable or not array.flags.owndata:
         array = array.copy()
         array.flags.writeable = False

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
 
 from openmm_vtdis import checks
+from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets.target import Target
 
@@ -200,7 +200,9 @@ def sample_hmc(
     energies = torch.empty(n_chains, n_samples, dtype=torch.float64)
     virials = torch.empty(n_chains, n_samples, dtype=torch.float64)
     acceptance, log_steps = 0.0, []
-    for iteration in trange(burn_in + n_samples * thin, disable=not progress, desc="HMC"):
+    bar = progress_bar(burn_in + n_samples * thin, "HMC", progress)
+    for iteration in range(burn_in + n_samples * thin):
+        bar.update()
         probability = _propose(target, state, step_size, n_leapfrog, generator)
         if iteration < burn_in:
             gain = _ADAPTATION_RATE / math.sqrt(1.0 + iteration)
@@ -216,6 +218,7 @@ def sample_hmc(
             positions[:, k - 1] = state.x
             energies[:, k - 1] = state.u
             virials[:, k - 1] = -(state.x * state.f).sum(dim=(1, 2))
+    bar.close()
     report = _report(energies, virials, space.dim, acceptance, step_size)
     logger.info("HMC of %r:\n%s", target, report)
     return ReferenceData(positions.flatten(0, 1), energies.flatten(), report)

@@ -11,6 +11,7 @@ The same configurations compare a batched translation with OpenMM.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import openmm
@@ -41,6 +42,12 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
         Fewer than two particles, constraints, virtual sites, periodic boundaries, or a topology
         of another size.
     """
+    if topology is not None and not isinstance(topology, app.Topology):
+        hint = "; use its to_openmm()" if hasattr(topology, "to_openmm") else ""
+        raise ValueError(
+            f"topology: expected an openmm.app.Topology, got {type(topology).__module__}."
+            f"{type(topology).__name__}{hint}"
+        )
     n = system.getNumParticles()
     if n < 2:
         raise ValueError(f"system: expected at least 2 particles, got {n}")
@@ -57,6 +64,11 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
             f"{virtual[0]}); use a model without them"
         )
     for force in system.getForces():
+        if "Barostat" in type(force).__name__:
+            raise ValueError(
+                f"system: expected a System of constant volume, got a {type(force).__name__}; "
+                "remove it"
+            )
         if type(force).__name__ == "DrudeForce":
             raise ValueError(
                 "system: expected a model without Drude particles, got a DrudeForce; "
@@ -204,6 +216,24 @@ def check_identical(probe: ForceProbe, x: Tensor, thermal_energy: float) -> None
             f"not identical: give a topology ({name} changes by {change:.3g} kJ/mol when "
             "particles are exchanged)"
         )
+
+
+def check_exchangeable(
+    probe: ForceProbe, x: Tensor, pairs: Sequence[tuple[int, int]], thermal_energy: float
+) -> None:
+    """Check that no force notices the exchange of two particles, for pairs of them; x (S, M, D)."""
+    before = probe.energies(pad(x))
+    for i, j in pairs:
+        exchanged = x.clone()
+        exchanged[:, [i, j]] = x[:, [j, i]]
+        offender = _largest_change(probe, before, exchanged, thermal_energy)
+        if offender is not None:
+            name, change = offender
+            raise ValueError(
+                f"labels: expected particles that may be exchanged to have one label, got "
+                f"{i} and {j}, for which {name} changes by {change:.3g} kJ/mol; give the topology "
+                "its bonds, or labels= that tell them apart"
+            )
 
 
 def disagreement(

@@ -15,7 +15,12 @@ from openmm_vtdis.topology.atoms import check_trajectory_topology, placeholder_t
 from openmm_vtdis.topology.documents import topology_from_json, topology_to_json
 from openmm_vtdis.topology.features import bond_features, element_features
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
-from openmm_vtdis.topology.symmetry import check_labels, identical_labels, symmetry_labels
+from openmm_vtdis.topology.symmetry import (
+    check_labels,
+    exchangeable_pairs,
+    identical_labels,
+    symmetry_labels,
+)
 
 __all__ = [
     "Handedness",
@@ -24,6 +29,7 @@ __all__ = [
     "check_labels",
     "check_trajectory_topology",
     "element_features",
+    "exchangeable_pairs",
     "identical_labels",
     "placeholder_topology",
     "stereocentres",

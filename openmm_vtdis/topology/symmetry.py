@@ -48,6 +48,23 @@ def symmetry_labels(topology: app.Topology) -> np.ndarray:
     return check_labels(_orbits(graph), len(graph))
 
 
+def exchangeable_pairs(topology: app.Topology, labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Atoms of one label with the same neighbours, as the hydrogens of a methyl group.
+
+    Exchanging such a pair, and nothing else, changes neither labels nor bonds: an energy that
+    changes contradicts the labels. Each class of such atoms is covered by a chain of pairs.
+    """
+    graph = bonded_graph(topology)
+    twins: dict[tuple[int, frozenset[int]], int] = {}
+    pairs = []
+    for i in graph:
+        key = (labels[i], frozenset(graph.adj[i]))
+        if key in twins:
+            pairs.append((twins[key], i))
+        twins[key] = i
+    return pairs
+
+
 def _orbits(graph: nx.Graph) -> list[int]:
     """Orbits of the colour-preserving automorphisms: for node i, the first node of its orbit.
 

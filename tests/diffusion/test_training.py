@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,40 @@ def test_negative_control_a_lost_random_state_does_not_resume(tmp_path: Path) ->
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     make_trainer().save(path)
-    with pytest.raises(ValueError, match="differs in config"):
+    with pytest.raises(ValueError, match=r"differs in seed \(1 there, 2 here\)"):
         make_trainer(seed=2).run(path, progress=False)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_leaves_the_denoiser_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_trainer()
+    whole.run(progress=False, evaluate_every=10)
+    path = tmp_path / "run.ckpt"
+    first = make_trainer()
+    untouched = [w.clone() for w in weights(first)]
+    step = first._step
+
+    def press_at_17() -> float:
+        if first.iteration == 17:
+            signal.raise_signal(signal.SIGINT)
+        return step()
+
+    monkeypatch.setattr(first, "_step", press_at_17)
+    with pytest.raises(KeyboardInterrupt, match="at iteration 18; the same call goes on from"):
+        first.run(path, evaluate_every=10, progress=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), untouched, strict=True))
+    second = make_trainer()
+    second.run(path, evaluate_every=10, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+
+
+def test_bad_settings_of_a_run_are_refused_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint: expected a path in a folder that exists"):
+        make_trainer().run(tmp_path / "nowhere" / "run.ckpt", progress=False)
+    with pytest.raises(ValueError, match="evaluate_every: expected an integer >= 1, got 0"):
+        make_trainer().run(evaluate_every=0, progress=False)
 
 
 def test_a_checkpoint_of_another_network_or_other_frames_is_refused(tmp_path: Path) -> None:

@@ -553,3 +553,23 @@ def test_one_sample_has_no_error_estimate() -> None:
     one = WeightedEnsemble(np.ones((1, 1, 1)), [0.0], [0.0])
     assert math.isnan(one.log_z().stderr)
     assert math.isnan(one.expectation(squared).stderr)
+
+
+def test_what_would_lose_something_on_the_way_is_refused(ensemble: WeightedEnsemble) -> None:
+    u = ensemble.reduced_energies
+    with pytest.raises(ValueError, match="expectation: expected an array of real numbers, got an"):
+        ensemble.expectation(1j * u)
+    with pytest.raises(ValueError, match="expectation: expected plain numbers, got a Quantity in"):
+        ensemble.expectation(unit.Quantity(u, unit.kilojoule_per_mole))
+    with pytest.raises(ValueError, match="log_weights: .* got an array with masked entries"):
+        ensemble.with_log_weights(
+            np.ma.masked_less(ensemble.log_weights, np.median(ensemble.log_weights))
+        )
+    with pytest.raises(TypeError, match="expected an array, got a WeightedEnsemble; give its"):
+        np.asarray(ensemble)
+
+
+def test_a_resampled_ensemble_does_not_know_whether_it_is_reliable(
+    ensemble: WeightedEnsemble,
+) -> None:
+    assert "reliability unknown" in str(ensemble.resample(seed=0).diagnostics())

@@ -155,6 +155,10 @@ def massless() -> openmm.System:
     return system
 
 
+def with_barostat() -> openmm.System:
+    return system_of(all_pairs("r"), openmm.MonteCarloBarostat(1.0, 300.0))
+
+
 def with_drude_particles() -> openmm.System:
     force = openmm.DrudeForce()
     force.addParticle(1, 0, -1, -1, -1, 1.0, 0.001, 1.0, 1.0)
@@ -179,6 +183,7 @@ def one_odd_particle() -> openmm.System:
         (constrained, r"expected no constraints, got 1; build the System with constraints=None"),
         (with_virtual_site, r"expected no virtual sites, got 1 \(the first is particle 2\)"),
         (with_drude_particles, "expected a model without Drude particles, got a DrudeForce"),
+        (with_barostat, "expected a System of constant volume, got a MonteCarloBarostat"),
         (massless, r"expected particles with a mass, got 1 without \(the first is particle 1\)"),
         (periodic, "expected a system without periodic boundaries, got a periodic one"),
         (lambda: system_of(n_particles=1), "expected at least 2 particles, got 1"),
