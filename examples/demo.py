@@ -47,7 +47,7 @@ def main() -> None:
     eta = kernel.covariance.eta(kernel.schedule).numpy()[:, 0]
     eta_profile(kernel.schedule.times[1:], eta, ax=right)
     figure.savefig(OUTPUT / "dw4.png", dpi=150)
-    print(f"\nwrote {OUTPUT / 'dw4.nc'} (mdtraj reads it) and {OUTPUT / 'dw4.png'}")
+    print(f"\nwrote {OUTPUT / 'dw4.png'} and {OUTPUT / 'dw4.nc'}, which mdtraj reads")
 
 
 if __name__ == "__main__":

@@ -170,6 +170,11 @@ def ess_versus_samples(
     n_points
         Points of each curve, spread evenly over log m.
     """
+    if not isinstance(log_weights, Mapping):
+        raise ValueError(
+            "log_weights: expected a mapping of names to log weights, got "
+            f"{type(log_weights).__name__}"
+        )
     ax = _axes(ax)
     forward_log_weights = forward_log_weights or {}
     for label in [*log_weights, *(k for k in forward_log_weights if k not in log_weights)]:
