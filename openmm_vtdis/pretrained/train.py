@@ -1,26 +1,36 @@
 """Make a shipped generator: reference data, training, tuning, archive, card and log.
 
     python -m openmm_vtdis.pretrained.train dw4
-    python -m openmm_vtdis.pretrained.train lj13 --iterations 6000
+    python -m openmm_vtdis.pretrained.train aldp-800K --data-only
 
-Everything is seeded. Interrupted, it goes on from the files under ``runs/`` when called again.
+Everything is seeded. Reference data are made in shards of independent chains, each kept under
+``runs/`` with a convergence report; interrupted, the script goes on from there when called again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import torch
+from openmm import app
 
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
-from openmm_vtdis.targets import BenchmarkSystem, double_well, lennard_jones, sample_hmc
-from openmm_vtdis.units import temperature_for
+from openmm_vtdis.targets import (
+    BenchmarkSystem,
+    ReferenceData,
+    alanine_dipeptide,
+    double_well,
+    lennard_jones,
+    sample_hmc,
+)
 
 FOLDER = Path(__file__).parent
 TRAIN_SEED, TEST_SEED, MODEL_SEED = 101, 202, 7
@@ -38,7 +48,7 @@ class Recipe:
     n_iterations, batch_size
         Of the training.
     n_chains, n_samples, burn_in, thin, n_leapfrog
-        Of the Hamiltonian Monte Carlo that makes the data.
+        Of the Hamiltonian Monte Carlo that makes a shard of the data.
     n_steps, t_min, t_max
         Of the grid that the archive is tuned for; the ends in model units.
     """
@@ -54,40 +64,82 @@ class Recipe:
     n_steps: int
     t_min: float | None = None
     t_max: float | None = None
+    n_shards: int = 1
+    """Shards of the training data; held-out data are one."""
 
 
 RECIPES: dict[str, Recipe] = {
     "dw4": Recipe("egnn-4x128", 20_000, 256, 5_000, 20, 2_000, 50, 20, 100),
     "lj13": Recipe("egnn-4x64", 18_000, 256, 2_000, 50, 2_000, 20, 20, 200),
+    "aldp-800K": Recipe("egnn-5x64", 20_000, 256, 100, 200, 150, 2, 80, 200, n_shards=5),
 }
 
 
 def build_system(name: str) -> BenchmarkSystem:
     """The benchmark system of a name."""
-    return {"dw4": double_well, "lj13": lennard_jones}[name]()
+    builders = {"dw4": double_well, "lj13": lennard_jones, "aldp-800K": alanine_dipeptide}
+    return builders[name]()  # type: ignore[operator]
 
 
 def reference_frames(name: str, split: str, folder: Path = Path("runs")) -> np.ndarray:
     """Reference configurations, made once and kept under ``folder``: (n, M, D) float64 nm."""
-    path = folder / f"{name}-{split}.npy"
+    n_shards = RECIPES[name].n_shards if split == "train" else 1
+    return np.concatenate([_shard(name, split, k, folder) for k in range(n_shards)])
+
+
+def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
+    """Frames of shard k, chain by chain, with their report in a text file beside them."""
+    path = folder / (f"{name}-{split}-{k}.npy" if k else f"{name}-{split}.npy")
     if not path.exists():
-        recipe = RECIPES[name]
+        recipe, system = RECIPES[name], build_system(name)
         data = sample_hmc(
-            build_system(name).target(),
+            system.target(),
             n_chains=recipe.n_chains,
             n_samples=recipe.n_samples,
             burn_in=recipe.burn_in,
             thin=recipe.thin,
             n_leapfrog=recipe.n_leapfrog,
-            seed=TRAIN_SEED if split == "train" else TEST_SEED,
+            step_size=0.1 if system.topology is None else 2e-3,
+            initial=None if system.topology is None else torch.tensor(system.positions),
+            seed=(TRAIN_SEED if split == "train" else TEST_SEED) + 1_000 * k,
         )
         folder.mkdir(exist_ok=True)
-        frames = data.positions.numpy()
-        (folder / f"{name}-{split}.txt").write_text(f"{data.report}\n")
+        text = f"{data.report}\n"
+        if system.topology is not None:
+            text += backbone_report(data, system.topology)
+        path.with_suffix(".txt").write_text(text)
         partial = path.with_suffix(".part.npy")
-        np.save(partial, frames)
+        np.save(partial, data.positions.numpy())
         partial.replace(path)
     return np.load(path)
+
+
+def backbone_report(data: ReferenceData, topology: app.Topology) -> str:
+    """How often a peptide's phi changed sign, where it is, and how much chains differ.
+
+    phi > 0 is the left-handed region, between 0 and 120 degrees.
+    """
+    traj = mdtraj.Trajectory(data.positions.numpy(), mdtraj.Topology.from_openmm(topology))
+    shape = (data.report.n_chains, data.report.n_samples)
+    phi, psi = (
+        f(traj)[1][:, -1].reshape(shape) for f in (mdtraj.compute_phi, mdtraj.compute_psi)
+    )
+    residues = [{atom.name: atom.index for atom in r.atoms} for r in traj.topology.residues]
+    bonds = [[a["O"], a["C"], b["N"], b["H"]] for a, b in itertools.pairwise(residues)]
+    omega = mdtraj.compute_dihedrals(traj, bonds)
+    left = (phi > 0.0) & (phi < 2.0 * np.pi / 3.0)
+    share = left.mean(axis=1)
+    blocks = data.reduced_energies.reshape(shape).numpy()
+    blocks = np.stack([block.mean() for block in np.array_split(blocks, 5, axis=1)])
+    rows = {
+        "phi > 0": f"{share.mean():.4f} ± {share.std(ddof=1) / np.sqrt(len(share)):.4f} of frames",
+        "phi transitions": f"{int((left[:, 1:] != left[:, :-1]).sum())} between samples",
+        "chains with one": f"{int((left.any(axis=1) & ~left.all(axis=1)).sum())} of {len(left)}",
+        "psi > 0": f"{(psi > 0.0).mean():.4f} of frames",
+        "cis": f"{(np.abs(omega) < np.pi / 2.0).mean():.5f} of peptide bonds (O-C-N-H)",
+        "<u> by fifths": ", ".join(f"{value:.3f}" for value in blocks),
+    }
+    return "".join(f"{key:<18}{value}\n" for key, value in rows.items())
 
 
 def main() -> None:
@@ -113,7 +165,7 @@ def main() -> None:
     gen = DiffusionBoltzmannGenerator(
         system.system,
         system.topology,
-        temperature_for(1.0),
+        system.temperature,
         n_dims=system.n_dims,
         network=recipe.network,
         device=options.device,
