@@ -127,6 +127,8 @@ def main() -> None:
     (DOCS / "figures").mkdir(exist_ok=True)
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text())
+        if "system" not in document:
+            continue
         write_atomically(DOCS / "tables" / f"{path.stem}.md", table(document).encode())
         for name, draw in {"ess-steps": curves, "eta": etas}.items():
             figure = Figure(figsize=(6.4, 4.2), layout="constrained")
