@@ -8,6 +8,8 @@ ess_curve                 ESS over the number of network evaluations        Fig.
 eta_profile               tuned variance over the noise level               Fig. 5
 ess_versus_samples        whether ESS is stable in the number of samples    Fig. 6
 weight_distribution       the weights themselves
+ramachandran              free energy over two dihedrals, weighted          Fig. 4
+free_energy_profile       free energy along a coordinate, with its error
 ========================  ================================================  ========
 
 Each function draws into ``ax``, or into a new figure if there is none, and returns the Axes, so
@@ -227,6 +229,97 @@ def weight_distribution(
     ax.autoscale(axis="y")
     ax.set_ylim(0.0, 1.15 * ax.get_ylim()[1])
     ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def ramachandran(
+    phi: ArrayLike,
+    psi: ArrayLike,
+    weights: ArrayLike | None = None,
+    ax: Axes | None = None,
+    *,
+    bins: int = 60,
+    depth: float = 8.0,
+) -> Axes:
+    """Free energy -log p over two dihedrals, in kT above its minimum; white where nothing came.
+
+    Parameters
+    ----------
+    phi, psi
+        (n,) radians, of all samples or frames.
+    weights
+        (n,) not negative; None: equal.
+    bins
+        In either direction.
+    depth
+        Where the colours end, kT.
+    """
+    ax = _axes(ax)
+    x, y = np.asarray(phi, dtype=np.float64), np.asarray(psi, dtype=np.float64)
+    w = np.ones(x.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if x.ndim != 1 or not x.shape == y.shape == w.shape:
+        raise ValueError(
+            "ramachandran: expected phi, psi and weights of one shape (n,), got "
+            f"{x.shape}, {y.shape} and {w.shape}"
+        )
+    turn = [-math.pi, math.pi]
+    known = w > 0.0
+    table, edges, _ = np.histogram2d(
+        x[known], y[known], bins=bins, range=[turn, turn], weights=w[known]
+    )
+    with np.errstate(divide="ignore"):
+        energy = -np.log(table / table.max())
+    degrees = np.degrees(edges)
+    image = ax.pcolormesh(
+        degrees, degrees, np.ma.masked_invalid(energy).T, cmap="viridis", vmin=0.0, vmax=depth
+    )
+    ax.figure.colorbar(image, ax=ax, label=r"free energy / $k_\mathrm{B}T$", extend="max")
+    ticks = [-180, -90, 0, 90, 180]
+    ax.set(xlabel=r"$\phi$ / degrees", ylabel=r"$\psi$ / degrees", xticks=ticks, yticks=ticks)
+    ax.grid(False)
+    ax.set_aspect("equal")
+    return ax
+
+
+def free_energy_profile(
+    density: ArrayLike,
+    edges: ArrayLike,
+    stderr: ArrayLike | None = None,
+    ax: Axes | None = None,
+    *,
+    label: str | None = None,
+) -> Axes:
+    """Free energy -log p along a coordinate, in kT above its minimum, with a band of one sigma.
+
+    Parameters
+    ----------
+    density, edges, stderr
+        (k,), (k + 1,), (k,) as :meth:`WeightedEnsemble.histogram` gives them. Empty bins are gaps.
+    label
+        For the legend.
+    """
+    ax = _axes(ax)
+    p, x = np.asarray(density, dtype=np.float64), np.asarray(edges, dtype=np.float64)
+    error = np.zeros(p.shape) if stderr is None else np.asarray(stderr, dtype=np.float64)
+    if p.ndim != 1 or error.shape != p.shape or x.shape != (len(p) + 1,) or not (p > 0.0).any():
+        raise ValueError(
+            "free_energy_profile: expected a density (k,) above zero somewhere, edges (k + 1,) "
+            f"and stderr (k,), got {p.shape}, {x.shape} and {error.shape}"
+        )
+    seen = p > 0.0
+    energy = np.full(p.shape, np.nan)
+    energy[seen] = -np.log(p[seen] / p.max())
+    centres = 0.5 * (x[1:] + x[:-1])
+    (line,) = ax.plot(centres, energy, lw=1.6, label=label)
+    if stderr is not None:
+        sigma = np.full(p.shape, np.nan)
+        sigma[seen] = error[seen] / p[seen]
+        ax.fill_between(
+            centres, energy - sigma, energy + sigma, color=line.get_color(), alpha=0.25, lw=0.0
+        )
+    ax.set(ylabel=r"free energy / $k_\mathrm{B}T$")
+    if label is not None:
+        ax.legend(frameon=False)
     return ax
 
 

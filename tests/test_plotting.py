@@ -179,3 +179,33 @@ def test_unfit_data_are_refused(ensemble: WeightedEnsemble) -> None:
     for draw in (plotting.weight_distribution, plotting.energy_histogram):
         with pytest.raises(ValueError, match="expected a sample with weight"):
             draw(dead)
+
+
+def test_ramachandran_shows_minus_log_of_the_weighted_density() -> None:
+    phi = np.array([-2.0, -2.0, -2.0, 1.0, 1.0, 3.0])
+    psi = np.array([2.0, 2.0, 2.0, -1.0, -1.0, 0.0])
+    weights = np.array([1.0, 1.0, 2.0, 1.0, 1.0, 0.0])
+    ax = plotting.ramachandran(phi, psi, weights, bins=12)
+    energy = ax.collections[0].get_array().reshape(12, 12)
+    column = int((1.0 + np.pi) / (2 * np.pi) * 12)
+    row = int((-1.0 + np.pi) / (2 * np.pi) * 12)
+    assert float(energy[row, column]) == pytest.approx(np.log(2.0))
+    assert energy.count() == 2  # what has no weight is not shown
+    assert float(energy.min()) == 0.0
+    with pytest.raises(ValueError, match=r"ramachandran: .* got \(6,\), \(6,\) and \(2,\)"):
+        plotting.ramachandran(phi, psi, weights[:2])
+
+
+def test_free_energy_profile_has_gaps_and_a_band(ensemble: WeightedEnsemble) -> None:
+    u = ensemble.reduced_energies
+    density, edges, stderr = ensemble.histogram(u, bins=10, range=(-1.0, 30.0))
+    ax = plotting.free_energy_profile(density, edges, stderr, label="reweighted")
+    y = np.asarray(ax.lines[0].get_ydata())
+    np.testing.assert_array_equal(np.isnan(y), density == 0.0)
+    assert np.nanmin(y) == 0.0
+    best = int(np.argmax(density))
+    other = int(np.flatnonzero(density > 0.0)[-1])
+    assert y[other] == pytest.approx(np.log(density[best] / density[other]))
+    assert len(ax.collections) == 1
+    with pytest.raises(ValueError, match="free_energy_profile: expected a density"):
+        plotting.free_energy_profile(np.zeros(3), np.arange(4.0))

@@ -121,9 +121,7 @@ def backbone_report(data: ReferenceData, topology: app.Topology) -> str:
     """
     traj = mdtraj.Trajectory(data.positions.numpy(), mdtraj.Topology.from_openmm(topology))
     shape = (data.report.n_chains, data.report.n_samples)
-    phi, psi = (
-        f(traj)[1][:, -1].reshape(shape) for f in (mdtraj.compute_phi, mdtraj.compute_psi)
-    )
+    phi, psi = (f(traj)[1][:, -1].reshape(shape) for f in (mdtraj.compute_phi, mdtraj.compute_psi))
     residues = [{atom.name: atom.index for atom in r.atoms} for r in traj.topology.residues]
     bonds = [[a["O"], a["C"], b["N"], b["H"]] for a, b in itertools.pairwise(residues)]
     omega = mdtraj.compute_dihedrals(traj, bonds)
