@@ -36,10 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
+from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.fitting import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.ode import Flow, trace_basis
+from openmm_vtdis.diffusion.ode import Flow
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
@@ -169,7 +170,7 @@ def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
 def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
     """Matrix-product MFLOPs of a denoiser call, or of one with its trace, per configuration."""
     x = gen.space.standard_normal(8, torch.Generator().manual_seed(0))
-    flow = Flow(gen.denoiser, trace_basis(gen.space, x)[:, None].repeat(1, 8, 1, 1), exact=True)
+    flow = Flow(gen.denoiser, tangent_basis(gen.space, x)[:, None].repeat(1, 8, 1, 1), exact=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         (flow.velocity_and_rate if trace else flow.velocity)(0.0, x)
     return counter.get_total_flops() / 8 / 1e6

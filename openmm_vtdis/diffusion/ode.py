@@ -25,20 +25,13 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from openmm_vtdis import checks
+from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.progress import progress_bar
 
 DIVERGENCES = ("exact", "hutchinson")
 SOLVERS = ("heun", "rk4", "dopri5")
-
-
-def trace_basis(space: Space, like: Tensor) -> Tensor:
-    """Orthonormal basis of the space as tangents: (d, M, D)."""
-    rows = space.basis.to(like)
-    axes = torch.eye(space.n_dims, dtype=like.dtype, device=like.device)
-    return torch.einsum("rm,de->rdme", rows, axes).reshape(space.dim, *like.shape[1:])
 
 
 class Flow:
@@ -171,7 +164,7 @@ def ode_paths(
                 x = x_0[start : start + size].to(device, torch.float64)
             exact = divergence == "exact"
             if exact:
-                probes = trace_basis(space, x)[:, None].repeat(1, size, 1, 1)
+                probes = tangent_basis(space, x)[:, None].repeat(1, size, 1, 1)
             else:
                 probes = torch.stack(
                     [space.standard_normal(size, generator) for _ in range(n_probes)]

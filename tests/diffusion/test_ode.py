@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmm_vtdis.diffusion.ode import ode_paths, trace_basis
+from openmm_vtdis.diffusion.ode import ode_paths, tangent_basis
 from openmm_vtdis.diffusion.schedule import Schedule
 from tests.conftest import Oracle, make_oracle
 
@@ -74,9 +74,9 @@ def test_hutchinson_is_unbiased_for_the_log_density() -> None:
     assert float(estimate.std()) > 1e-3
 
 
-def test_trace_basis_is_orthonormal_in_the_space() -> None:
+def test_tangent_basis_is_orthonormal_in_the_space() -> None:
     oracle = make_oracle(4, 3, True)
-    basis = trace_basis(oracle.space, oracle.sample(1, 0)).flatten(1)
+    basis = tangent_basis(oracle.space, oracle.sample(1, 0)).flatten(1)
     torch.testing.assert_close(basis @ basis.mT, torch.eye(9, dtype=torch.float64))
 
 

@@ -19,7 +19,7 @@ from openmm_vtdis.networks import EGNN
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)
-KINDS = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
+KINDS = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network", "tweedie"]
 
 
 def generator(seed: int) -> torch.Generator:

@@ -19,6 +19,7 @@ from openmm_vtdis.diffusion.covariance.base import (
 from openmm_vtdis.diffusion.covariance.classes import Block, ClassCovariance, Diagonal, Isotropic
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
+from openmm_vtdis.diffusion.covariance.tweedie import Tweedie
 from openmm_vtdis.geometry import Space
 
 __all__ = [
@@ -34,11 +35,12 @@ __all__ = [
     "ReverseStep",
     "Scatter",
     "TimeNetwork",
+    "Tweedie",
     "make_covariance",
 ]
 
-FAMILIES: dict[str, type[ClassCovariance]] = {
-    cls.kind: cls for cls in (Isotropic, Diagonal, Block, LowRank, TimeNetwork)
+FAMILIES: dict[str, type[Covariance]] = {
+    cls.kind: cls for cls in (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie)
 }
 """Families by name, for :func:`make_covariance` and archives."""
 
