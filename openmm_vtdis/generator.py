@@ -330,7 +330,8 @@ class DiffusionBoltzmannGenerator:
         n_steps
             N, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
-            "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network".
+            "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network",
+            or "tweedie" (from the denoiser's Jacobian: d times the cost of a step).
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
