@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
-from openmm_vtdis.diffusion.covariance.tweedie import EigenScatter
+from openmm_vtdis.diffusion.covariance.state import EigenScatter
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import Trajectories, fit, log_weights, objective_value
 from openmm_vtdis.diffusion.kernel import DiffusionKernel

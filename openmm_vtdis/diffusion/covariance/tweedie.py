@@ -1,142 +1,24 @@
-r"""Covariance from the denoiser's own Jacobian: the shape of the reverse kernel, state by state.
+r"""Covariance from the denoiser's own Jacobian.
 
-The exact reverse density is that of x_{n-1} = r x_n + (1 - r) x_0 + sqrt(v_n) xi with x_0 drawn
-from the posterior given x_n. Its mean is the mu_n of Eq. 20, and its covariance, by Tweedie's
-second-order identity Cov[x_0 | x_n] = t_n^2 J with J = dD/dx,
-
-    Sigma_n(x_n) = v_n I + (1 - r)^2 t_n^2 J = v_n [ I + (1 - r) / r J ].
-
-The Gaussian with these two moments is the one closest to the truth (in KL from it). J is that of
-the learned denoiser, symmetrised and with negative eigenvalues set to zero; two functions of the
-noise level, a and c, are tuned,
-
-    Sigma_n(x_n) = v_n [ a(t_n) I + c(t_n) (1 - r) / r J_+ ],         a = c = 1 untuned.
-
-log a and log c are linear in log t between fixed knots, half a decade apart, so that few numbers
-are fitted and one tuning serves any grid. In the eigenbasis of J the log density needs the
-eigenvalues and the squares of the residual's components: these 2 d numbers a step are the
-statistics.
-
-Rotations, reflections and permutations of x_n turn J with it, since D is equivariant: so does
-Sigma. The cost is d Jacobian-vector products a step.
+Tweedie's second-order identity, Cov[x_0 | x_n] = t_n^2 dD/dx, makes C = J = dD/dx in reduced
+coordinates. That of a learned denoiser is symmetrised. The cost is d Jacobian-vector products a
+step.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep
+from openmm_vtdis.diffusion.covariance.base import ReverseStep
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
-from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import LOG_2PI, Space
-
-_FIRST_KNOT, _KNOTS_PER_DECADE, _N_KNOTS = -3.0, 2.0, 11
-"""log10 of the first knot's noise level; knots reach to 100."""
+from openmm_vtdis.diffusion.covariance.state import StateCovariance
 
 
-@dataclass(frozen=True)
-class EigenScatter:
-    """Gaussian with a covariance of its own for every sample, given by its eigenvectors.
-
-    Attributes
-    ----------
-    vectors
-        (B, d, d), eigenvectors in the columns, in reduced coordinates.
-    variances
-        (B, d) positive.
-    """
-
-    space: Space
-    vectors: Tensor
-    variances: Tensor
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, M, D) float64, n = B."""
-        noise = self.space.reduce(self.space.standard_normal(n, generator)).flatten(1)
-        reduced = self.vectors @ (self.variances.sqrt() * noise)[:, :, None]
-        return self.space.expand(reduced.reshape(n, self.space.rank, self.space.n_dims))
-
-    def log_prob(self, residual: Tensor) -> Tensor:
-        """(B, M, D) -> (B,) float64."""
-        square = components(self.space, self.vectors, residual).square()
-        terms = square / self.variances + self.variances.log() + LOG_2PI
-        return -0.5 * terms.sum(dim=1)
-
-
-def components(space: Space, vectors: Tensor, residual: Tensor) -> Tensor:
-    """Residuals (B, M, D) in bases (B, d, d): (B, d)."""
-    reduced = space.reduce(residual.to(torch.float64)).flatten(1)
-    return (vectors.mT @ reduced[:, :, None])[:, :, 0]
-
-
-class Tweedie(Covariance):
-    """Sigma_n(x_n) = v_n [a I + c (1 - r) / r J_+]; see the module.
-
-    Parameters: log a and log c at the knots, (1, 2 K).
-    """
+class Tweedie(StateCovariance):
+    """C from Jacobian-vector products of the denoiser."""
 
     kind = "tweedie"
 
-    def at(self, step: ReverseStep) -> EigenScatter:
-        values, vectors = self._spectrum(step)
-        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
-        a, c = self._scales(self.parameters.to(values), levels.to(values.device))
-        variances = step.variance * (a + c * _gain(levels).to(values) * values)
-        return EigenScatter(self.space, vectors, variances)
-
-    def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
-        """(B, 2 d): eigenvalues of J_+, and squares of the components of R over v_n."""
-        values, vectors = self._spectrum(step)
-        square = components(self.space, vectors, residual).square() / step.variance
-        return torch.cat([values, square], dim=1)
-
-    def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
-        values, square = statistics.chunk(2, dim=-1)
-        a, c = self._scales(parameters, schedule.pairs)
-        scale = a[:, None] + (c * _gain(schedule.pairs))[:, None] * values
-        terms = (square / scale + scale.log()).sum(dim=(1, 2))
-        v = schedule.variances
-        return 0.5 * (terms + self.space.dim * (v.log() + LOG_2PI).sum())
-
-    def initial(self, statistics: Tensor, schedule: Schedule) -> Tensor:
-        """a = c = 1: what an exact denoiser wants."""
-        return self.ddpm_parameters(schedule)
-
-    def ddpm_parameters(self, schedule: Schedule) -> Tensor:
-        """a = c = 1. (Not DDPM, whose c is zero: a point that log c cannot leave.)"""
-        return torch.zeros(1, 2 * _N_KNOTS, dtype=torch.float64)
-
-    def eta(self, schedule: Schedule) -> Tensor:
-        """The part of the variance that does not depend on the state, a(t_n): (N, K)."""
-        a, _ = self._scales(self.parameters, schedule.pairs)
-        return a[:, None].expand(-1, len(set(self.labels)))
-
-    def with_parameters(self, parameters: Tensor) -> Self:
-        return type(self)(self.space, self.labels, parameters)
-
-    def _spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of J at x_n."""
-        matrix = denoiser_jacobian(step.denoiser, self.space, step.x, step.t)
-        values, vectors = torch.linalg.eigh(matrix)
-        return values.clamp_min(0.0), vectors
-
-    def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """a and c at levels (N, 2) = (t_{n-1}, t_n): (N,) each."""
-        log_a, log_c = parameters[0].chunk(2)
-        position = (levels[:, 1].log() / math.log(10.0) - _FIRST_KNOT) * _KNOTS_PER_DECADE
-        position = position.clamp(0.0, _N_KNOTS - 1.0)
-        left = position.floor().clamp(max=_N_KNOTS - 2.0)
-        weight, index = position - left, left.to(torch.int64)
-        a, c = ((1.0 - weight) * log[index] + weight * log[index + 1] for log in (log_a, log_c))
-        return a.exp(), c.exp()
-
-
-def _gain(levels: Tensor) -> Tensor:
-    """(1 - r) / r at levels (N, 2): (N,)."""
-    r = (levels[:, 0] / levels[:, 1]).square()
-    return (1.0 - r) / r
+    def shape(self, step: ReverseStep) -> Tensor:
+        """sym(dD/dx) at x_n."""
+        return denoiser_jacobian(step.denoiser, self.space, step.x, step.t)
