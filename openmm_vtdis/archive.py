@@ -20,7 +20,7 @@ from openmm import app
 from torch import Tensor, nn
 
 from openmm_vtdis import checks, storage
-from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.covariance import Energy, make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -118,8 +118,8 @@ class GeneratorArchive:
         except (KeyError, TypeError, RuntimeError, openmm.OpenMMException) as error:
             raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
 
-    def kernel(self, denoiser: Denoiser) -> DiffusionKernel | None:
-        """The tuned kernel around the generator's denoiser."""
+    def kernel(self, denoiser: Denoiser, energy: Energy) -> DiffusionKernel | None:
+        """The tuned kernel around the generator's denoiser and energy."""
         if self.tuning is None:
             return None
         try:
@@ -130,7 +130,7 @@ class GeneratorArchive:
             schedule = Schedule(tuple(self.tuning["times"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a complete generator archive: {error}") from error
-        return DiffusionKernel(denoiser, schedule, family, self.gains)
+        return DiffusionKernel(denoiser, schedule, family, self.gains, energy)
 
 
 def describe_kernel(kernel: DiffusionKernel) -> dict[str, Any]:

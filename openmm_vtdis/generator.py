@@ -331,7 +331,7 @@ class DiffusionBoltzmannGenerator:
             N, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
             "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network",
-            or "tweedie" (from the denoiser's Jacobian: d times the cost of a step).
+            "tweedie" (the denoiser's Jacobian: d times the cost) or "hessian" (the energy's).
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
@@ -355,9 +355,12 @@ class DiffusionBoltzmannGenerator:
         options: dict[str, Any] = {"rank": rank} if covariance == "low-rank" else {}
         family = make_covariance(covariance, self.space, self.labels, **options)
         frames = self._frames("tune", traj, minimum=10) / self._scale
-        grid = self._grid(schedule, n_steps, t_min, t_max, rho, frames)
+        ends = (t_min, t_max)
+        if isinstance(schedule, str) and None in ends:
+            ends = self._units.default_range(frames, *ends)
+        grid = make_schedule(schedule, n_steps, *ends, rho)
         self.kernel, report = tuning.tune(
-            DiffusionKernel.ddpm(self._denoiser, grid),
+            DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy),
             family,
             self.model_energy,
             frames,
@@ -536,7 +539,7 @@ class DiffusionBoltzmannGenerator:
         if archive.handedness is not None:
             self.handedness = Handedness(tuple(self.stereocentres), tuple(archive.handedness))
         self.length = archive.length
-        self.kernel = archive.kernel(self._denoiser)
+        self.kernel = archive.kernel(self._denoiser, self.model_energy)
         return self
 
     # -- internals ----------------------------------------------------------------------------
@@ -567,20 +570,6 @@ class DiffusionBoltzmannGenerator:
         if self.handedness is not None:
             self.handedness.check(name, frames)
         return frames
-
-    def _grid(
-        self,
-        schedule: str | Schedule | Sequence[float],
-        n_steps: int | None,
-        t_min: float | None,
-        t_max: float | None,
-        rho: float,
-        frames: Tensor,
-    ) -> Schedule:
-        if isinstance(schedule, str) and (t_min is None or t_max is None):
-            low, high = self._units.default_range(frames)
-            t_min, t_max = low if t_min is None else t_min, high if t_max is None else t_max
-        return make_schedule(schedule, n_steps, t_min, t_max, rho)
 
     def _ode_grid(self, n_steps: int | None) -> Schedule:
         self._check_trained("probability flow")

@@ -50,12 +50,18 @@ class ModelUnits:
     def energy(self, y: Tensor) -> Tensor:
         """Minus the log density in model units, up to log Z: (B, M, D) -> (B,), on the CPU.
 
-        Of configurations of the right handedness.
+        With a handedness, that of the configuration or its mirror image, whichever has it: a
+        kernel that uses this energy treats both alike, as the folding of samples needs.
         """
-        return self.target.reduced_energy(y * self.length).cpu() - self.log_jacobian
+        x = y * self.length
+        if self.handedness is not None:
+            x = self.handedness.canonical(x)
+        return self.target.reduced_energy(x).cpu() - self.log_jacobian
 
-    def default_range(self, y: Tensor) -> tuple[float, float]:
-        """Ends of the grid of noise levels for frames y (n, M, D), from the forces on them."""
+    def default_range(
+        self, y: Tensor, t_min: float | None = None, t_max: float | None = None
+    ) -> tuple[float, float]:
+        """Ends of a grid for frames y (n, M, D), from the forces on them; a given one stays."""
         space = self.target.space
         some = y[:: max(1, len(y) // 512)] * self.length
         force = self.target.reduced_energy_and_force(some)[1] * self.length
@@ -64,7 +70,8 @@ class ModelUnits:
         if not space.centred:
             noise = float(y.var(dim=0).sum()) / len(y)
             mean_square = max(float(y.mean(dim=0).square().sum()) - noise, 0.0)
-        return default_range(space.dim, moments, mean_square)
+        low, high = default_range(space.dim, moments, mean_square)
+        return low if t_min is None else t_min, high if t_max is None else t_max
 
     def log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:
         """log w from u(x) (n,) and the log ratio (n,); -inf where an energy is NaN or infinite."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance import Covariance, Isotropic, ReverseStep
+from openmm_vtdis.diffusion.covariance import Covariance, Energy, Isotropic, ReverseStep
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
@@ -39,12 +39,15 @@ class DiffusionKernel:
         Family of reverse covariances, fitted for this schedule (DDPM: ``Isotropic.untuned``).
     gains
         (N,) mean coefficients k_n, or None for 1 - r_n.
+    energy
+        Of the target in model units, for covariances that use it.
     """
 
     denoiser: Denoiser
     schedule: Schedule
     covariance: Covariance
     gains: Tensor | None = None
+    energy: Energy | None = None
 
     def __post_init__(self) -> None:
         if self.gains is not None and tuple(self.gains.shape) != (self.schedule.n_steps,):
@@ -59,9 +62,11 @@ class DiffusionKernel:
         self.covariance.check_schedule(self.schedule)
 
     @classmethod
-    def ddpm(cls, denoiser: Denoiser, schedule: Schedule) -> DiffusionKernel:
+    def ddpm(
+        cls, denoiser: Denoiser, schedule: Schedule, energy: Energy | None = None
+    ) -> DiffusionKernel:
         """The untuned kernel, Sigma_n = v_n I."""
-        return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule))
+        return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule), energy=energy)
 
     def with_covariance(self, covariance: Covariance) -> DiffusionKernel:
         """The same kernel with another covariance."""
@@ -99,7 +104,7 @@ class DiffusionKernel:
         t = self.schedule.times
         level = torch.full((x.shape[0],), t[n], dtype=x.dtype, device=x.device)
         denoised = self.space.project(self.denoiser(x, level))
-        return ReverseStep(n, t[n], t[n - 1], x, denoised, self.denoiser)
+        return ReverseStep(n, t[n], t[n - 1], x, denoised, self.denoiser, self.energy)
 
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
-from openmm_vtdis.diffusion.covariance import Covariance, Fittable
+from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
 from openmm_vtdis.diffusion.fitting import (
     OBJECTIVES,
     Fit,
@@ -33,9 +32,6 @@ from openmm_vtdis.diffusion.fitting import (
 )
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths
-
-Energy = Callable[[Tensor], Tensor]
-"""Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64."""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,13 @@ class Handedness:
         agreement = self.agreement(x)
         return torch.where((agreement < 0)[:, None, None], -x, x), agreement != 0
 
+    def canonical(self, x: Tensor) -> Tensor:
+        """Mirror where the first centre disagrees: the same for a configuration and its mirror
+        image, and equal to :meth:`fold` where all centres agree or none does. (B, M, 3).
+        """
+        sign = handedness(self.centres[:1], x)[:, 0] * self.signs[0]
+        return torch.where((sign < 0)[:, None, None], -x, x)
+
     def check(self, name: str, x: Tensor) -> None:
         """Check that all configurations (n, M, 3) agree.
 

@@ -19,7 +19,7 @@ from openmm_vtdis.networks import EGNN
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)
-KINDS = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network", "tweedie"]
+KINDS = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network", "tweedie", "hessian"]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -28,7 +28,7 @@ def generator(seed: int) -> torch.Generator:
 
 def tuned_kernel(oracle: Oracle, kind: str, n: int = 800) -> DiffusionKernel:
     labels = [0] + [1] * (oracle.space.n_particles - 1)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     family = make_covariance(kind, oracle.space, labels)
     x = oracle.sample(n, seed=11)
     paths = forward_paths(kernel, x, generator(12), family, progress=False)
@@ -73,7 +73,7 @@ def test_negative_control_a_wrong_log_weight_fails(break_it: str) -> None:
 
 def test_tuned_gains_keep_the_weights_exact() -> None:
     oracle = make_oracle(4, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     family = MeanGains(oracle.space, [0] * 4, torch.zeros(1, 1))
     x = oracle.sample(2000, seed=4)
     paths = forward_paths(kernel, x, generator(5), family, progress=False)
@@ -95,7 +95,7 @@ def test_log_ratio_is_invariant_under_rotation_and_reflection() -> None:
     """An equivariant denoiser (one Gaussian at the origin) sees no difference."""
     oracle = make_oracle(4, 3, True)
     oracle.denoiser.means.zero_()
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     x = oracle.sample(50, seed=1)
     step = kernel.step(3, x)
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
@@ -163,7 +163,7 @@ def test_another_number_of_steps_needs_a_covariance_for_any_grid() -> None:
 
 def test_same_seed_same_result_and_batches_are_independent_streams() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     a = reverse_paths(kernel, 100, generator(7), batch_size=40, progress=False)
     b = reverse_paths(kernel, 100, generator(7), batch_size=40, progress=False)
     assert torch.equal(a.x, b.x)

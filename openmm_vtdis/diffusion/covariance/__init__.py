@@ -11,12 +11,14 @@ from torch import Tensor
 from openmm_vtdis import checks
 from openmm_vtdis.diffusion.covariance.base import (
     Covariance,
+    Energy,
     Fittable,
     MatrixScatter,
     ReverseStep,
     Scatter,
 )
 from openmm_vtdis.diffusion.covariance.classes import Block, ClassCovariance, Diagonal, Isotropic
+from openmm_vtdis.diffusion.covariance.hessian import Hessian
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
 from openmm_vtdis.diffusion.covariance.tweedie import Tweedie
@@ -28,7 +30,9 @@ __all__ = [
     "ClassCovariance",
     "Covariance",
     "Diagonal",
+    "Energy",
     "Fittable",
+    "Hessian",
     "Isotropic",
     "LowRank",
     "MatrixScatter",
@@ -40,7 +44,7 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, type[Covariance]] = {
-    cls.kind: cls for cls in (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie)
+    cls.kind: cls for cls in (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Hessian)
 }
 """Families by name, for :func:`make_covariance` and archives."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -25,6 +25,8 @@ from typing_extensions import Self
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import LOG_2PI, Space
 
+Energy = Callable[[Tensor], Tensor]
+"""Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64."""
 Denoiser = Any  # the protocol lives in denoiser.py; covariances only pass it on
 
 
@@ -40,8 +42,8 @@ class ReverseStep:
         t_n and t_{n-1}.
     x, denoised
         x_n and D(x_n, t_n), (B, M, D).
-    denoiser
-        For families that differentiate it.
+    denoiser, energy
+        For families that differentiate them; the energy may not be known.
     """
 
     n: int
@@ -50,6 +52,7 @@ class ReverseStep:
     x: Tensor
     denoised: Tensor
     denoiser: Denoiser
+    energy: Energy | None = None
 
     @property
     def ratio(self) -> float:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
+from openmm_vtdis.diffusion.covariance.hessian import energy_hessian
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
 from openmm_vtdis.diffusion.covariance.state import EigenScatter
-from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import Trajectories, fit, log_weights, objective_value
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
@@ -204,3 +205,43 @@ def test_degenerate_configurations_stay_positive_definite(case: str) -> None:
         assert bool(torch.isfinite(scatter.vectors).all())
         assert bool((scatter.variances > 0.0).all())
         assert bool(torch.isfinite(scatter.log_prob(x)).all())
+
+
+# -- the energy's Hessian ---------------------------------------------------------------------
+def test_the_hessian_is_the_second_derivative(oracle: Oracle) -> None:
+    x = oracle.sample(3, seed=1)
+    space = oracle.space
+
+    def reduced_energy(z: Tensor) -> Tensor:
+        return oracle.reduced_energy(space.expand(z.reshape(1, space.rank, space.n_dims)))[0]
+
+    exact = torch.stack(
+        [torch.autograd.functional.hessian(reduced_energy, space.reduce(y).flatten()) for y in x]
+    )
+    torch.testing.assert_close(energy_hessian(oracle.reduced_energy, space, x), exact)
+
+
+@pytest.mark.parametrize("t", [0.1, 1.0, 10.0])
+def test_one_gaussian_has_the_exact_posterior(t: float) -> None:
+    """Narrower than the data's unit variance, so that nothing is clamped."""
+    space, variance = Space(3, 2), 0.4
+    mean = torch.zeros(1, 3, 2, dtype=torch.float64)
+    oracle = Oracle(GaussianMixtureDenoiser(space, torch.ones(1), mean, torch.tensor([variance])))
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, Schedule((0.05, 0.07, t)), oracle.reduced_energy)
+    family = make_covariance("hessian", space, [0] * 3, torch.zeros(1, 22))
+    shape = family.shape(kernel.step(2, oracle.sample(4, seed=0)))  # type: ignore[attr-defined]
+    identity = torch.eye(space.dim, dtype=torch.float64).expand(4, -1, -1)
+    torch.testing.assert_close(shape, variance / (variance + t**2) * identity)
+
+
+def test_an_energy_that_is_not_finite_counts_as_flat() -> None:
+    oracle = make_oracle(3, 2, True)
+    kernel = DiffusionKernel.ddpm(
+        oracle.denoiser, GRID, lambda x: x.square().sum(dim=(1, 2)) * torch.nan
+    )
+    family = make_covariance("hessian", oracle.space, [0] * 3, torch.zeros(1, 22))
+    step = kernel.step(6, oracle.sample(4, seed=0))
+    identity = torch.eye(4, dtype=torch.float64).expand(4, -1, -1)
+    torch.testing.assert_close(family.shape(step), identity / (1.0 + step.t**2))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match='a kernel that knows the energy .* for "hessian"'):
+        family.at(DiffusionKernel.ddpm(oracle.denoiser, GRID).step(6, step.x))

@@ -1,0 +1,59 @@
+r"""Covariance from the Hessian of the energy itself: no training, and no network Jacobian.
+
+The posterior of x_0 given x_n is proportional to exp(-u(x_0) - |x_0 - x_n|^2 / 2 t_n^2). Where
+it is narrow it is a Gaussian around D(x_n) with the precision H + I / t_n^2, H = Hessian of u at
+D(x_n). Where H says that it is wider than the data themselves, which have unit variance per degree
+of freedom in model units, the data's width is taken: with h_i the eigenvalues of H,
+
+    C = Cov / t_n^2,          eigenvalues 1 / (1 + t_n^2 max(h_i, 1)).
+
+This catches the stiff degrees of freedom, such as bonds, at low noise. The cost is d gradients of
+the gradient of the energy a step, and an eigendecomposition. An energy whose Hessian is not finite
+at D(x_n) is taken to be flat there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis.diffusion.covariance.base import Energy, ReverseStep
+from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.geometry import Space
+
+
+def energy_hessian(energy: Energy, space: Space, x: Tensor) -> Tensor:
+    """Second derivatives of an energy in reduced coordinates: x (B, M, D) -> (B, d, d) float64."""
+    with torch.enable_grad():
+        reduced = space.reduce(x.detach().to(torch.float64)).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(
+            energy(space.expand(reduced)).sum(), reduced, create_graph=True
+        )
+        if not gradient.requires_grad:  # it is the same everywhere
+            return x.new_zeros(len(x), space.dim, space.dim, dtype=torch.float64)
+        rows = [
+            torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
+            for column in gradient.flatten(1).unbind(dim=1)
+        ]
+    matrix = torch.stack(rows, dim=1)
+    return 0.5 * (matrix + matrix.mT)
+
+
+class Hessian(StateCovariance):
+    """C = (I + t^2 max(H, 1))^-1, eigenvalue by eigenvalue; see the module."""
+
+    kind = "hessian"
+
+    def shape(self, step: ReverseStep) -> Tensor:
+        """C at x_n, from the energy at D(x_n)."""
+        if step.energy is None:
+            raise ValueError(
+                "covariance: expected a kernel that knows the energy of its target for "
+                '"hessian", got one without'
+            )
+        matrix = energy_hessian(step.energy, self.space, step.denoised).to(step.x.device)
+        finite = torch.isfinite(matrix).all(dim=2).all(dim=1)
+        matrix = torch.where(finite[:, None, None], matrix, 0.0)
+        values, vectors = torch.linalg.eigh(matrix)
+        shrunk = 1.0 / (1.0 + step.t**2 * values.clamp_min(1.0))
+        return (vectors * shrunk[:, None]) @ vectors.mT
