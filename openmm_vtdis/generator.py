@@ -6,7 +6,6 @@ holds no mathematics of its own.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from openmm_vtdis.diffusion import ode, tuning
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.pair_training import new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
@@ -32,20 +32,11 @@ from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames
 from openmm_vtdis.model_units import ModelUnits
-from openmm_vtdis.networks import build_network, parse_size
+from openmm_vtdis.networks import network_of_size
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
 from openmm_vtdis.targets.equilibrium import check_equilibrium
-from openmm_vtdis.topology import (
-    Handedness,
-    Stereocentre,
-    bond_features,
-    check_labels,
-    element_features,
-    exchangeable_pairs,
-    stereocentres,
-    symmetry_labels,
-)
+from openmm_vtdis.topology import Handedness, Particles
 
 _STEREOCHEMISTRY = ("reference", "any")
 
@@ -115,42 +106,23 @@ class DiffusionBoltzmannGenerator:
         self.target = target
         self.space = target.space
         self.device = checks.device(device)
-        n = self.space.n_particles
-        if labels is not None:
-            self.labels = [int(label) for label in check_labels(labels, n)]
-        elif self.topology is not None:
-            self.labels = [int(label) for label in symmetry_labels(self.topology)]
-        else:
-            self.labels = [0] * n if isinstance(target, OpenMMTarget) else list(range(n))
-        if self.topology is not None and isinstance(target, OpenMMTarget):
-            target.check_exchangeable(exchangeable_pairs(self.topology, self.labels))
+        is_system = isinstance(target, OpenMMTarget)
+        self.particles = Particles.of(self.topology, self.space, labels, alike=is_system)
+        if isinstance(target, OpenMMTarget) and self.particles.pairs:
+            target.check_exchangeable(self.particles.pairs)
         if isinstance(network, str):
-            with torch.random.fork_rng(devices=[], enabled=seed is not None):
-                if seed is not None:
-                    torch.manual_seed(checks.positive_integer("seed", seed, minimum=0))
-                network = build_network(self._network_description(parse_size(network)))
+            features = self.particles.features
+            network = network_of_size(network, self.labels, self.space.n_dims, seed, **features)
         if not isinstance(network, torch.nn.Module):
             raise ValueError(
                 f'network: expected a size such as "egnn-4x128" or a torch module, got {network!r}'
             )
         self.network = network.to(self.device)
-        self.stereocentres: list[Stereocentre] = []
-        if self.topology is not None and self.space.n_dims == 3 and stereochemistry == "reference":
-            self.stereocentres = stereocentres(self.topology, self.labels)
         self.handedness: Handedness | None = None
         self.length: float | None = None
         self.kernel: DiffusionKernel | None = None
         self.training_log: TrainingLog | None = None
         self._denoiser: Denoiser = PreconditionedDenoiser(self.network, self.space)
-
-    def _network_description(self, size: dict[str, Any]) -> dict[str, Any]:
-        if size["kind"] == "mlp":
-            return {**size, "n_particles": self.space.n_particles, "n_dims": self.space.n_dims}
-        description = {**size, "labels": self.labels, "n_dims": self.space.n_dims}
-        if self.topology is not None and any(True for _ in self.topology.bonds()):
-            description["node_features"] = element_features(self.topology).tolist()
-            description["edge_features"] = bond_features(self.topology).tolist()
-        return description
 
     # -- other ways in ------------------------------------------------------------------------
     @classmethod
@@ -213,6 +185,11 @@ class DiffusionBoltzmannGenerator:
         return getattr(self.target, "topology", None)
 
     @property
+    def labels(self) -> list[int]:
+        """(M,) class of each particle."""
+        return self.particles.labels
+
+    @property
     def temperature(self) -> float | None:
         """Temperature in kelvin."""
         return self.target.temperature
@@ -269,19 +246,13 @@ class DiffusionBoltzmannGenerator:
             some are exploded.
         """
         frames = self._frames("train", traj, minimum=10)
-        handedness = self.handedness
-        if self.stereocentres and handedness is None:
-            handedness = Handedness.of(self.stereocentres, frames[0])
+        handedness, centres = self.handedness, self.particles.stereocentres
+        if self.stereochemistry == "reference" and centres and handedness is None:
+            handedness = Handedness.of(centres, frames[0])
             handedness.check("train", frames)
         check_equilibrium(self.target, frames)
         held_out = checks.fraction("held_out", held_out)
-        known = {field.name for field in dataclasses.fields(TrainingConfig)}
-        if not settings.keys() <= known:
-            raise TypeError(
-                f"train: unknown setting {', '.join(sorted(settings.keys() - known))}; the known "
-                f"ones are {', '.join(sorted(known))}"
-            )
-        config = TrainingConfig(n_iterations=n_iterations, **settings)
+        config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
             raise ValueError("train: this generator was made from a fixed denoiser")
         n_test = max(1, int(held_out * len(frames)))
@@ -297,6 +268,43 @@ class DiffusionBoltzmannGenerator:
         self.length, self.training_log, self.handedness = length, log, handedness
         self.kernel = None
         return log
+
+    def train_covariance(
+        self,
+        traj: Frames,
+        n_iterations: int = 3_000,
+        *,
+        n_hidden: int = 64,
+        checkpoint: str | os.PathLike[str] | None = None,
+        held_out: float = 0.2,
+        progress: bool = True,
+        **settings: Any,
+    ) -> TrainingLog:
+        """Fit the pair head for ``tune(..., covariance="pairwise")``; the denoiser stays as it is.
+
+        Parameters
+        ----------
+        traj, checkpoint, held_out, settings
+            As for :meth:`train`; the batch size is 256 and the learning rate 2e-3 by default.
+        n_iterations
+            Optimiser steps, far fewer than the denoiser needs.
+        n_hidden
+            Width of the head.
+
+        Returns
+        -------
+        TrainingLog
+            History of the loss, see :mod:`~openmm_vtdis.diffusion.pair_training`. If it fails or is
+            interrupted the generator is what it was before.
+        """
+        self._check_trained("train_covariance")
+        frames = self._frames("train_covariance", traj, minimum=10) / self._scale
+        settings = {"batch_size": 256, "learning_rate": 2e-3, **settings}
+        config = TrainingConfig.of("train_covariance", n_iterations=n_iterations, **settings)
+        n_test = max(1, int(checks.fraction("held_out", held_out) * len(frames)))
+        with new_pair_head(self._denoiser, n_hidden, config.seed) as objective:
+            trainer = Trainer(objective, frames[:-n_test], frames[-n_test:], config)
+            return trainer.run(checkpoint, progress=progress)
 
     # -- tuning -------------------------------------------------------------------------------
     def tune(
@@ -331,7 +339,8 @@ class DiffusionBoltzmannGenerator:
             N, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
             "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network",
-            "tweedie" (the denoiser's Jacobian: d times the cost) or "hessian" (the energy's).
+            "tweedie" (the denoiser's Jacobian: d times the cost), "hessian" (the energy's), or
+            "pairwise" (after :meth:`train_covariance`).
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
@@ -537,7 +546,7 @@ class DiffusionBoltzmannGenerator:
             device=device,
         )
         if archive.handedness is not None:
-            self.handedness = Handedness(tuple(self.stereocentres), tuple(archive.handedness))
+            self.handedness = Handedness(self.particles.stereocentres, tuple(archive.handedness))
         self.length = archive.length
         self.kernel = archive.kernel(self._denoiser, self.model_energy)
         return self

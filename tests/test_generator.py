@@ -233,6 +233,24 @@ def test_archive_round_trip(trained: DiffusionBoltzmannGenerator, tmp_path: Path
     np.testing.assert_array_equal(a.positions, b.positions)
 
 
+@pytest.mark.parametrize("covariance", ["tweedie", "hessian", "pairwise"])
+def test_covariances_of_the_state_all_the_way(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
+) -> None:
+    if covariance == "pairwise":
+        trained.network.pair_head = None
+        with pytest.raises(ValueError, match="pairwise.*train_covariance"):
+            trained.tune(frames, 8, covariance, n_trajectories=100, progress=False)
+        trained.train_covariance(frames, 20, n_hidden=16, batch_size=32, progress=False)
+    report = trained.tune(frames, 8, covariance, n_trajectories=200, progress=False)
+    assert 0.0 < report.forward_ess_test <= 1.0
+    again = DiffusionBoltzmannGenerator.load(trained.save(tmp_path / "model.vtdis"))
+    a = trained.sample(20, seed=9, n_steps=12, progress=False)  # one tuning serves any grid
+    b = again.sample(20, seed=9, n_steps=12, progress=False)
+    np.testing.assert_array_equal(a.log_weights, b.log_weights)
+    assert np.isfinite(a.log_weights).all()
+
+
 def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_path: Path) -> None:
     gen = new_generator()
     gen.network.double()

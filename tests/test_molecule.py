@@ -50,7 +50,7 @@ def gen(trajectory: Path) -> DiffusionBoltzmannGenerator:
 def test_what_the_network_is_told(gen: DiffusionBoltzmannGenerator) -> None:
     assert gen.target.backend == "batched"  # type: ignore[attr-defined]
     assert len(set(gen.labels)) == 16
-    assert [centre.name for centre in gen.stereocentres] == ["CA of ALA 2"]
+    assert [centre.name for centre in gen.particles.stereocentres] == ["CA of ALA 2"]
     assert np.shape(gen.network.config["node_features"]) == (22, 4)
     assert np.shape(gen.network.config["edge_features"]) == (22, 22, 3)
 

@@ -50,13 +50,36 @@ class PreconditionedDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """D(x, t). The network runs in its own precision; the skip path in that of x."""
-        parameter = next(self.network.parameters())
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
+        return self._combine(x, t, self.network(*self._inputs(x, t)))
+
+    def with_messages(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x, t), t (B,), and the messages (B, M, M, H) of the network's last layer."""
+        displacement, messages = self.network.with_messages(*self._inputs(x, t))  # type: ignore[operator]
+        return self._combine(x, t, displacement), messages
+
+    def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x, t), t (B,), and pair coefficients (B, M, M, 4) from the network's head."""
+        head = getattr(self.network, "pair_head", None)
+        if head is None:
+            raise ValueError(
+                'covariance: expected a network with a pair head for "pairwise", got one without; '
+                "call train_covariance() first"
+            )
+        denoised, messages = self.with_messages(x, t)
+        return denoised, head(messages, denoised.to(messages.dtype), t.log().to(messages.dtype))  # type: ignore[operator]
+
+    def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_in x and log t, in the network's precision."""
+        precision = next(self.network.parameters()).dtype
+        scaled = x / (1.0 + t.square())[:, None, None].sqrt()
+        return scaled.to(precision), t.log().to(precision)
+
+    def _combine(self, x: Tensor, t: Tensor, displacement: Tensor) -> Tensor:
+        """c_skip x + c_out F."""
         total = (1.0 + t.square())[:, None, None]
-        scaled = (x / total.sqrt()).to(parameter.dtype)
-        displacement = self.network(scaled, t.log().to(parameter.dtype)).to(x.dtype)
         c_out = t[:, None, None] / total.sqrt()
-        return x / total + c_out * self.space.project(displacement)
+        return x / total + c_out * self.space.project(displacement.to(x.dtype))
 
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         r"""EDM loss per configuration, |D - x_0|^2 / (c_out^2 d): clean (B, M, D), t (B,) -> (B,).

@@ -99,12 +99,20 @@ class DiffusionKernel:
         return 1.0 - self.schedule.ratios if self.gains is None else self.gains
 
     @torch.no_grad()
-    def step(self, n: int, x: Tensor) -> ReverseStep:
-        """Evaluate the denoiser at level n (1..N): x is x_n, (B, M, D) float64."""
+    def step(self, n: int, x: Tensor, pairs: bool = False) -> ReverseStep:
+        """Evaluate the denoiser at level n (1..N): x is x_n, (B, M, D) float64.
+
+        ``pairs``: with pair coefficients, even if this kernel's own covariance has no use for them.
+        """
         t = self.schedule.times
         level = torch.full((x.shape[0],), t[n], dtype=x.dtype, device=x.device)
-        denoised = self.space.project(self.denoiser(x, level))
-        return ReverseStep(n, t[n], t[n - 1], x, denoised, self.denoiser, self.energy)
+        coefficients = None
+        if pairs or self.covariance.uses_pairs:
+            denoised, coefficients = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
+        else:
+            denoised = self.denoiser(x, level)
+        denoised = self.space.project(denoised)
+        return ReverseStep(n, t[n], t[n - 1], x, denoised, self.denoiser, self.energy, coefficients)
 
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""

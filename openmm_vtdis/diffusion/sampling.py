@@ -112,6 +112,7 @@ def forward_paths(
     forward, reverse, collected = [], [], []
     n_steps = kernel.schedule.n_steps
     device = generator.device
+    pairs = family is not None and family.uses_pairs
     with progress_bar(len(x_0) * n_steps, "noising", progress, "eval") as bar:
         for start in range(0, len(x_0), batch_size):
             x = x_0[start : start + batch_size].to(device, torch.float64)
@@ -120,7 +121,7 @@ def forward_paths(
             rows = []
             for level in range(1, n_steps + 1):
                 after = kernel.sample_forward(level, x, generator)
-                step = kernel.step(level, after)
+                step = kernel.step(level, after, pairs)
                 residual = x - kernel.mean(step)
                 log_forward += kernel.forward_log_prob(level, x, after)
                 log_reverse += kernel.covariance.at(step).log_prob(residual)

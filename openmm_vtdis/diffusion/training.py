@@ -24,13 +24,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from openmm_vtdis import checks, storage
-from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
 
@@ -82,6 +81,17 @@ class TrainingConfig:
         if self.t_max <= self.t_min:
             raise ValueError(f"expected t_min < t_max, got {self.t_min} and {self.t_max}")
 
+    @classmethod
+    def of(cls, name: str, **settings: Any) -> TrainingConfig:
+        """Settings by name; an unknown one is a TypeError that lists those that ``name`` knows."""
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        if not settings.keys() <= known:
+            raise TypeError(
+                f"{name}: unknown setting {', '.join(sorted(settings.keys() - known))}; the known "
+                f"ones are {', '.join(sorted(known))}"
+            )
+        return cls(**settings)
+
     def learning_rate_at(self, iteration: int) -> float:
         """Learning rate of the given iteration, counted from zero."""
         if iteration < self.warmup:
@@ -121,13 +131,24 @@ class TrainingLog:
         self.seconds.append(seconds)
 
 
+class Trainable(Protocol):
+    """A torch module with a loss per configuration: a denoiser, or a head of one."""
+
+    space: Any
+
+    def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """(B, M, D), (B,), (B, M, D) -> (B,)."""
+        ...
+
+
 class Trainer:
     """One training run: parameters, their average, optimiser, random stream and history.
 
     Parameters
     ----------
     denoiser
-        Trained in place; holds the EMA weights after :meth:`run`.
+        A module that is :class:`Trainable`. Trained in place; holds the EMA weights after
+        :meth:`run`.
     frames, held_out
         (n, M, D) configurations in model units, projected onto the space.
     config
@@ -136,7 +157,7 @@ class Trainer:
 
     def __init__(
         self,
-        denoiser: PreconditionedDenoiser,
+        denoiser: Any,
         frames: Tensor,
         held_out: Tensor,
         config: TrainingConfig,

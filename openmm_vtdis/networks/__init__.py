@@ -7,14 +7,25 @@ it again; no system's name appears here.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from openmm_vtdis import checks
 from openmm_vtdis.networks.egnn import EGNN, EGNNLayer
 from openmm_vtdis.networks.mlp import MLP
 
-__all__ = ["EGNN", "MLP", "EGNNLayer", "build_network", "describe_network", "parse_size"]
+__all__ = [
+    "EGNN",
+    "MLP",
+    "EGNNLayer",
+    "build_network",
+    "describe_network",
+    "network_of_size",
+    "parse_size",
+]
 
 _NETWORKS: dict[str, type[nn.Module]] = {"egnn": EGNN, "mlp": MLP}
 
@@ -50,3 +61,26 @@ def parse_size(name: str) -> dict[str, Any]:
         raise ValueError(f'network: expected a size such as "egnn-4x128", got {name!r}')
     kind, n_layers, n_hidden = match.groups()
     return {"kind": kind, "n_layers": int(n_layers), "n_hidden": int(n_hidden)}
+
+
+def network_of_size(
+    name: str, labels: Sequence[int], n_dims: int, seed: int | None = None, **features: Any
+) -> nn.Module:
+    """A new network of a size such as "egnn-4x128" for M particles with these labels.
+
+    Parameters
+    ----------
+    seed
+        Of its weights; None: torch's global stream.
+    features
+        ``node_features`` and ``edge_features`` of an :class:`EGNN`.
+    """
+    description = parse_size(name)
+    if description["kind"] == "mlp":
+        description |= {"n_particles": len(labels), "n_dims": n_dims}
+    else:
+        description |= {"labels": list(labels), "n_dims": n_dims, **features}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(checks.positive_integer("seed", seed, minimum=0))
+        return build_network(description)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from openmm_vtdis import checks
 from openmm_vtdis.networks.embedding import NoiseEmbedding, RadialBasis
+from openmm_vtdis.networks.pair_head import PairHead
 
 
 class EGNNLayer(nn.Module):
@@ -56,8 +57,8 @@ class EGNNLayer(nn.Module):
 
     def forward(
         self, x: Tensor, h: Tensor, edges: Tensor, tau: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(B, M, D), (B, M, H), (B, M, M, E), (B, H), (M, M, 1) -> new x and h."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, M, D), (B, M, H), (B, M, M, E), (B, H), (M, M, 1) -> new x and h, messages."""
         difference = x[:, :, None] - x[:, None]
         square = difference.square().sum(dim=-1, keepdim=True)
         time = self.noise(tau)[:, None]
@@ -70,7 +71,7 @@ class EGNNLayer(nn.Module):
         x = x + (direction * (gate * self.displacement(message))).sum(dim=2) / n_others
         received = (gate.mT @ message).squeeze(2)
         h = h + self.update(torch.cat([h + time, received], dim=-1))
-        return x, h
+        return x, h, message
 
 
 class EGNN(nn.Module):
@@ -91,6 +92,9 @@ class EGNN(nn.Module):
         Optional (M, F) constants appended to the label embedding.
     edge_features
         Optional (M, M, E) constants, for example bond flags.
+    pair_head
+        Width of a head that gives pair coefficients (:mod:`~openmm_vtdis.networks.pair_head`).
+        None: no head; :meth:`add_pair_head` adds one.
     """
 
     labels: Tensor
@@ -108,6 +112,7 @@ class EGNN(nn.Module):
         cutoff: float = 6.0,
         node_features: list[list[float]] | None = None,
         edge_features: list[list[list[float]]] | None = None,
+        pair_head: int | None = None,
     ) -> None:
         super().__init__()
         checks.positive_integer("n_layers", n_layers)
@@ -122,6 +127,7 @@ class EGNN(nn.Module):
             "cutoff": cutoff,
             "node_features": node_features,
             "edge_features": edge_features,
+            "pair_head": None,
         }
         n_particles = len(labels)
         nodes = torch.tensor(node_features or [[]] * n_particles, dtype=torch.float32)
@@ -144,9 +150,23 @@ class EGNN(nn.Module):
         self.radial = RadialBasis(n_radial, cutoff)
         n_edge = n_radial + edges.shape[2]
         self.layers = nn.ModuleList([EGNNLayer(n_hidden, n_edge) for _ in range(n_layers)])
+        self.pair_head: PairHead | None = None
+        if pair_head is not None:
+            self.add_pair_head(pair_head)
+
+    def add_pair_head(self, n_hidden: int = 64) -> None:
+        """Add an untrained head for pair coefficients, or put one in place of the old."""
+        weight = self.embedding.weight
+        head = PairHead(self.config["n_hidden"], n_hidden)
+        self.pair_head = head.to(weight.device, weight.dtype)
+        self.config["pair_head"] = n_hidden
 
     def forward(self, x: Tensor, log_t: Tensor) -> Tensor:
         """Displacement of each particle: x (B, M, D), log noise level (B,) -> (B, M, D)."""
+        return self.with_messages(x, log_t)[0]
+
+    def with_messages(self, x: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
+        """The displacement, and the messages (B, M, M, H) of the last layer."""
         batch = x.shape[0]
         tau = self.noise(log_t)
         h = self.node_input(torch.cat([self.embedding(self.labels), self.nodes], dim=-1))
@@ -157,6 +177,7 @@ class EGNN(nn.Module):
             static = self.edges.expand(batch, -1, -1, -1)
             edges = torch.cat([edges, static], dim=-1)
         start = x
+        messages = edges
         for layer in self.layers:
-            x, h = layer(x, h, edges, tau, self.mask)
-        return x - start
+            x, h, messages = layer(x, h, edges, tau, self.mask)
+        return x - start, messages

@@ -7,6 +7,7 @@ module                  what it holds
 ``symmetry``            labels: equivalent atoms share one
 ``stereochemistry``     stereocentres, and folding mirror images
 ``features``            elements and bonds, for networks
+``particles``           all of these in one object
 ``documents``           a Topology as JSON
 ======================  ===================================================================
 """
@@ -14,6 +15,7 @@ module                  what it holds
 from openmm_vtdis.topology.atoms import check_trajectory_topology, placeholder_topology
 from openmm_vtdis.topology.documents import topology_from_json, topology_to_json
 from openmm_vtdis.topology.features import bond_features, element_features
+from openmm_vtdis.topology.particles import Particles
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
 from openmm_vtdis.topology.symmetry import (
     check_labels,
@@ -24,6 +26,7 @@ from openmm_vtdis.topology.symmetry import (
 
 __all__ = [
     "Handedness",
+    "Particles",
     "Stereocentre",
     "bond_features",
     "check_labels",

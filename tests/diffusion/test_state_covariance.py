@@ -11,14 +11,17 @@ from torch import Tensor
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
 from openmm_vtdis.diffusion.covariance.hessian import energy_hessian
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
+from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian
 from openmm_vtdis.diffusion.covariance.state import EigenScatter
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import Trajectories, fit, log_weights, objective_value
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.pair_training import new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.networks import EGNN
+from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.targets.validation import random_rotations
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
@@ -245,3 +248,133 @@ def test_an_energy_that_is_not_finite_counts_as_flat() -> None:
     torch.testing.assert_close(family.shape(step), identity / (1.0 + step.t**2))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match='a kernel that knows the energy .* for "hessian"'):
         family.at(DiffusionKernel.ddpm(oracle.denoiser, GRID).step(6, step.x))
+
+
+# -- the learned elastic network --------------------------------------------------------------
+def random_pairs(n: int, space: Space, seed: int = 0) -> Tensor:
+    m = space.n_particles
+    raw = torch.randn(n, m, m, 4, generator=generator(seed), dtype=torch.float64)
+    return (0.5 * (raw + raw.transpose(1, 2))).exp()
+
+
+@pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3)], ids=str)
+def test_the_pair_laplacian_is_the_hessian_of_springs(space: Space) -> None:
+    """1/2 sum_{i<j} [alpha |z_ij|^2 + beta (r_ij . z_ij)^2] for displacements z."""
+    x = space.standard_normal(3, generator(1))
+    pairs = random_pairs(3, space)
+    matrix = pair_laplacian(space, pairs[..., 0], pairs[..., 1], x)
+    z = space.standard_normal(3, generator(2))
+    energy = torch.zeros(3, dtype=torch.float64)
+    for i in range(space.n_particles):
+        for j in range(i):
+            line = x[:, i] - x[:, j]
+            line = line / line.norm(dim=1, keepdim=True)
+            stretch = z[:, i] - z[:, j]
+            energy += 0.5 * pairs[:, i, j, 0] * stretch.square().sum(dim=1)
+            energy += 0.5 * pairs[:, i, j, 1] * (line * stretch).sum(dim=1).square()
+    reduced = space.reduce(z).flatten(1)
+    torch.testing.assert_close(0.5 * torch.einsum("bi,bij,bj->b", reduced, matrix, reduced), energy)
+    assert float(torch.linalg.eigvalsh(matrix).min()) > 0.0
+
+
+def pairwise_kernel(space: Space, double: bool = False) -> DiffusionKernel:
+    torch.manual_seed(0)
+    network = EGNN([0] + [1] * (space.n_particles - 1), space.n_dims, 2, 16, pair_head=16)
+    torch.nn.init.normal_(network.pair_head.exit.weight, std=1.0)  # type: ignore[union-attr]
+    denoiser = PreconditionedDenoiser(network.double() if double else network, space)
+    family = make_covariance("pairwise", space, network.config["labels"], torch.zeros(1, 22))
+    return DiffusionKernel.ddpm(denoiser, GRID).with_covariance(family)
+
+
+def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
+    kernel = pairwise_kernel(Space(4, 3))
+    space, family = kernel.space, kernel.covariance
+    rows, total = [], torch.zeros(5, dtype=torch.float64)
+    for n in range(1, 13):
+        step = kernel.step(n, GRID.times[n] * space.standard_normal(5, generator(n)))
+        residual = 0.1 * space.standard_normal(5, generator(40 + n))
+        rows.append(family.statistics(step, residual))
+        log_prob = family.at(step).log_prob(residual)
+        total -= log_prob
+        gain = (1.0 - step.ratio) / step.ratio
+        identity = torch.eye(space.dim, dtype=torch.float64)
+        dense = step.variance * (identity + gain * family.shape(step))  # type: ignore[attr-defined]
+        reference = torch.distributions.MultivariateNormal(
+            torch.zeros(space.dim, dtype=torch.float64), dense
+        )
+        torch.testing.assert_close(log_prob, reference.log_prob(space.reduce(residual).flatten(1)))
+    statistics = torch.stack(rows, dim=1)
+    torch.testing.assert_close(family.cost(torch.zeros(1, 22), statistics, GRID), total)
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_pairwise_turns_with_the_configuration(n_dims: int) -> None:
+    space = Space(4, n_dims)
+    kernel = pairwise_kernel(space, double=True)
+    x = space.standard_normal(3, generator(1))
+    turn = random_rotations(3, n_dims, generator(2))
+    turn[:, :, 0] *= -1.0
+    order = [0, 3, 1, 2]
+    before = kernel.covariance.shape(kernel.step(5, x))  # type: ignore[attr-defined]
+    after = kernel.covariance.shape(kernel.step(5, (x @ turn)[:, order]))  # type: ignore[attr-defined]
+    identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
+    tangents = space.expand(identity.reshape(3, space.dim, space.rank, n_dims))
+    motion = space.reduce((tangents @ turn[:, None])[:, :, order]).flatten(2).mT
+    torch.testing.assert_close(motion @ before @ motion.mT, after, rtol=0.0, atol=1e-10)
+    assert float((before - after).abs().max()) > 1e-4
+
+
+def test_pairwise_weights_are_exact_with_any_head() -> None:
+    """E[w] = 1 with an exact denoiser and an untrained, random head."""
+    oracle = make_oracle(4, 2, True)
+
+    class WithRandomPairs:
+        space = oracle.space
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return oracle.denoiser(x, t)
+
+        def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            denoised = oracle.denoiser(x, t)
+            square = (denoised[:, :, None] - denoised[:, None]).square().sum(dim=-1, keepdim=True)
+            return denoised, torch.cat([1.0 + square, square, 0.5 + 0.0 * square, square], dim=-1)
+
+    family = make_covariance("pairwise", oracle.space, [0] * 4, torch.zeros(1, 22))
+    grid = Schedule.geometric(30, 0.03, 15.0)
+    kernel = DiffusionKernel.ddpm(WithRandomPairs(), grid).with_covariance(family)
+    paths = reverse_paths(kernel, 3000, generator(1), progress=False)
+    log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
+    assert abs(z_of_mean_weight(log_w)) < 4.0
+    x = oracle.sample(3000, seed=2)
+    log_v = (
+        -oracle.reduced_energy(x) + forward_paths(kernel, x, generator(3), progress=False).log_ratio
+    )
+    assert abs(z_of_mean_weight(-log_v)) < 4.0
+
+
+def test_training_the_head_lowers_its_loss_and_nothing_else() -> None:
+    oracle = make_oracle(3, 2, True)
+    frames = oracle.sample(600, seed=0)
+    kernel = pairwise_kernel(Space(3, 2))
+    denoiser = kernel.denoiser
+    before = {k: v.clone() for k, v in denoiser.state_dict().items() if "pair_head" not in k}  # type: ignore[attr-defined]
+    config = TrainingConfig(150, batch_size=64, learning_rate=5e-3, seed=1)
+    with new_pair_head(denoiser, 16, seed=1) as objective:
+        trainer = Trainer(objective, frames[:500], frames[500:], config)
+        first = trainer.held_out_loss()
+        log = trainer.run(evaluate_every=50, progress=False)
+    assert log.held_out_losses[-1] < first - 0.05
+    after = denoiser.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_head_whose_training_failed_is_taken_away_again() -> None:
+    network = EGNN([0, 0, 0], 2, 1, 8)
+    denoiser = PreconditionedDenoiser(network, Space(3, 2))
+    with pytest.raises(KeyboardInterrupt), new_pair_head(denoiser, 16, seed=1):
+        raise KeyboardInterrupt
+    assert network.pair_head is None
+    assert network.config["pair_head"] is None
+    with pytest.raises(ValueError, match="expected a trained EGNN, .* got MLP"):  # noqa: SIM117
+        with new_pair_head(PreconditionedDenoiser(MLP(3, 2, 1, 8), Space(3, 2)), 16, seed=1):
+            pass

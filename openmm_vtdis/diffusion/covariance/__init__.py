@@ -20,6 +20,7 @@ from openmm_vtdis.diffusion.covariance.base import (
 from openmm_vtdis.diffusion.covariance.classes import Block, ClassCovariance, Diagonal, Isotropic
 from openmm_vtdis.diffusion.covariance.hessian import Hessian
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
+from openmm_vtdis.diffusion.covariance.pairwise import Pairwise
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
 from openmm_vtdis.diffusion.covariance.tweedie import Tweedie
 from openmm_vtdis.geometry import Space
@@ -36,6 +37,7 @@ __all__ = [
     "Isotropic",
     "LowRank",
     "MatrixScatter",
+    "Pairwise",
     "ReverseStep",
     "Scatter",
     "TimeNetwork",
@@ -43,9 +45,8 @@ __all__ = [
     "make_covariance",
 ]
 
-FAMILIES: dict[str, type[Covariance]] = {
-    cls.kind: cls for cls in (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Hessian)
-}
+_ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Hessian, Pairwise)
+FAMILIES: dict[str, type[Covariance]] = {cls.kind: cls for cls in _ALL}
 """Families by name, for :func:`make_covariance` and archives."""
 
 

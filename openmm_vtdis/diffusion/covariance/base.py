@@ -44,6 +44,8 @@ class ReverseStep:
         x_n and D(x_n, t_n), (B, M, D).
     denoiser, energy
         For families that differentiate them; the energy may not be known.
+    pairs
+        (B, M, M, 4) coefficients of the denoiser's pair head, for families that use them.
     """
 
     n: int
@@ -53,6 +55,7 @@ class ReverseStep:
     denoised: Tensor
     denoiser: Denoiser
     energy: Energy | None = None
+    pairs: Tensor | None = None
 
     @property
     def ratio(self) -> float:
@@ -116,6 +119,9 @@ class Fittable(ABC):
     parameters
         (N, P) float64, the fitted parameters of each step; (1, P) where they do not depend on it.
     """
+
+    uses_pairs: ClassVar[bool] = False
+    """Whether steps need the coefficients of the denoiser's pair head."""
 
     def __init__(self, space: Space, labels: Sequence[int], parameters: Tensor) -> None:
         self.space = space

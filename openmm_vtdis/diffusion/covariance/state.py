@@ -23,12 +23,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep
+from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import LOG_2PI, Space
 
@@ -65,6 +66,34 @@ class EigenScatter:
         return -0.5 * terms.sum(dim=1)
 
 
+@dataclass(frozen=True)
+class CholeskyScatter:
+    """Gaussian with a covariance of its own for every sample, given by its Cholesky factor.
+
+    Attributes
+    ----------
+    factor
+        (B, d, d) lower triangular, in reduced coordinates.
+    """
+
+    space: Space
+    factor: Tensor
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, M, D) float64, n = B."""
+        noise = self.space.reduce(self.space.standard_normal(n, generator)).flatten(1)
+        reduced = self.factor @ noise[:, :, None]
+        return self.space.expand(reduced.reshape(n, self.space.rank, self.space.n_dims))
+
+    def log_prob(self, residual: Tensor) -> Tensor:
+        """(B, M, D) -> (B,) float64."""
+        reduced = self.space.reduce(residual.to(torch.float64)).flatten(1)
+        white = torch.linalg.solve_triangular(self.factor, reduced[:, :, None], upper=False)
+        log_det = torch.diagonal(self.factor, dim1=1, dim2=2).log().sum(dim=1)
+        square = white.square().sum(dim=(1, 2))
+        return -0.5 * (square + self.space.dim * LOG_2PI) - log_det
+
+
 def components(space: Space, vectors: Tensor, residual: Tensor) -> Tensor:
     """Residuals (B, M, D) in bases (B, d, d): (B, d)."""
     reduced = space.reduce(residual.to(torch.float64)).flatten(1)
@@ -77,16 +106,23 @@ class StateCovariance(Covariance):
     Parameters: log a and log c at the knots, (1, 2 K).
     """
 
+    positive: ClassVar[bool] = False
+    """Whether C is positive definite by construction: a Cholesky factor then does."""
+
     @abstractmethod
     def shape(self, step: ReverseStep) -> Tensor:
         """C at x_n: (B, d, d) float64, symmetric."""
 
-    def at(self, step: ReverseStep) -> EigenScatter:
+    def at(self, step: ReverseStep) -> Scatter:
+        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64, device=step.x.device)
+        a, c = self._scales(self.parameters.to(levels.device), levels)
+        gain = c * _gain(levels)
+        if self.positive:
+            identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
+            matrix = step.variance * (a * identity + gain * self.shape(step))
+            return CholeskyScatter(self.space, torch.linalg.cholesky(matrix))
         values, vectors = self._spectrum(step)
-        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
-        a, c = self._scales(self.parameters.to(values), levels.to(values.device))
-        variances = step.variance * (a + c * _gain(levels).to(values) * values)
-        return EigenScatter(self.space, vectors, variances)
+        return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
 
     def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
         """(B, 2 d): eigenvalues of C_+, and squares of the components of R over v_n."""

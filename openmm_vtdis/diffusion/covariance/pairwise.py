@@ -1,0 +1,85 @@
+r"""Covariance as a learned elastic network: nearly the price of an isotropic one.
+
+Where forces act between pairs, the Hessian of the energy is an elastic network: a sum over pairs of
+springs along and across the line that joins them. With e_i the unit vector of particle i and r_ij
+the direction from j to i in the denoised configuration, the *pair Laplacian*
+
+    L(alpha, beta) = sum_{i<j} (e_i - e_j)(e_i - e_j)^T (x) (alpha_ij I + beta_ij r_ij r_ij^T)
+
+is positive semi-definite for alpha, beta >= 0, blind to translations, and turns and permutes with
+the configuration, whatever network gives the coefficients. Two of them make the covariance of the
+posterior over t^2 (see :mod:`~openmm_vtdis.diffusion.covariance.state`):
+
+    C = (I + t^2 / M  L_1)^-1  +  t^2 / (M (1 + t^2)^2)  L_2 / 10.
+
+The first is a precision: t^2 Hess u at low noise, t^2 over the variance of the data at large
+noise, which coefficients that do not depend on t can follow. It cannot be wider than the noise; the
+second, a covariance, adds the width of posteriors with more than one mode.
+
+A head on the frozen denoiser's messages gives the coefficients. It is trained by the Gaussian
+likelihood of x_0 - D in noised data, for which no grid is needed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis.diffusion.covariance.base import ReverseStep
+from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.geometry import Space
+
+_WIDTH = 0.1
+"""Of the second part where the network says one: it starts out small."""
+
+
+def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
+    """L in reduced coordinates: alpha, beta (B, M, M) symmetric, x (B, M, D) -> (B, d, d).
+
+    What stands on the diagonals of alpha and beta does not matter.
+    """
+    difference = x[:, :, None] - x[:, None]
+    direction = difference / (difference.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
+    identity = torch.eye(space.n_dims, dtype=x.dtype, device=x.device)
+    springs = alpha[..., None, None] * identity + (
+        beta[..., None, None] * direction[..., :, None] * direction[..., None, :]
+    )
+    others = 1.0 - torch.eye(space.n_particles, dtype=x.dtype, device=x.device)
+    springs = springs * others[:, :, None, None]
+    blocks = -springs
+    index = torch.arange(space.n_particles, device=x.device)
+    blocks[:, index, index] = springs.sum(dim=2)
+    basis = space.basis.to(x)
+    reduced = torch.einsum("rm,bmnij,sn->brisj", basis, blocks, basis)
+    return reduced.reshape(len(x), space.dim, space.dim)
+
+
+def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
+    """C from pair coefficients (B, M, M, 4), D (B, M, D) and noise levels (B,): (B, d, d)."""
+    square = t.square()[:, None, None]
+    alpha_1, beta_1, alpha_2, beta_2 = pairs.unbind(dim=-1)
+    m = space.n_particles
+    stiff = pair_laplacian(space, square / m * alpha_1, square / m * beta_1, denoised)
+    identity = torch.eye(space.dim, dtype=stiff.dtype, device=stiff.device)
+    narrow = torch.cholesky_inverse(torch.linalg.cholesky(identity + stiff))
+    scale = _WIDTH / m * square / (1.0 + square).square()
+    return narrow + pair_laplacian(space, scale * alpha_2, scale * beta_2, denoised)
+
+
+class Pairwise(StateCovariance):
+    """C from the pair coefficients of the denoiser's head."""
+
+    kind = "pairwise"
+    uses_pairs: ClassVar[bool] = True
+    positive: ClassVar[bool] = True
+
+    def shape(self, step: ReverseStep) -> Tensor:
+        """C at x_n."""
+        if step.pairs is None:
+            raise ValueError("covariance: expected pair coefficients in a step, got none")
+        level = torch.full((len(step.x),), step.t, dtype=torch.float64, device=step.x.device)
+        return posterior_shape(
+            self.space, step.pairs.to(torch.float64), step.denoised.to(torch.float64), level
+        )

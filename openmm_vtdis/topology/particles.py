@@ -1,0 +1,69 @@
+"""What a topology says of the particles of a System, in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openmm import app
+
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.topology.features import bond_features, element_features
+from openmm_vtdis.topology.stereochemistry import Stereocentre, stereocentres
+from openmm_vtdis.topology.symmetry import check_labels, exchangeable_pairs, symmetry_labels
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Labels, handedness and features of M particles.
+
+    Attributes
+    ----------
+    labels
+        (M,) integers 0..K-1: particles of one label are alike.
+    stereocentres
+        Atoms with a handedness, none in two dimensions.
+    pairs
+        Pairs whose exchange must leave the energy as it is.
+    features
+        Constants that a network is given, ``node_features`` (M, F) and ``edge_features``
+        (M, M, E); empty without bonds.
+    """
+
+    labels: list[int]
+    stereocentres: tuple[Stereocentre, ...]
+    pairs: tuple[tuple[int, int], ...]
+    features: dict[str, list]
+
+    @classmethod
+    def of(
+        cls,
+        topology: app.Topology | None,
+        space: Space,
+        labels: Sequence[int] | None = None,
+        alike: bool = True,
+    ) -> Particles:
+        """Read a topology.
+
+        Parameters
+        ----------
+        labels
+            Instead of those that the bonded graph gives.
+        alike
+            Whether particles without a topology and labels are identical, or all different.
+        """
+        if labels is not None:
+            numbers = [int(label) for label in check_labels(labels, space.n_particles)]
+        elif topology is not None:
+            numbers = [int(label) for label in symmetry_labels(topology)]
+        else:
+            numbers = [0] * space.n_particles if alike else list(range(space.n_particles))
+        if topology is None:
+            return cls(numbers, (), (), {})
+        features = {}
+        if topology.getNumBonds():
+            features["node_features"] = element_features(topology).tolist()
+            features["edge_features"] = bond_features(topology).tolist()
+        centres = stereocentres(topology, numbers) if space.n_dims == 3 else []
+        pairs = exchangeable_pairs(topology, numbers)
+        return cls(numbers, tuple(centres), tuple(pairs), features)
