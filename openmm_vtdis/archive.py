@@ -25,7 +25,12 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import build_network, describe_network
-from openmm_vtdis.topology import topology_from_json, topology_to_json
+from openmm_vtdis.topology import (
+    Handedness,
+    Stereocentre,
+    topology_from_json,
+    topology_to_json,
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,23 @@ class GeneratorArchive:
             )
         except (KeyError, TypeError, RuntimeError, openmm.OpenMMException) as error:
             raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
+
+    def reference(self, centres: Sequence[Stereocentre]) -> Handedness | None:
+        """The handedness of the target, for the stereocentres that the topology has.
+
+        Raises
+        ------
+        ValueError
+            If there are centres without a sign, or signs without a centre.
+        """
+        if self.handedness is None and (self.stereochemistry == "any" or not centres):
+            return None
+        if not isinstance(self.handedness, list | tuple):
+            raise ValueError(
+                f"expected a complete generator archive, got the handedness {self.handedness!r} "
+                f"for {len(centres)} stereocentres"
+            )
+        return Handedness(tuple(centres), tuple(self.handedness))
 
     def kernel(self, denoiser: Denoiser, energy: Energy) -> DiffusionKernel | None:
         """The tuned kernel around the generator's denoiser and energy."""

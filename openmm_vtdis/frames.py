@@ -20,6 +20,9 @@ Frames = Union[md.Trajectory, str, Path, Sequence[Union[str, Path]], np.ndarray,
 """Configurations: an mdtraj trajectory, path(s) that mdtraj reads, or an (n, M, D) array in nm."""
 
 
+_WITH_TOPOLOGY = (".pdb", ".pdb.gz", ".cif", ".pdbx", ".gro", ".h5", ".lh5", ".mol2")
+"""Files that hold atoms of their own, which must be those of the topology."""
+
 _FLAT = 1e-5
 """Coordinates (nm) of a two-dimensional system outside its plane that still count as zero."""
 
@@ -46,7 +49,7 @@ def read_frames(
     if isinstance(traj, str | Path) or (
         isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
     ):
-        traj = _load(name, traj, topology or placeholder_topology(space.n_particles))
+        traj = _load(name, traj, topology, space.n_particles)
     if isinstance(traj, md.Trajectory):
         if topology is not None:
             check_trajectory_topology(topology, traj.topology)
@@ -61,18 +64,30 @@ def read_frames(
     return space.project(x)
 
 
-def _load(name: str, paths: Any, topology: app.Topology) -> md.Trajectory:
-    """Files of any formats as one trajectory; those without a topology get the given one."""
-    top = md.Topology.from_openmm(topology)
+def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
+    """The first frames, and the last ones: a fraction ``held_out``, at least one."""
+    n = max(1, int(checks.fraction("held_out", held_out) * len(frames)))
+    return frames[:-n], frames[-n:]
+
+
+def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) -> md.Trajectory:
+    """Files of any formats as one trajectory; those without atoms get those of the topology."""
+    top = md.Topology.from_openmm(topology or placeholder_topology(n_atoms))
     parts = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
+        own = str(path).lower().endswith(_WITH_TOPOLOGY)
         try:
-            parts.append(md.load(path, top=top))
+            part = md.load(path) if own else md.load(path, top=top)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, RuntimeError, IndexError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, IndexError, ImportError) as error:
             raise ValueError(
-                f"{name}: expected a trajectory of {topology.getNumAtoms()} atoms in a format "
-                f"that mdtraj reads, got {path}: {error}"
+                f"{name}: expected a trajectory of {n_atoms} atoms in a format that mdtraj reads, "
+                f"got {path}: {error}"
             ) from error
+        if topology is not None:
+            check_trajectory_topology(topology, part.topology)
+        elif part.n_atoms != n_atoms:
+            raise ValueError(f"{name}: expected {n_atoms} atoms, got {part.n_atoms} in {path}")
+        parts.append(md.Trajectory(part.xyz, top))  # a box, which some may have, does not matter
     return md.join(parts) if len(parts) > 1 else parts[0]

@@ -6,7 +6,6 @@ holds no mathematics of its own.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,20 +21,24 @@ from openmm_vtdis import checks, pretrained
 from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
+from openmm_vtdis.diffusion.denoiser import (
+    Denoiser,
+    PreconditionedDenoiser,
+    check_mirror_symmetry,
+)
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.pair_training import new_pair_head
+from openmm_vtdis.diffusion.pair_training import forget_pair_head, new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
-from openmm_vtdis.frames import Frames, read_frames
-from openmm_vtdis.model_units import ModelUnits
+from openmm_vtdis.frames import Frames, read_frames, split_in_time
+from openmm_vtdis.model_units import ModelUnits, data_length
 from openmm_vtdis.networks import network_of_size
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
-from openmm_vtdis.targets.equilibrium import check_equilibrium
+from openmm_vtdis.targets.equilibrium import check_equilibrium, check_exchangeable
 from openmm_vtdis.topology import Handedness, Particles
 
 _STEREOCHEMISTRY = ("reference", "any")
@@ -108,8 +111,6 @@ class DiffusionBoltzmannGenerator:
         self.device = checks.device(device)
         is_system = isinstance(target, OpenMMTarget)
         self.particles = Particles.of(self.topology, self.space, labels, alike=is_system)
-        if isinstance(target, OpenMMTarget) and self.particles.pairs:
-            target.check_exchangeable(self.particles.pairs)
         if isinstance(network, str):
             features = self.particles.features
             network = network_of_size(network, self.labels, self.space.n_dims, seed, **features)
@@ -165,9 +166,8 @@ class DiffusionBoltzmannGenerator:
     ) -> DiffusionBoltzmannGenerator:
         """A generator for an ``openmmtools.states.ThermodynamicState``."""
         if not hasattr(state, "get_system"):
-            raise ValueError(
-                f"state: expected an openmmtools ThermodynamicState, got {type(state).__name__}"
-            )
+            got = type(state).__name__
+            raise ValueError(f"state: expected an openmmtools ThermodynamicState, got {got}")
         system = state.get_system(remove_thermostat=True)
         return cls(system, topology, state.temperature, **options)
 
@@ -235,9 +235,9 @@ class DiffusionBoltzmannGenerator:
         Returns
         -------
         TrainingLog
-            Loss history. Training discards an earlier tuning, and keeps an earlier length unit.
-            If it fails or is interrupted the generator is what it was before, and the checkpoint,
-            if there is one, holds the rest.
+            Loss history. Training discards an earlier tuning and pair head, and keeps an earlier
+            length unit. If it fails or is interrupted the generator is what it was before, and the
+            checkpoint, if there is one, holds the rest.
 
         Raises
         ------
@@ -246,27 +246,19 @@ class DiffusionBoltzmannGenerator:
             some are exploded.
         """
         frames = self._frames("train", traj, minimum=10)
-        handedness, centres = self.handedness, self.particles.stereocentres
-        if self.stereochemistry == "reference" and centres and handedness is None:
-            handedness = Handedness.of(centres, frames[0])
-            handedness.check("train", frames)
+        handedness = self._reference("train", frames)
         check_equilibrium(self.target, frames)
-        held_out = checks.fraction("held_out", held_out)
+        check_exchangeable(self.target, frames, self.particles.pairs)
         config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
             raise ValueError("train: this generator was made from a fixed denoiser")
-        n_test = max(1, int(held_out * len(frames)))
-        fitted = frames[:-n_test]
-        length = self.length
-        if length is None:
-            square = float(fitted.square().sum(dim=(1, 2)).mean()) / self.space.dim
-            length = float(f"{math.sqrt(square):.6g}")  # the same whatever order a sum is taken in
-            if length == 0.0:
-                raise ValueError("train: expected frames that spread, got particles in one point")
-        trainer = Trainer(self._denoiser, fitted / length, frames[-n_test:] / length, config)
+        fitted, test = split_in_time(frames, held_out)
+        length = self.length if self.length is not None else data_length(self.space, fitted)
+        trainer = Trainer(self._denoiser, fitted / length, test / length, config)
         log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
         self.length, self.training_log, self.handedness = length, log, handedness
         self.kernel = None
+        forget_pair_head(self.network)
         return log
 
     def train_covariance(
@@ -301,10 +293,11 @@ class DiffusionBoltzmannGenerator:
         frames = self._frames("train_covariance", traj, minimum=10) / self._scale
         settings = {"batch_size": 256, "learning_rate": 2e-3, **settings}
         config = TrainingConfig.of("train_covariance", n_iterations=n_iterations, **settings)
-        n_test = max(1, int(checks.fraction("held_out", held_out) * len(frames)))
         with new_pair_head(self._denoiser, n_hidden, config.seed) as objective:
-            trainer = Trainer(objective, frames[:-n_test], frames[-n_test:], config)
-            return trainer.run(checkpoint, progress=progress)
+            trainer = Trainer(objective, *split_in_time(frames, held_out), config)
+            log = trainer.run(checkpoint, progress=progress)
+        self.kernel = None
+        return log
 
     # -- tuning -------------------------------------------------------------------------------
     def tune(
@@ -363,7 +356,9 @@ class DiffusionBoltzmannGenerator:
         )
         options: dict[str, Any] = {"rank": rank} if covariance == "low-rank" else {}
         family = make_covariance(covariance, self.space, self.labels, **options)
-        frames = self._frames("tune", traj, minimum=10) / self._scale
+        frames = self._frames("tune", traj, minimum=10)
+        self.handedness = self._reference("tune", frames)
+        frames = frames / self._scale
         ends = (t_min, t_max)
         if isinstance(schedule, str) and None in ends:
             ends = self._units.default_range(frames, *ends)
@@ -545,8 +540,7 @@ class DiffusionBoltzmannGenerator:
             backend=backend,
             device=device,
         )
-        if archive.handedness is not None:
-            self.handedness = Handedness(self.particles.stereocentres, tuple(archive.handedness))
+        self.handedness = archive.reference(self.particles.stereocentres)
         self.length = archive.length
         self.kernel = archive.kernel(self._denoiser, self.model_energy)
         return self
@@ -580,8 +574,16 @@ class DiffusionBoltzmannGenerator:
             self.handedness.check(name, frames)
         return frames
 
+    def _reference(self, name: str, frames: Tensor) -> Handedness | None:
+        """The handedness of the target: as it is, or that of the frames."""
+        found = self.handedness
+        if found is None and self.stereochemistry == "reference":
+            found = self.particles.handedness(name, frames)
+            if found is not None:
+                check_mirror_symmetry(self._denoiser)
+        return found
+
     def _ode_grid(self, n_steps: int | None) -> Schedule:
-        self._check_trained("probability flow")
         grid = self._tuned("probability flow").schedule
         return grid if n_steps is None else grid.resampled(n_steps)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from openmm_vtdis.diffusion.schedule import default_range
 from openmm_vtdis.ensemble import WeightedEnsemble
+from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import Target
 from openmm_vtdis.topology import Handedness
 
@@ -96,3 +97,12 @@ class ModelUnits:
             topology=topology,
             metadata=metadata,
         )
+
+
+def data_length(space: Space, x: Tensor) -> float:
+    """The length in nm in whose unit frames (n, M, D) have unit variance per degree of freedom."""
+    square = float(x.square().sum(dim=(1, 2)).mean()) / space.dim
+    length = float(f"{math.sqrt(square):.6g}")  # the same whatever order a sum is taken in
+    if length == 0.0:
+        raise ValueError("train: expected frames that spread, got particles in one point")
+    return length

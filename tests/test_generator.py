@@ -496,18 +496,26 @@ def test_equal_labels_on_different_neighbours_are_not_interchangeable() -> None:
     assert not commutes([0, 1, 4, 3, 2, 5])
 
 
-def test_labels_that_the_energy_contradicts_are_refused() -> None:
+def test_labels_that_the_energy_contradicts_are_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     system = openmm.System()
-    for _ in range(5):
+    for _ in range(4):
         system.addParticle(1.0)
     force = openmm.HarmonicBondForce()
-    force.addBond(0, 1, 0.1, 1000.0)
+    for i in range(4):
+        for j in range(i):
+            force.addBond(i, j, 0.0, 5000.0 if i == 1 else 500.0)
     system.addForce(force)
-    with pytest.raises(ValueError, match=r"labels: .* got 1 and 2, for which HarmonicBondForce"):
-        DiffusionBoltzmannGenerator(system, placeholder_topology(5), network="egnn-1x8")
-    DiffusionBoltzmannGenerator(
-        system, placeholder_topology(5), network="egnn-1x8", labels=[0, 0, 1, 1, 1]
-    )
+    target = OpenMMTarget(system, placeholder_topology(4), 300.0)
+    x = sample_hmc(target, 20, 2, burn_in=50, step_size=0.01, seed=1, progress=False).positions
+    for labels, warned in (([0, 0, 0, 0], True), ([0, 0, 1, 1], False)):
+        gen = DiffusionBoltzmannGenerator(
+            system, placeholder_topology(4), 300.0, network="egnn-1x8", labels=labels
+        )
+        caplog.clear()
+        gen.train(x, 2, batch_size=8, progress=False)
+        assert ("have one label, but exchanging them changes" in caplog.text) == warned
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -130,3 +130,18 @@ def test_a_cutoff_falls_back_to_contexts_and_a_box_is_refused() -> None:
     force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
     with pytest.raises(ValueError, match="expected a system without periodic boundaries"):
         OpenMMTarget(bench.system, bench.topology, TEMPERATURE)
+
+
+def test_files_with_atoms_of_their_own_are_checked(
+    gen: DiffusionBoltzmannGenerator, trajectory: Path, tmp_path: Path
+) -> None:
+    bench = alanine_dipeptide(TEMPERATURE)
+    traj = md.load(trajectory, top=md.Topology.from_openmm(bench.topology))[:12]
+    traj.save_gro(tmp_path / "right.gro")
+    gen.noise(tmp_path / "right.gro", seed=0, progress=False)
+    atoms = list(traj.topology.atoms)
+    atoms[6].name, atoms[7].name = atoms[7].name, atoms[6].name
+    atoms[6].element, atoms[7].element = atoms[7].element, atoms[6].element
+    traj.save_gro(tmp_path / "swapped.gro")
+    with pytest.raises(ValueError, match="in the order of the topology, but atom 6"):
+        gen.noise(tmp_path / "swapped.gro", seed=0, progress=False)

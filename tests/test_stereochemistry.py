@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from openmm import app
 from openmmtools import testsystems
 from torch import Tensor
 
-from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis import DiffusionBoltzmannGenerator, storage
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture
@@ -207,6 +208,52 @@ def test_a_dipeptide_trained_on_both_hands_is_refused_unless_any(tmp_path) -> No
         DiffusionBoltzmannGenerator(
             dipeptide.system, dipeptide.topology, 800.0, stereochemistry="S", **options
         )
+
+
+def test_only_networks_that_treat_mirror_images_alike_are_folded() -> None:
+    dipeptide = testsystems.AlanineDipeptideImplicit(constraints=None)
+    x = torch.tensor(np.asarray(dipeptide.positions._value), dtype=torch.float64)
+    frames = x + 0.002 * torch.randn(20, 22, 3, generator=torch.Generator().manual_seed(0)).double()
+    setup = (dipeptide.system, dipeptide.topology, 800.0)
+    for network in ("mlp-1x8", "egnn-1x8"):
+        gen = DiffusionBoltzmannGenerator(*setup, network=network)
+        if network == "egnn-1x8":
+            gen.train(frames, 2, batch_size=8, progress=False)
+            continue
+        with pytest.raises(ValueError, match="a network that treats mirror images alike"):
+            gen.train(frames, 2, batch_size=8, progress=False)
+    either = DiffusionBoltzmannGenerator(*setup, network="mlp-1x8", stereochemistry="any")
+    either.train(frames, 2, batch_size=8, progress=False)
+
+
+def test_an_archive_without_its_handedness_is_refused(tmp_path: Path) -> None:
+    dipeptide = testsystems.AlanineDipeptideImplicit(constraints=None)
+    x = torch.tensor(np.asarray(dipeptide.positions._value), dtype=torch.float64)
+    frames = x + 0.002 * torch.randn(20, 22, 3, generator=torch.Generator().manual_seed(0)).double()
+    gen = DiffusionBoltzmannGenerator(
+        dipeptide.system, dipeptide.topology, 800.0, network="egnn-1x8"
+    )
+    gen.train(frames, 2, batch_size=8, progress=False)
+    path = gen.save(tmp_path / "aldp.vtdis")
+    for bad in (None, 1, [1, 1], [2]):
+        tensors, metadata = storage.read_archive(path, "generator")
+        for key in ("format", "version", "kind"):
+            metadata.pop(key)
+        metadata["handedness"] = bad
+        doctored = tmp_path / "doctored.vtdis"
+        storage.write_archive(doctored, "generator", tensors, metadata)
+        with pytest.raises(ValueError, match=r"handedness|signs: expected"):
+            DiffusionBoltzmannGenerator.load(doctored)
+
+
+def test_a_canonical_image_is_that_of_the_mirror_image_too() -> None:
+    centres = centres_of(two_centres())
+    x = torch.randn(50, 8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    reference = Handedness.of(centres, x[0])
+    canonical = reference.canonical(x)
+    assert torch.equal(canonical, reference.canonical(-x))
+    folded, inside = reference.fold(x)
+    assert torch.equal(canonical[inside], folded[inside])
 
 
 # -- features -----------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from openmm_vtdis.geometry import Space
 
+_ODD_TOLERANCE = 1e-3
+"""Relative: networks run in single precision."""
+
 
 class Denoiser(Protocol):
     """Callable (x (B, M, D), t scalar or (B,)) -> E[x_0 | x_t = x], (B, M, D), in x's dtype."""
@@ -131,3 +134,26 @@ class GaussianMixtureDenoiser:
         return GaussianMixtureDenoiser(
             self.space, self.weights, self.means / length, self.variances / length**2
         )
+
+
+@torch.no_grad()
+def check_mirror_symmetry(denoiser: Denoiser) -> None:
+    """Check that D(-x, t) = -D(x, t), without which mirror images cannot be folded.
+
+    Raises
+    ------
+    ValueError
+        If it does not hold on random configurations.
+    """
+    generator = torch.Generator().manual_seed(0)
+    module = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
+    device = torch.device("cpu") if module is None else module.device
+    x = denoiser.space.standard_normal(8, generator).to(device)
+    for t in (0.1, 1.0):
+        level = torch.tensor(t, dtype=x.dtype, device=device)
+        there, back = denoiser(x, level) - x, denoiser(-x, level) + x
+        if not float((there + back).norm()) < _ODD_TOLERANCE * float(there.norm()):
+            raise ValueError(
+                "stereochemistry: expected a network that treats mirror images alike, such as the "
+                "EGNN, got one that does not; use one, or give stereochemistry='any'"
+            )

@@ -82,3 +82,9 @@ def new_pair_head(denoiser: object, n_hidden: int, seed: int) -> Iterator[PairOb
     except BaseException:
         network.pair_head, network.config["pair_head"] = before
         raise
+
+
+def forget_pair_head(network: nn.Module) -> None:
+    """Take away a head that was trained on messages that are no more."""
+    if isinstance(network, EGNN):
+        network.pair_head, network.config["pair_head"] = None, None

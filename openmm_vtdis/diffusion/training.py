@@ -357,7 +357,8 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C into a question: ``interrupted()`` is True once it was pressed.
 
     So that it never falls between two halves of a step. A second Ctrl-C interrupts at once. Outside
-    the main thread, which gets no signals, nothing changes.
+    the main thread, which gets no signals, and where SIGINT is ignored or handled already, nothing
+    changes.
     """
     pressed = False
 
@@ -366,7 +367,8 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         pressed = True
         signal.signal(signal.SIGINT, before)
 
-    if threading.current_thread() is not threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
     before = signal.signal(signal.SIGINT, note)

@@ -63,6 +63,13 @@ class BatchedEnergy(nn.Module):
         chunks = [self._evaluate(chunk) for chunk in self._chunks(x)]
         return torch.cat(chunks) if chunks else x.new_zeros(0, dtype=torch.float64)
 
+    def energies(self, x: Tensor) -> Tensor:
+        """Of every force on its own: x (B, M, 3) nm -> (number of forces, B) kJ/mol."""
+        coordinates = x.to(torch.float64).permute(2, 1, 0).contiguous()
+        self.to(x.device)
+        rows = [term(coordinates).detach() for term in self.terms]
+        return torch.stack(rows) if rows else coordinates.new_zeros(0, x.shape[0])
+
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, M, 3) nm -> energies (B,) kJ/mol and forces (B, M, 3) kJ/mol/nm, both detached."""
         energies, forces = [], []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +26,12 @@ _FRAMES = 1_000
 _BLOCKS = 20
 _TOLERANCE = 0.1
 _SIGMAS = 5.0
-_EXPLODED = 10.0
-"""Root-mean-square coordinate, in units of the median frame's."""
+_LARGE = 10.0
+"""Root-mean-square coordinate that is worth a look, in units of the median frame's."""
+_EXCESS, _EXCESS_PER_ROOT = 100.0, 20.0
+"""kT above the median, and per square root of a degree of freedom, that equilibrium never has."""
+_FEW, _NOTICEABLE = 20, 0.5
+"""Frames on which exchanges are tried, and the change of energy in kT that is reported."""
 
 
 def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
@@ -43,39 +48,64 @@ def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
 def check_equilibrium(target: Target, x: Tensor) -> None:
     """Refuse frames (n, M, D), nm, that are exploded; warn of frames of another ensemble.
 
+    Energies are looked at on up to a thousand frames, and on all that are unusually large.
+
     Raises
     ------
     ValueError
-        If a frame is ten times as large as most, or has no finite energy.
+        If a frame has no finite energy, or one far beyond what equilibrium allows.
     """
     size = x.square().mean(dim=(1, 2)).sqrt()
-    median = float(size.median())
-    exploded = torch.nonzero(size > _EXPLODED * median).flatten()
-    if len(exploded):
-        first = int(exploded[0])
-        raise ValueError(
-            f"train: expected equilibrium frames, got {len(exploded)} of {len(x)} that exploded, "
-            f"the first at index {first}, with a root-mean-square coordinate of "
-            f"{float(size[first]):.3g} nm where that of most is {median:.3g} nm; remove them"
-        )
-    index = torch.linspace(0, len(x) - 1, min(len(x), _FRAMES)).long().unique()
-    some = x[index]
-    finite = torch.isfinite(target.reduced_energy(some))
+    every = torch.linspace(0, len(x) - 1, min(len(x), _FRAMES)).long().unique()
+    large = torch.nonzero(size > _LARGE * size.median()).flatten()[:_FRAMES]
+    index = torch.cat([every, large]).unique()
+    energies = target.reduced_energy(x[index]).cpu()
+    finite = torch.isfinite(energies)
     if not bool(finite.all()):
         raise ValueError(
-            f"train: expected frames of finite energy, got {int((~finite).sum())} of {len(some)} "
-            f"without, the first at index {int(index[~finite.to(index.device)][0])}; check the "
-            "length unit (nm) and the order of the atoms"
+            f"train: expected frames of finite energy, got {int((~finite).sum())} of {len(index)} "
+            f"without, the first at index {int(index[~finite].min())}; check the length unit (nm) "
+            "and the order of the atoms"
         )
-    ratio, error = virial_ratio(target, some)
+    highest = energies.median() + _EXCESS + _EXCESS_PER_ROOT * math.sqrt(target.space.dim)
+    exploded = energies > highest
+    if bool(exploded.any()):
+        raise ValueError(
+            f"train: expected equilibrium frames, got {int(exploded.sum())} of {len(index)} that "
+            f"exploded, the first at index {int(index[exploded].min())}, of up to "
+            f"{float(energies.max()):.4g} kT where half of them have less than "
+            f"{float(energies.median()):.4g} kT; remove them"
+        )
+    ratio, error = virial_ratio(target, x[every])
     if not abs(ratio - 1.0) < max(_TOLERANCE, _SIGMAS * error):
-        looks = ""
-        if target.temperature is not None and ratio > 0.0:
-            looks = f", as if they were at {ratio * target.temperature:.4g} K"
+        looks, wanted = "", ""
+        if target.temperature is not None:
+            wanted = f" ({target.temperature:.4g} K is the target's)"
+            looks = f", as if they were at {ratio * target.temperature:.4g} K" if ratio > 0 else ""
         logger.warning(
             "train: <x.grad u> / d is %.3g ± %.2g over the frames, where equilibrium has exactly "
             "1%s; check their temperature%s, length unit (nm), force field, and that they were "
             "made without constraints",
-            ratio, error, looks,
-            "" if target.temperature is None else f" ({target.temperature:.4g} K is the target's)",
+            ratio, error, looks, wanted,
         )  # fmt: skip
+
+
+def check_exchangeable(target: Target, x: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+    """Warn if exchanging two particles that pass for alike changes the energy of frames (n, M, D).
+
+    Weights stay exact, but the model has a symmetry that the target has not. (The impropers of some
+    force fields depend on the order of equivalent atoms; that is far below kT.)
+    """
+    some = x[:: max(1, len(x) // _FEW)][:_FEW]
+    before = target.reduced_energy(some)
+    for i, j in pairs:
+        exchanged = some.clone()
+        exchanged[:, [i, j]] = some[:, [j, i]]
+        change = float((target.reduced_energy(exchanged) - before).abs().median())
+        if not change < _NOTICEABLE:
+            logger.warning(
+                "train: particles %d and %d have one label, but exchanging them changes the energy "
+                "by %.3g kT; give the topology its bonds, or labels= that tell them apart",
+                i, j, change,
+            )  # fmt: skip
+            return

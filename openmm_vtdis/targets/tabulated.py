@@ -16,8 +16,10 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from openmm_vtdis.targets.lepton import Function
+from openmm_vtdis.targets.lepton import FUNCTIONS, Function
 from openmm_vtdis.targets.terms import Untranslatable
+
+_OF_PARTICLES = ("distance", "angle", "dihedral", "pointdistance", "pointangle", "pointdihedral")
 
 
 def tabulated_functions(force: Any) -> dict[str, Function]:
@@ -26,14 +28,15 @@ def tabulated_functions(force: Any) -> dict[str, Function]:
     Raises
     ------
     Untranslatable
-        For two- and three-dimensional splines.
+        For two- and three-dimensional splines, and for names that other functions have.
     """
-    return {
-        force.getTabulatedFunctionName(k): _translate(
-            type(force).__name__, force.getTabulatedFunction(k)
-        )
-        for k in range(force.getNumTabulatedFunctions())
-    }
+    found = {}
+    for k in range(force.getNumTabulatedFunctions()):
+        name, table = force.getTabulatedFunctionName(k), force.getTabulatedFunction(k)
+        if name in FUNCTIONS or name in _OF_PARTICLES:
+            raise Untranslatable(type(force).__name__, f"a tabulated function named {name!r}")
+        found[name] = _translate(type(force).__name__, table)
+    return found
 
 
 def _translate(force: str, table: openmm.TabulatedFunction) -> Function:
@@ -79,7 +82,8 @@ def lookup(shape: tuple[int, ...], values: Any) -> Callable[..., Tensor]:
         position, stride = torch.zeros((), dtype=torch.int64), 1
         inside = torch.ones((), dtype=torch.bool)
         for size, argument in zip(shape, arguments, strict=True):
-            index = argument.detach().nan_to_num(-1.0).round()
+            number = argument.detach().nan_to_num(-1.0)
+            index = number.sign() * (number.abs() + 0.5).floor()  # halves away from zero, as in C
             inside = inside.to(index.device) & (index >= 0) & (index < size)
             position = position.to(index.device) + stride * index.clamp(0, size - 1).long()
             stride *= size

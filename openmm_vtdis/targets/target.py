@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import openmm
@@ -191,18 +191,6 @@ class OpenMMTarget(Target):
             energy, force = self._pool().energy_and_force(padded)
         force = force[:, :, : self.space.n_dims]
         return energy / self._thermal_energy, force / self._thermal_energy
-
-    def check_exchangeable(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Check that exchanging the two particles of each pair leaves the energy as it is.
-
-        Raises
-        ------
-        ValueError
-            Naming the first pair and the force that notices.
-        """
-        x = validation.random_configurations(self.space)
-        probe = validation.ForceProbe(self._system)
-        validation.check_exchangeable(probe, x, pairs, self._thermal_energy)
 
     def close(self) -> None:
         """Release the Contexts and threads, if there are any."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openmm import app
+from torch import Tensor
 
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.topology.features import bond_features, element_features
-from openmm_vtdis.topology.stereochemistry import Stereocentre, stereocentres
+from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
 from openmm_vtdis.topology.symmetry import check_labels, exchangeable_pairs, symmetry_labels
 
 
@@ -34,6 +35,20 @@ class Particles:
     stereocentres: tuple[Stereocentre, ...]
     pairs: tuple[tuple[int, int], ...]
     features: dict[str, list]
+
+    def handedness(self, name: str, x: Tensor) -> Handedness | None:
+        """That of all configurations (n, M, 3), for messages called ``name``; None without centres.
+
+        Raises
+        ------
+        ValueError
+            If they do not agree.
+        """
+        if not self.stereocentres:
+            return None
+        reference = Handedness.of(self.stereocentres, x[0])
+        reference.check(name, x)
+        return reference
 
     @classmethod
     def of(

@@ -19,7 +19,9 @@ reference handedness. A generated configuration may then
   divided by Z, and a forward ESS, which takes it to be 1/Z, is too large by that share.)
 
 Labels decide what a centre is: atoms that share one are exchanged freely by the model, so that an
-order of them has no handedness. Axes and planes of chirality are not looked for.
+order of them has no handedness. Not looked for are axes and planes of chirality, double bonds (E
+and Z), and centres two of whose neighbours share a label although their surroundings differ in
+handedness, as in a ring (cis and trans): the target then holds all of these isomers.
 """
 
 from __future__ import annotations

@@ -193,3 +193,20 @@ def test_bad_settings_are_refused() -> None:
         TrainingConfig(10, ema_decay=1.5)
     with pytest.raises(ValueError, match="expected t_min < t_max"):
         TrainingConfig(10, t_min=2.0, t_max=1.0)
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(5)
+        step = trainer._step
+
+        def press() -> float:
+            signal.raise_signal(signal.SIGINT)
+            return step()
+
+        trainer._step = press  # type: ignore[method-assign]
+        trainer.run(progress=False)
+        assert trainer.iteration == 5
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -121,9 +121,41 @@ def with_a_surface() -> openmm.Force:
     return force
 
 
+def named_like_a_point() -> openmm.Force:
+    force = openmm.CustomCompoundBondForce(2, "p1*distance(p1,p2)")
+    force.addPerBondParameter("p1")
+    force.addBond([0, 1], [2.0])
+    return force
+
+
+def named_like_a_side() -> openmm.Force:
+    force = nonbonded()
+    force.addGlobalParameter("e1", 1.0)
+    return force
+
+
+def with_a_table_named_select() -> openmm.Force:
+    force = openmm.CustomCompoundBondForce(2, "select(distance(p1,p2))")
+    force.addTabulatedFunction("select", openmm.Continuous1DFunction([0.0, 1.0, 2.0], 0.0, 5.0))
+    force.addBond([0, 1], [])
+    return force
+
+
+def without_direct_space() -> openmm.Force:
+    force = openmm.NonbondedForce()
+    for _ in range(4):
+        force.addParticle(0.1, 0.3, 1.0)
+    force.setIncludeDirectSpace(False)
+    return force
+
+
 @pytest.mark.parametrize(
     ("force", "message"),
     [
+        (named_like_a_point, "CustomCompoundBondForce: two variables named 'p1'"),
+        (named_like_a_side, "CustomNonbondedForce: two variables named 'e1'"),
+        (with_a_table_named_select, "CustomCompoundBondForce: a tabulated function named 'select'"),
+        (without_direct_space, "NonbondedForce: no direct space"),
         (with_cutoff, "CustomNonbondedForce: a cutoff"),
         (periodic_bonds, "HarmonicBondForce: periodic boundary conditions"),
         (with_a_surface, "CustomNonbondedForce: a tabulated function .*Continuous2DFunction"),

@@ -8,7 +8,8 @@ import openmm
 import pytest
 import torch
 
-from openmm_vtdis.targets import OpenMMTarget, gaussian_mixture
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
 from openmm_vtdis.targets.equilibrium import check_equilibrium, virial_ratio
 from openmm_vtdis.units import thermal_energy
 from tests.targets.reference import system_of
@@ -57,10 +58,15 @@ def test_frames_of_another_temperature_are_reported(caplog: pytest.LogCaptureFix
 
 def test_exploded_frames_are_refused() -> None:
     target = springs()
-    x = exact_frames(target, 100, 300.0)
-    x[[17, 40]] *= 30.0
-    with pytest.raises(ValueError, match="got 2 of 100 that exploded, the first at index 17"):
+    x = exact_frames(target, 2000, 300.0)
+    x[[17, 1040]] *= 30.0  # 1040 is not among the thousand that are looked at anyhow
+    with pytest.raises(ValueError, match="got 2 of 1001 that exploded, the first at index 17, of"):
         check_equilibrium(target, x)
+
+
+def test_a_large_frame_of_low_energy_is_no_explosion() -> None:
+    narrow = GaussianMixture(torch.zeros(2, 3, 1), [0.9, 0.1], [0.01, 100.0], Space(3, 1, False))
+    check_equilibrium(narrow, narrow.sample(500, seed=0))
 
 
 def test_frames_without_a_finite_energy_are_refused() -> None:

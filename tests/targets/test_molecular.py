@@ -144,7 +144,7 @@ def pairs_with_groups() -> openmm.Force:
 
 
 def pairs_with_tables() -> openmm.Force:
-    force = openmm.CustomNonbondedForce("well(type1,type2)*ramp(r)+cube(type1+type2,type1,type2)")
+    force = openmm.CustomNonbondedForce("well(type1,type2)*ramp(r)+grid(type1+type2,type1,type2)")
     force.addPerParticleParameter("type")
     rng = np.random.default_rng(3)
     force.addTabulatedFunction(
@@ -152,7 +152,7 @@ def pairs_with_tables() -> openmm.Force:
     )
     force.addTabulatedFunction("ramp", openmm.Continuous1DFunction(rng.normal(size=12), 0.3, 2.5))
     table = np.add.outer(np.arange(5.0), np.outer(*[rng.normal(size=3)] * 2))
-    force.addTabulatedFunction("cube", openmm.Discrete3DFunction(5, 3, 3, table.T.ravel()))
+    force.addTabulatedFunction("grid", openmm.Discrete3DFunction(5, 3, 3, table.T.ravel()))
     for i in range(N):
         force.addParticle([i % 3])
     return force
@@ -261,6 +261,9 @@ def test_tables_say_nothing_outside_their_range() -> None:
     curve = spline(np.array([1.0, 2.0, 0.5]), 0.0, 1.0, periodic=False)
     x = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1, torch.nan], dtype=torch.float64)
     np.testing.assert_allclose(curve(x), [0.0, 1.0, 2.0, 0.5, 0.0, np.nan])
+    line = lookup((3,), [1.0, 2.0, 4.0])  # halves go away from zero, as in C
+    halves = torch.tensor([0.5, 1.5, 2.4, 2.5, -0.4, -0.5], dtype=torch.float64)
+    np.testing.assert_allclose(line(halves), [2.0, 4.0, 4.0, np.nan, 1.0, np.nan])
     table = lookup((2, 3), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     i = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.0], dtype=torch.float64)
     j = torch.tensor([2.0, 1.0, 0.0, 0.0, 3.0], dtype=torch.float64)

@@ -12,7 +12,8 @@ from openmm import app, unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, units
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones, terms
+from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones, terms, validation
+from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.translators import custom
 from openmm_vtdis.testing import check_target
 from tests.targets.reference import (
@@ -275,10 +276,10 @@ def test_batched_on_demand_is_batched_or_an_error() -> None:
 
 
 class ShiftedPairs(terms.Sum):
-    """Negative control: a translation that is wrong by a part in 10,000."""
+    """Negative control: a translation that is wrong by a part in ten million."""
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
-        return 1.0001 * super().forward(coordinates)
+        return (1.0 + 1e-7) * super().forward(coordinates)
 
 
 class WrongGradient(terms.Sum):
@@ -292,7 +293,7 @@ class WrongGradient(terms.Sum):
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        (ShiftedPairs, "the batched energy is .* where OpenMM's is"),
+        (ShiftedPairs, r"CustomBondForce \(force 0\): the batched energy is .* where OpenMM's is"),
         (WrongGradient, "forces differ"),
     ],
 )
@@ -311,14 +312,21 @@ def test_a_wrong_translation_is_never_used(
 
 
 def test_bonds_of_another_molecule_are_refused() -> None:
-    system = system_of(bonds("r", [(0, 1), (1, 2), (2, 3)]))
-    topology = topology_of(4)
-    atoms = list(topology.atoms())
-    topology.addBond(atoms[0], atoms[1])
-    OpenMMTarget(system, topology)
-    topology.addBond(atoms[1], atoms[3])
-    with pytest.raises(ValueError, match=r"topology: .* got 1 of 2 that are not, the first betw"):
-        OpenMMTarget(system, topology)
+    def springs() -> openmm.System:
+        return system_of(bonds("r", [(0, 1), (1, 2), (2, 3)]))
+
+    def chain(*pairs: tuple[int, int]) -> app.Topology:
+        topology = topology_of(4)
+        atoms = list(topology.atoms())
+        for i, j in pairs:
+            topology.addBond(atoms[i], atoms[j])
+        return topology
+
+    OpenMMTarget(springs(), chain((0, 1), (1, 2), (2, 3)))
+    OpenMMTarget(system_of(bonds("r", [(0, 3)])), chain((0, 1), (1, 2), (2, 3), (0, 3)))
+    OpenMMTarget(system_of(bonds("r", [(0, 1), (0, 3)])), chain((0, 1)))
+    with pytest.raises(ValueError, match=r"topology: .* got 2 that it has not, the first between"):
+        OpenMMTarget(springs(), chain((0, 2), (2, 1), (1, 3)))
 
 
 def test_atoms_without_an_element_need_labels() -> None:
@@ -331,3 +339,25 @@ def test_atoms_without_an_element_need_labels() -> None:
         DiffusionBoltzmannGenerator(system, topology, network="egnn-1x8")
     gen = DiffusionBoltzmannGenerator(system, topology, network="egnn-1x8", labels=[0, 0, 1, 1])
     assert gen.labels == [0, 0, 1, 1]
+
+
+def test_a_small_force_does_not_hide_behind_a_large_one() -> None:
+    """Negative control: table indices that fall between two integers, beside stiff bonds."""
+    pair = openmm.CustomNonbondedForce("well(0.5*(k1+k2))*exp(-r)")
+    pair.addPerParticleParameter("k")
+    pair.addTabulatedFunction("well", openmm.Discrete1DFunction([1.0, 2.0, 4.0]))
+    for i in range(4):
+        pair.addParticle([i % 3])
+    system = system_of(bonds("1e7*(r-0.1)^2"), pair)
+    target = OpenMMTarget(system, topology_of(4), backend="batched")
+    x = configurations(5)
+    expected, _ = by_openmm(system, x)
+    torch.testing.assert_close(target.reduced_energy(x) * units.thermal_energy(300), expected)
+    probe = validation.ForceProbe(system)
+    batched = BatchedEnergy(system)
+    term = batched.terms[1]
+    forward = term.forward
+    term.forward = lambda c: forward(c) + 1e-3  # type: ignore[method-assign]
+    reason = validation.disagreement(batched, probe, x, 2.5)
+    assert reason is not None
+    assert reason.startswith("CustomNonbondedForce (force 1)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,13 @@ def global_parameters(force: Any) -> dict[str, float]:
     }
 
 
+def refuse_clashes(force: openmm.Force, names: Sequence[str]) -> None:
+    """Raise Untranslatable if two variables of an expression have one name."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise Untranslatable(type(force).__name__, f"two variables named {twice[0]!r}")
+
+
 def columns(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     """Rows of parameters (one per term) as named columns."""
     return {name: [row[k] for row in rows] for k, name in enumerate(names)}
@@ -52,6 +60,7 @@ def _sum(
     """A sum whose expression knows ``names``, which ``coordinates`` makes of the points."""
     n_terms = len(particles)
     shared = {name: [value] * n_terms for name, value in global_parameters(force).items()}
+    refuse_clashes(force, [*parameters, *shared, *names])
     table = {**parameters, **shared}
     expression = compiled(force, force.getEnergyFunction(), [*names, *table], functions)
 

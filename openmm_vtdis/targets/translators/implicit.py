@@ -20,7 +20,12 @@ from torch import Tensor
 from openmm_vtdis.targets.lepton import Expression
 from openmm_vtdis.targets.tabulated import tabulated_functions
 from openmm_vtdis.targets.terms import Columns, Term, Untranslatable, translates
-from openmm_vtdis.targets.translators.custom import columns, compiled, global_parameters
+from openmm_vtdis.targets.translators.custom import (
+    columns,
+    compiled,
+    global_parameters,
+    refuse_clashes,
+)
 from openmm_vtdis.targets.translators.nonbonded import COULOMB
 
 _SINGLE = openmm.CustomGBForce.SingleParticle
@@ -44,6 +49,7 @@ def custom_gb(force: openmm.CustomGBForce, system: openmm.System) -> Term:
         variables = [*shared, *("x", "y", "z"), *known]
         if kind != _SINGLE:
             variables = [*shared, "r", *(f"{name}{side}" for name in known for side in (1, 2))]
+        refuse_clashes(force, variables)
         return compiled(force, source, variables, functions)
 
     values = []
@@ -91,8 +97,9 @@ class GeneralizedBorn(Term):
         m = n_particles
         self.n_terms = max(m * (m - 1), 1)
         self._values, self._energies = list(values), list(energies)
-        pairs = torch.combinations(torch.arange(m))
-        ordered = torch.tensor([[i, j] for i in range(m) for j in range(m) if i != j])
+        pairs = torch.combinations(torch.arange(m)).reshape(-1, 2)
+        every = [[i, j] for i in range(m) for j in range(m) if i != j]
+        ordered = torch.tensor(every, dtype=torch.int64).reshape(-1, 2)
         number = torch.zeros(m, m, dtype=torch.int64)
         number[pairs[:, 0], pairs[:, 1]] = number[pairs[:, 1], pairs[:, 0]] = torch.arange(
             len(pairs)

@@ -25,6 +25,8 @@ def nonbonded(force: openmm.NonbondedForce, system: openmm.System) -> Term:
     """Lennard-Jones and Coulomb, with exceptions and parameter offsets."""
     if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
         raise Untranslatable("NonbondedForce", "a cutoff")
+    if not force.getIncludeDirectSpace():
+        raise Untranslatable("NonbondedForce", "no direct space")
     particles, exceptions = _parameters(force)
     index = [force.getExceptionParameters(k)[:2] for k in range(force.getNumExceptions())]
     own = {frozenset(pair): row for pair, row in zip(index, exceptions, strict=True)}
