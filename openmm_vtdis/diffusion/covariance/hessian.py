@@ -1,9 +1,9 @@
 r"""Covariance from the Hessian of the energy itself: no training, and no network Jacobian.
 
-The posterior of x_0 given x_n is proportional to exp(-u(x_0) - |x_0 - x_n|^2 / 2 t_n^2). Where
+The posterior of x_0 given x_n is proportional to ``exp(-u(x_0) - |x_0 - x_n|^2 / 2 t_n^2)``. Where
 it is narrow it is a Gaussian around D(x_n) with the precision H + I / t_n^2, H = Hessian of u at
 D(x_n). Where H says that it is wider than the data themselves, which have unit variance per degree
-of freedom in model units, the data's width is taken: with h_i the eigenvalues of H,
+of freedom in model units, the data's width is taken: with h_i the eigenvalues of H::
 
     C = Cov / t_n^2,          eigenvalues 1 / (1 + t_n^2 max(h_i, 1)).
 
