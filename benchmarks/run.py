@@ -227,9 +227,14 @@ METHODS: dict[str, Method] = {
     "time network, alpha = 2": Method(family="time-network"),
     "diagonal, alpha = 2": Method(family="diagonal"),
     "full, alpha = 2": Method(family="full"),
+    "hessian, alpha = 2": Method(family="hessian"),
+    "pairwise, alpha = 2": Method(family="pairwise"),
+    "tweedie, alpha = 2": Method(family="tweedie"),
 }
 ISOTROPIC = tuple(METHODS)[:5]
-MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:])
+MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:7])
+OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "tweedie")
+"""Families that need a pass of their own; the others share the three numbers a step."""
 
 
 class Bench:
@@ -253,7 +258,7 @@ class Bench:
     def ddpm(self, n_steps: int) -> DiffusionKernel:
         """The untuned kernel on the geometric grid of n_steps."""
         grid = Schedule.geometric(n_steps, *self.times)
-        return DiffusionKernel.ddpm(self.gen.denoiser, grid)
+        return DiffusionKernel.ddpm(self.gen.denoiser, grid, self.gen.model_energy)
 
     def data(self, n_steps: int, family: Fittable, split: str) -> Trajectories:
         """Forward trajectories of a split under the untuned kernel."""
@@ -278,7 +283,7 @@ class Bench:
             log_w = log_weights(self.shipped.covariance, Trajectories(raw.base, square), schedule)
             return self.shipped, log_w, {"tuning": "shipped"}
         family: Covariance = make_covariance(method.family, space, self.gen.labels)
-        if method.family in ("diagonal", "full"):
+        if method.family in OWN_STATISTICS:
             train, test = (self.data(n_steps, family, split) for split in ("train", "test"))
         else:
             mean = MeanGains(space, self.gen.labels, torch.zeros(1, 2))
