@@ -88,6 +88,12 @@ def curves(document: dict[str, Any], ax: Axes) -> None:
         if len(rows) > 1:
             forward, reverse = ([r[f"{w}_ess"][0] for r in rows] for w in ("forward", "reverse"))
             ess_curve([r["n_steps"] for r in rows], forward, reverse, method, ax)
+    solid = [line for line in ax.get_lines() if str(line.get_label()).endswith(", forward")]
+    names = [str(line.get_label()).removesuffix(", forward") for line in solid]
+    ax.legend(
+        solid, names, title="forward (reverse: dashed)", frameon=False, loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+    )  # fmt: skip
     ax.set_title(document["system"])
 
 
@@ -131,7 +137,7 @@ def main() -> None:
             continue
         write_atomically(DOCS / "tables" / f"{path.stem}.md", table(document).encode())
         for name, draw in {"ess-steps": curves, "eta": etas}.items():
-            figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+            figure = Figure(figsize=(8.4 if draw is curves else 6.4, 4.2), layout="constrained")
             draw(document, figure.subplots())
             figure.savefig(DOCS / "figures" / f"{path.stem}-{name}.png", dpi=110)
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
