@@ -388,7 +388,7 @@ class DiffusionBoltzmannGenerator:
         """Draw n weighted samples by the tuned reverse diffusion.
 
         ``n_steps`` other than the tuned number needs a covariance that holds for any grid
-        ("time-network").
+        ("time-network", "tweedie", "hessian", "pairwise").
 
         A sample whose energy is NaN or infinite gets log w = -inf and is counted by
         ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same

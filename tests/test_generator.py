@@ -77,7 +77,7 @@ def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
 
 @pytest.mark.parametrize("tune_mean", [False, True], ids=["", "mean"])
 @pytest.mark.parametrize("space", [None, Space(4, 2), Space(4, 3)], ids=str)
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", [*COVARIANCES, "tweedie", "hessian"])
 def test_log_z_is_known_with_a_length_scale_that_is_not_one(
     covariance: str, space: Space | None, tune_mean: bool
 ) -> None:
@@ -92,6 +92,33 @@ def test_log_z_is_known_with_a_length_scale_that_is_not_one(
     inverse = np.exp(-log_v)
     z = (inverse.mean() - 1.0) / (inverse.std() / math.sqrt(len(inverse)))
     assert abs(z) < 4.0
+
+
+def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
+    """Weights are exact with any energy, so that log Z would not show one in the wrong unit."""
+    space, variance, length = Space(4, 3), 0.2, 0.7
+    target = GaussianMixture(torch.zeros(1, 4, 3), [variance], [1.0], space)
+    denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser.scaled(length), length)
+    gen.tune(target.sample(200, seed=1), 10, "hessian", n_trajectories=100, progress=False)
+    assert gen.kernel is not None
+    scaled = variance / length**2
+    for n in (1, 5, 10):
+        t = gen.kernel.schedule.times[n]
+        shape = gen.kernel.covariance.shape(gen.kernel.step(n, target.sample(3, seed=2) / length))
+        identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
+        torch.testing.assert_close(shape, scaled / (scaled + t**2) * identity)
+
+
+def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> None:
+    bench = double_well()
+    gen = DiffusionBoltzmannGenerator(
+        bench.system, None, bench.temperature, n_dims=2, network="egnn-1x8", backend="contexts"
+    )
+    gen.train(frames, 2, batch_size=8, progress=False)
+    with pytest.raises(ValueError, match=r"second derivatives .* got that of OpenMM Contexts"):
+        gen.tune(frames, 3, "hessian", n_trajectories=100, progress=False)
+    assert gen.kernel is None
 
 
 def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +24,12 @@ from openmm_vtdis.topology import (
     stereocentres,
     symmetry_labels,
 )
+from tests.molecules import molecule
 
 CORNERS = torch.tensor(
     [[0.0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64
 )
 """A centre and its four neighbours."""
-
-
-def molecule(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> app.Topology:
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    atoms = [
-        topology.addAtom(f"{e}{i}", app.Element.getBySymbol(e), residue)
-        for i, e in enumerate(elements)
-    ]
-    for i, j in bonds:
-        topology.addBond(atoms[i], atoms[j])
-    return topology
 
 
 def bromochlorofluoromethane() -> app.Topology:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Iterable
 
 import mdtraj as md
 import networkx as nx
@@ -26,18 +25,7 @@ from openmm_vtdis.topology import (
     topology_to_json,
 )
 from openmm_vtdis.topology.symmetry import _refine
-
-
-def molecule(elements: str, bonds: Iterable[tuple[int, int]]) -> app.Topology:
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    atoms = [
-        topology.addAtom(f"{e}{i}", app.Element.getBySymbol(e), residue)
-        for i, e in enumerate(elements)
-    ]
-    for i, j in bonds:
-        topology.addBond(atoms[i], atoms[j])
-    return topology
+from tests.molecules import molecule
 
 
 def carbons(graph: nx.Graph) -> app.Topology:

@@ -36,7 +36,7 @@ class DiffusionKernel:
     schedule
         Noise levels t_0..t_N.
     covariance
-        Family of reverse covariances, fitted for this schedule (DDPM: ``Isotropic.untuned``).
+        Family of reverse covariances, fitted for this schedule (DDPM: ``Isotropic.ddpm``).
     gains
         (N,) mean coefficients k_n, or None for 1 - r_n.
     energy

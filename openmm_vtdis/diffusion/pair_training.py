@@ -6,7 +6,8 @@ likelihood of r over the degrees of freedom, up to constants,
     loss = [ r^T C^-1 r / t^2 + log det C ] / (2 d),
 
 is least where t^2 C is the covariance of the posterior, or of all that the denoiser cannot know.
-The denoiser is frozen. :class:`~openmm_vtdis.diffusion.training.Trainer` does the rest.
+Stiff directions and wide ones lie up to seven decades apart, so that it is taken in double
+precision. The denoiser is frozen. :class:`~openmm_vtdis.diffusion.training.Trainer` does the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from openmm_vtdis.diffusion.covariance.pairwise import posterior_shape
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.diffusion.training import digest
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
 
@@ -40,6 +42,10 @@ class PairObjective(nn.Module):
         self.head = head
         self._frozen = (denoiser,)  # in a tuple: its weights are not this module's
 
+    def extra_repr(self) -> str:
+        """A digest of the frozen weights, which tells a checkpoint for another denoiser apart."""
+        return f"denoiser={digest(*self._frozen[0].state_dict().values())}"
+
     @property
     def space(self) -> Space:
         """The space of the configurations."""
@@ -50,7 +56,8 @@ class PairObjective(nn.Module):
         x = clean + t[:, None, None] * noise
         with torch.no_grad():
             denoised, messages = self._frozen[0].with_messages(x, t)
-        pairs = self.head(messages, denoised, t.log())
+        pairs = self.head(messages, denoised, t.log()).double()
+        denoised, t = denoised.double(), t.double()
         factor = torch.linalg.cholesky(posterior_shape(self.space, pairs, denoised, t))
         residual = self.space.reduce(clean - denoised).flatten(1) / t[:, None]
         white = torch.linalg.solve_triangular(factor, residual[:, :, None], upper=False)

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,24 +131,15 @@ class TrainingLog:
         self.seconds.append(seconds)
 
 
-class Trainable(Protocol):
-    """A torch module with a loss per configuration: a denoiser, or a head of one."""
-
-    space: Any
-
-    def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """(B, M, D), (B,), (B, M, D) -> (B,)."""
-        ...
-
-
 class Trainer:
     """One training run: parameters, their average, optimiser, random stream and history.
 
     Parameters
     ----------
     denoiser
-        A module that is :class:`Trainable`. Trained in place; holds the EMA weights after
-        :meth:`run`.
+        A torch module with a ``space`` and a ``loss`` of clean (B, M, D), t (B,) and noise
+        (B, M, D) per configuration, (B,): a denoiser, or a head of one. Trained in place; holds
+        the EMA weights after :meth:`run`.
     frames, held_out
         (n, M, D) configurations in model units, projected onto the space.
     config
@@ -335,8 +326,8 @@ class Trainer:
         return {
             "config": dataclasses.asdict(self.config),
             "parameters": {k: list(v.shape) for k, v in self.denoiser.state_dict().items()},
-            "network": _digest(repr(self.denoiser), *self.denoiser.buffers()),
-            "frames": _digest(self.frames, self.held_out),
+            "network": digest(repr(self.denoiser), *self.denoiser.buffers()),
+            "frames": digest(self.frames, self.held_out),
         }
 
 
@@ -378,7 +369,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _digest(*parts: str | Tensor) -> str:
+def digest(*parts: str | Tensor) -> str:
     """SHA-256 of texts and of the shapes and bytes of tensors."""
     digest = hashlib.sha256()
     for part in parts:

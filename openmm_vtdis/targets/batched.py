@@ -60,14 +60,14 @@ class BatchedEnergy(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         """Energies: x (B, M, 3) nm -> (B,) kJ/mol, float64 on x's device, differentiable."""
-        chunks = [self._evaluate(chunk) for chunk in self._chunks(x)]
+        chunks = [self.energies(chunk).sum(dim=0) for chunk in self._chunks(x)]
         return torch.cat(chunks) if chunks else x.new_zeros(0, dtype=torch.float64)
 
     def energies(self, x: Tensor) -> Tensor:
-        """Of every force on its own: x (B, M, 3) nm -> (number of forces, B) kJ/mol."""
-        coordinates = x.to(torch.float64).permute(2, 1, 0).contiguous()
+        """Of every force on its own: x (B, M, 3) nm -> (number of forces, B) kJ/mol, in one go."""
         self.to(x.device)
-        rows = [term(coordinates).detach() for term in self.terms]
+        coordinates = x.to(torch.float64).permute(2, 1, 0).contiguous()
+        rows = [term(coordinates) for term in self.terms]
         return torch.stack(rows) if rows else coordinates.new_zeros(0, x.shape[0])
 
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class BatchedEnergy(nn.Module):
         for chunk in self._chunks(x.detach()):
             with torch.enable_grad():
                 chunk = chunk.to(torch.float64).requires_grad_(True)
-                energy = self._evaluate(chunk)
+                energy = self.energies(chunk).sum(dim=0)
             if energy.requires_grad:
                 (gradient,) = torch.autograd.grad(energy.sum(), chunk, materialize_grads=True)
             else:
@@ -93,10 +93,3 @@ class BatchedEnergy(nn.Module):
         size = max(1, elements // self._n_terms)
         for start in range(0, x.shape[0], size):
             yield x[start : start + size]
-
-    def _evaluate(self, x: Tensor) -> Tensor:
-        coordinates = x.to(torch.float64).permute(2, 1, 0).contiguous()
-        energy = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        for term in self.terms:
-            energy = energy + term(coordinates)
-        return energy

@@ -7,7 +7,7 @@ the table, where OpenMM raises an error).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,9 @@ from torch import Tensor
 from openmm_vtdis.targets.lepton import FUNCTIONS, Function
 from openmm_vtdis.targets.terms import Untranslatable
 
-_OF_PARTICLES = ("distance", "angle", "dihedral", "pointdistance", "pointangle", "pointdihedral")
 
-
-def tabulated_functions(force: Any) -> dict[str, Function]:
-    """Name to function, for every tabulated function of a force.
+def tabulated_functions(force: Any, taken: Collection[str] = ()) -> dict[str, Function]:
+    """Name to function, for every tabulated function of a force; names in ``taken`` are refused.
 
     Raises
     ------
@@ -33,7 +31,7 @@ def tabulated_functions(force: Any) -> dict[str, Function]:
     found = {}
     for k in range(force.getNumTabulatedFunctions()):
         name, table = force.getTabulatedFunctionName(k), force.getTabulatedFunction(k)
-        if name in FUNCTIONS or name in _OF_PARTICLES:
+        if name in FUNCTIONS or name in taken:
             raise Untranslatable(type(force).__name__, f"a tabulated function named {name!r}")
         found[name] = _translate(type(force).__name__, table)
     return found

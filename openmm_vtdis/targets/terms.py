@@ -124,3 +124,9 @@ class Columns(nn.Module):
     def values(self) -> dict[str, Tensor]:
         """Name to (P, 1) or scalar."""
         return {name: getattr(self, f"_column_{i}") for i, name in enumerate(self._column_names)}
+
+
+def entries(force: Any, what: str) -> list[Any]:
+    """OpenMM's tuples of parameters, of every "Bond", "Angle", "Torsion" or "Particle"."""
+    count = getattr(force, f"getNum{what}s")()
+    return [getattr(force, f"get{what}Parameters")(k) for k in range(count)]

@@ -243,7 +243,7 @@ def disagreement(
     x = pad(x)
     expected = probe.energies(x)
     found = torch.zeros_like(expected)
-    for k, row in enumerate(batched.energies(x)):
+    for k, row in enumerate(batched.energies(x).detach()):
         found[min(k, _N_GROUPS - 1)] += row
     difference = (found - expected).abs()
     scale = _AGREEMENT_TOLERANCE * expected.abs() + _SMALLEST_ENERGY * thermal_energy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,7 +283,8 @@ def pairwise_kernel(space: Space, double: bool = False) -> DiffusionKernel:
     network = EGNN([0] + [1] * (space.n_particles - 1), space.n_dims, 2, 16, pair_head=16)
     torch.nn.init.normal_(network.pair_head.exit.weight, std=1.0)  # type: ignore[union-attr]
     denoiser = PreconditionedDenoiser(network.double() if double else network, space)
-    family = make_covariance("pairwise", space, network.config["labels"], torch.zeros(1, 22))
+    parameters = 0.3 * torch.randn(1, 22, generator=generator(5), dtype=torch.float64)
+    family = make_covariance("pairwise", space, network.config["labels"], parameters)
     return DiffusionKernel.ddpm(denoiser, GRID).with_covariance(family)
 
 
@@ -296,15 +298,17 @@ def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
         rows.append(family.statistics(step, residual))
         log_prob = family.at(step).log_prob(residual)
         total -= log_prob
-        gain = (1.0 - step.ratio) / step.ratio
+        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
+        a, c = (float(v) for v in family._scales(family.parameters, levels))  # type: ignore[attr-defined]
+        gain = c * (1.0 - step.ratio) / step.ratio
         identity = torch.eye(space.dim, dtype=torch.float64)
-        dense = step.variance * (identity + gain * family.shape(step))  # type: ignore[attr-defined]
+        dense = step.variance * (a * identity + gain * family.shape(step))  # type: ignore[attr-defined]
         reference = torch.distributions.MultivariateNormal(
             torch.zeros(space.dim, dtype=torch.float64), dense
         )
         torch.testing.assert_close(log_prob, reference.log_prob(space.reduce(residual).flatten(1)))
     statistics = torch.stack(rows, dim=1)
-    torch.testing.assert_close(family.cost(torch.zeros(1, 22), statistics, GRID), total)
+    torch.testing.assert_close(family.cost(family.parameters, statistics, GRID), total)
 
 
 @pytest.mark.parametrize("n_dims", [2, 3])
@@ -378,3 +382,39 @@ def test_a_head_whose_training_failed_is_taken_away_again() -> None:
     with pytest.raises(ValueError, match="expected a trained EGNN, .* got MLP"):  # noqa: SIM117
         with new_pair_head(PreconditionedDenoiser(MLP(3, 2, 1, 8), Space(3, 2)), 16, seed=1):
             pass
+
+
+def test_a_checkpoint_for_another_denoiser_is_refused(tmp_path: Path) -> None:
+    frames = make_oracle(3, 2, True).sample(100, seed=0)
+    config = TrainingConfig(4, batch_size=8, seed=1)
+    denoiser = pairwise_kernel(Space(3, 2)).denoiser
+    for change in (0.0, 0.1):
+        denoiser.network.node_input.weight.data += change  # type: ignore[attr-defined]
+        with new_pair_head(denoiser, 8, seed=1) as objective:
+            trainer = Trainer(objective, frames[:80], frames[80:], config)
+            if change == 0.0:
+                trainer.run(tmp_path / "head.ckpt", progress=False)
+        if change:
+            with pytest.raises(ValueError, match="got one that differs in network"):
+                trainer.run(tmp_path / "head.ckpt", progress=False)
+
+
+# -- one bad configuration --------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["tweedie", "hessian", "pairwise"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_configuration_that_is_not_finite_stays_alone(kind: str, bad: float) -> None:
+    kernel = pairwise_kernel(Space(4, 2))
+    family = make_covariance(kind, kernel.space, [0, 1, 1, 1], torch.zeros(1, 22))
+    energy = make_oracle(4, 2, True).reduced_energy
+    kernel = DiffusionKernel.ddpm(kernel.denoiser, GRID, energy).with_covariance(family)
+    clean = kernel.space.standard_normal(5, generator(1))
+    x = clean.clone()
+    x[2, 1, 0] = bad
+    residual = 0.1 * kernel.space.standard_normal(5, generator(2))
+    expected = family.at(kernel.step(6, clean)).log_prob(residual)
+    scatter = family.at(kernel.step(6, x))
+    good = torch.tensor([0, 1, 3, 4])
+    torch.testing.assert_close(scatter.log_prob(residual)[good], expected[good])
+    assert bool(torch.isfinite(scatter.sample(5, generator(3))).all())
+    statistics = family.statistics(kernel.step(6, x, pairs=kind == "pairwise"), residual)
+    assert bool(torch.isfinite(statistics[good]).all())

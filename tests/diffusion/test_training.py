@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def weights(trainer: Trainer) -> list[torch.Tensor]:
     return list(trainer.denoiser.state_dict().values())
 
 
+def before_step(
+    trainer: Trainer, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Let something happen before a step."""
+    step = trainer._step
+
+    def acting() -> float:
+        if trainer.iteration == at:
+            action()
+        return step()
+
+    monkeypatch.setattr(trainer, "_step", acting)
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 class Interrupted(Exception):
     """Stands for a kill signal."""
 
@@ -40,14 +59,11 @@ def test_interrupted_training_resumes_bit_for_bit(
     whole.run(progress=False, evaluate_every=10)
     path = tmp_path / "run.ckpt"
     first = make_trainer()
-    step = first._step
 
-    def stop_at_17() -> float:
-        if first.iteration == 17:
-            raise Interrupted
-        return step()
+    def kill() -> None:
+        raise Interrupted
 
-    monkeypatch.setattr(first, "_step", stop_at_17)
+    before_step(first, kill, monkeypatch, at=17)
     with pytest.raises(Interrupted):
         first.run(path, checkpoint_seconds=0.0, evaluate_every=10, progress=False)
     second = make_trainer()
@@ -87,14 +103,7 @@ def test_ctrl_c_writes_a_checkpoint_and_leaves_the_denoiser_as_it_was(
     path = tmp_path / "run.ckpt"
     first = make_trainer()
     untouched = [w.clone() for w in weights(first)]
-    step = first._step
-
-    def press_at_17() -> float:
-        if first.iteration == 17:
-            signal.raise_signal(signal.SIGINT)
-        return step()
-
-    monkeypatch.setattr(first, "_step", press_at_17)
+    before_step(first, press_ctrl_c, monkeypatch, at=17)
     with pytest.raises(KeyboardInterrupt, match="at iteration 18; the same call goes on from"):
         first.run(path, evaluate_every=10, progress=False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -195,17 +204,11 @@ def test_bad_settings_are_refused() -> None:
         TrainingConfig(10, t_min=2.0, t_max=1.0)
 
 
-def test_an_ignored_interrupt_stays_ignored() -> None:
+def test_an_ignored_interrupt_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         trainer = make_trainer(5)
-        step = trainer._step
-
-        def press() -> float:
-            signal.raise_signal(signal.SIGINT)
-            return step()
-
-        trainer._step = press  # type: ignore[method-assign]
+        before_step(trainer, press_ctrl_c, monkeypatch, at=3)
         trainer.run(progress=False)
         assert trainer.iteration == 5
     finally:

@@ -92,7 +92,7 @@ def test_the_current_state_is_not_computed_again() -> None:
             self.space = self.inner.space
 
         def reduced_energy(self, x: Tensor) -> Tensor:
-            raise NotImplementedError("forces come with energies here")
+            raise AssertionError("HMC asks for energies and forces together")
 
         def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
             self.calls += 1

@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import Energy, ReverseStep
-from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_zero
 from openmm_vtdis.geometry import Space
 
 
 def energy_hessian(energy: Energy, space: Space, x: Tensor) -> Tensor:
-    """Second derivatives of an energy in reduced coordinates: x (B, M, D) -> (B, d, d) float64."""
+    """Second derivatives of an energy in reduced coordinates: x (B, M, D) -> (B, d, d) float64.
+
+    Raises
+    ------
+    ValueError
+        If the energy cannot be differentiated twice, such as that of OpenMM Contexts.
+    """
     with torch.enable_grad():
         reduced = space.reduce(x.detach().to(torch.float64)).requires_grad_(True)
         (gradient,) = torch.autograd.grad(
@@ -31,10 +37,18 @@ def energy_hessian(energy: Energy, space: Space, x: Tensor) -> Tensor:
         )
         if not gradient.requires_grad:  # it is the same everywhere
             return x.new_zeros(len(x), space.dim, space.dim, dtype=torch.float64)
-        rows = [
-            torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
-            for column in gradient.flatten(1).unbind(dim=1)
-        ]
+        try:
+            rows = [
+                torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
+                for column in gradient.flatten(1).unbind(dim=1)
+            ]
+        except RuntimeError as error:
+            if "once_differentiable" not in str(error):
+                raise
+            raise ValueError(
+                'covariance: expected an energy with second derivatives for "hessian", got that of '
+                "OpenMM Contexts; use a System that backend='batched' can translate"
+            ) from error
     matrix = torch.stack(rows, dim=1)
     return 0.5 * (matrix + matrix.mT)
 
@@ -52,8 +66,6 @@ class Hessian(StateCovariance):
                 '"hessian", got one without'
             )
         matrix = energy_hessian(step.energy, self.space, step.denoised).to(step.x.device)
-        finite = torch.isfinite(matrix).all(dim=2).all(dim=1)
-        matrix = torch.where(finite[:, None, None], matrix, 0.0)
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = torch.linalg.eigh(finite_or_zero(matrix))
         shrunk = 1.0 / (1.0 + step.t**2 * values.clamp_min(1.0))
         return (vectors * shrunk[:, None]) @ vectors.mT

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import ReverseStep
-from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_zero
 from openmm_vtdis.geometry import Space
 
 _WIDTH = 0.1
@@ -63,7 +63,7 @@ def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) ->
     m = space.n_particles
     stiff = pair_laplacian(space, square / m * alpha_1, square / m * beta_1, denoised)
     identity = torch.eye(space.dim, dtype=stiff.dtype, device=stiff.device)
-    narrow = torch.cholesky_inverse(torch.linalg.cholesky(identity + stiff))
+    narrow = torch.cholesky_inverse(torch.linalg.cholesky(identity + finite_or_zero(stiff)))
     scale = _WIDTH / m * square / (1.0 + square).square()
     return narrow + pair_laplacian(space, scale * alpha_2, scale * beta_2, denoised)
 

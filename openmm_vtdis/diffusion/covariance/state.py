@@ -16,6 +16,9 @@ log a and log c are linear in log t between fixed knots, half a decade apart, so
 are fitted and one tuning serves any grid. In the eigenbasis of C the log density needs the
 eigenvalues and the squares of the residual's components: these 2 d numbers a step are the
 statistics. If C turns with the configuration, so does Sigma.
+
+A C that is not finite, as at a configuration that is not, counts as zero: that trajectory ends with
+weight zero by itself, and the rest of its batch goes on.
 """
 
 from __future__ import annotations
@@ -94,6 +97,12 @@ class CholeskyScatter:
         return -0.5 * (square + self.space.dim * LOG_2PI) - log_det
 
 
+def finite_or_zero(matrices: Tensor) -> Tensor:
+    """(B, d, d), zero where any entry is NaN or infinite."""
+    finite = torch.isfinite(matrices).all(dim=2).all(dim=1)
+    return torch.where(finite[:, None, None], matrices, 0.0)
+
+
 def components(space: Space, vectors: Tensor, residual: Tensor) -> Tensor:
     """Residuals (B, M, D) in bases (B, d, d): (B, d)."""
     reduced = space.reduce(residual.to(torch.float64)).flatten(1)
@@ -119,7 +128,7 @@ class StateCovariance(Covariance):
         gain = c * _gain(levels)
         if self.positive:
             identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
-            matrix = step.variance * (a * identity + gain * self.shape(step))
+            matrix = step.variance * (a * identity + gain * finite_or_zero(self.shape(step)))
             return CholeskyScatter(self.space, torch.linalg.cholesky(matrix))
         values, vectors = self._spectrum(step)
         return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
@@ -156,7 +165,7 @@ class StateCovariance(Covariance):
 
     def _spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
         """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of C at x_n."""
-        values, vectors = torch.linalg.eigh(self.shape(step))
+        values, vectors = torch.linalg.eigh(finite_or_zero(self.shape(step)))
         return values.clamp_min(0.0), vectors
 
     def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:

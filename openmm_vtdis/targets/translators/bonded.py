@@ -19,7 +19,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from openmm_vtdis.targets.internal import angle, dihedral, distance
-from openmm_vtdis.targets.terms import NoTerm, Sum, Term, translates
+from openmm_vtdis.targets.terms import NoTerm, Sum, Term, entries, translates
 
 
 @translates("CMMotionRemover", "AndersenThermostat")
@@ -31,7 +31,7 @@ def no_energy(force: openmm.Force, system: openmm.System) -> Term:
 @translates("HarmonicBondForce")
 def harmonic_bond(force: openmm.HarmonicBondForce, system: openmm.System) -> Term:
     """1/2 k (r - r_0)^2."""
-    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    rows = entries(force, "Bond")
     parameters = {"r0": [r0._value for *_, r0, _ in rows], "k": [k._value for *_, k in rows]}
 
     def energy(points: Sequence[Tensor], p: dict[str, Tensor]) -> Tensor:
@@ -43,7 +43,7 @@ def harmonic_bond(force: openmm.HarmonicBondForce, system: openmm.System) -> Ter
 @translates("HarmonicAngleForce")
 def harmonic_angle(force: openmm.HarmonicAngleForce, system: openmm.System) -> Term:
     """1/2 k (theta - theta_0)^2."""
-    rows = [force.getAngleParameters(i) for i in range(force.getNumAngles())]
+    rows = entries(force, "Angle")
     parameters = {"theta0": [t._value for *_, t, _ in rows], "k": [k._value for *_, k in rows]}
 
     def energy(points: Sequence[Tensor], p: dict[str, Tensor]) -> Tensor:
@@ -55,7 +55,7 @@ def harmonic_angle(force: openmm.HarmonicAngleForce, system: openmm.System) -> T
 @translates("PeriodicTorsionForce")
 def periodic_torsion(force: openmm.PeriodicTorsionForce, system: openmm.System) -> Term:
     """k (1 + cos(n phi - phi_0))."""
-    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    rows = entries(force, "Torsion")
     parameters = {
         "n": [float(n) for *_, n, _, _ in rows],
         "phi0": [phase._value for *_, phase, _ in rows],
@@ -71,7 +71,7 @@ def periodic_torsion(force: openmm.PeriodicTorsionForce, system: openmm.System) 
 @translates("RBTorsionForce")
 def ryckaert_bellemans(force: openmm.RBTorsionForce, system: openmm.System) -> Term:
     """sum_m C_m cos^m(phi - pi)."""
-    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    rows = entries(force, "Torsion")
     names = [f"c{m}" for m in range(6)]
     parameters = {name: [row[4 + m]._value for row in rows] for m, name in enumerate(names)}
 
@@ -88,7 +88,7 @@ def ryckaert_bellemans(force: openmm.RBTorsionForce, system: openmm.System) -> T
 @translates("CMAPTorsionForce")
 def cmap(force: openmm.CMAPTorsionForce, system: openmm.System) -> Term:
     """Bicubic maps of two dihedrals."""
-    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    rows = entries(force, "Torsion")
     maps = []
     for k in range(force.getNumMaps()):
         size, values = force.getMapParameters(k)

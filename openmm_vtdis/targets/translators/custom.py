@@ -13,7 +13,7 @@ from torch import Tensor
 from openmm_vtdis.targets.internal import angle, dihedral, distance
 from openmm_vtdis.targets.lepton import Expression, Function
 from openmm_vtdis.targets.tabulated import tabulated_functions
-from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, translates
+from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, entries, translates
 
 
 def compiled(
@@ -42,6 +42,12 @@ def refuse_clashes(force: openmm.Force, names: Sequence[str]) -> None:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise Untranslatable(type(force).__name__, f"two variables named {twice[0]!r}")
+
+
+def parameter_names(force: Any, what: str) -> list[str]:
+    """Names of the parameters of every "Bond", "Angle", "Torsion" or "Particle"."""
+    count = getattr(force, f"getNumPer{what}Parameters")()
+    return [getattr(force, f"getPer{what}ParameterName")(k) for k in range(count)]
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
@@ -73,10 +79,8 @@ def _sum(
 @translates("CustomExternalForce")
 def custom_external(force: openmm.CustomExternalForce, system: openmm.System) -> Term:
     """Energy of x, y, z of single particles."""
-    rows = [force.getParticleParameters(i) for i in range(force.getNumParticles())]
-    names = [
-        force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())
-    ]
+    rows = entries(force, "Particle")
+    names = parameter_names(force, "Particle")
     axes = ("x", "y", "z")
     return _sum(
         force,
@@ -90,8 +94,8 @@ def custom_external(force: openmm.CustomExternalForce, system: openmm.System) ->
 @translates("CustomBondForce")
 def custom_bond(force: openmm.CustomBondForce, system: openmm.System) -> Term:
     """Energy of the distance r."""
-    names = [force.getPerBondParameterName(k) for k in range(force.getNumPerBondParameters())]
-    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    names = parameter_names(force, "Bond")
+    rows = entries(force, "Bond")
     parameters = columns(names, [row for *_, row in rows])
     return _sum(force, [row[:2] for row in rows], parameters, _named("r", distance), ["r"])
 
@@ -99,8 +103,8 @@ def custom_bond(force: openmm.CustomBondForce, system: openmm.System) -> Term:
 @translates("CustomAngleForce")
 def custom_angle(force: openmm.CustomAngleForce, system: openmm.System) -> Term:
     """Energy of the angle theta."""
-    names = [force.getPerAngleParameterName(k) for k in range(force.getNumPerAngleParameters())]
-    rows = [force.getAngleParameters(i) for i in range(force.getNumAngles())]
+    names = parameter_names(force, "Angle")
+    rows = entries(force, "Angle")
     parameters = columns(names, [row for *_, row in rows])
     return _sum(force, [row[:3] for row in rows], parameters, _named("theta", angle), ["theta"])
 
@@ -108,8 +112,8 @@ def custom_angle(force: openmm.CustomAngleForce, system: openmm.System) -> Term:
 @translates("CustomTorsionForce")
 def custom_torsion(force: openmm.CustomTorsionForce, system: openmm.System) -> Term:
     """Energy of the dihedral theta."""
-    names = [force.getPerTorsionParameterName(k) for k in range(force.getNumPerTorsionParameters())]
-    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    names = parameter_names(force, "Torsion")
+    rows = entries(force, "Torsion")
     parameters = columns(names, [row for *_, row in rows])
     return _sum(force, [row[:4] for row in rows], parameters, _named("theta", dihedral), ["theta"])
 
@@ -121,8 +125,8 @@ def _named(name: str, coordinate: Callable[..., Tensor]) -> Callable[..., dict[s
 @translates("CustomCompoundBondForce")
 def custom_compound_bond(force: openmm.CustomCompoundBondForce, system: openmm.System) -> Term:
     """Energy of the positions, distances, angles and dihedrals of k particles."""
-    names = [force.getPerBondParameterName(k) for k in range(force.getNumPerBondParameters())]
-    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    names = parameter_names(force, "Bond")
+    rows = entries(force, "Bond")
     particles = [f"p{i + 1}" for i in range(force.getNumParticlesPerBond())]
     axes = [(axis, f"{axis}{i + 1}") for i in range(len(particles)) for axis in "xyz"]
 
@@ -137,7 +141,7 @@ def custom_compound_bond(force: openmm.CustomCompoundBondForce, system: openmm.S
         columns(names, [row for _, row in rows]),
         coordinates,
         [*particles, *(name for _, name in axes)],
-        {**_OF_PARTICLES, **tabulated_functions(force)},
+        {**_OF_PARTICLES, **tabulated_functions(force, _OF_PARTICLES)},
     )
 
 
@@ -183,10 +187,8 @@ def _particle_parameters(
     force: openmm.CustomNonbondedForce, functions: Mapping[str, Function]
 ) -> tuple[list[str], list[list[float]]]:
     """Names and rows of per-particle parameters, computed values included."""
-    names = [
-        force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())
-    ]
-    rows = [list(force.getParticleParameters(i)) for i in range(force.getNumParticles())]
+    names = parameter_names(force, "Particle")
+    rows = [list(row) for row in entries(force, "Particle")]
     shared = global_parameters(force)
     given = list(names)
     for k in range(force.getNumComputedValues()):

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from openmm_vtdis.targets.lepton import Expression
 from openmm_vtdis.targets.tabulated import tabulated_functions
-from openmm_vtdis.targets.terms import Columns, Term, Untranslatable, translates
+from openmm_vtdis.targets.terms import Columns, Term, Untranslatable, entries, translates
 from openmm_vtdis.targets.translators.custom import (
     columns,
     compiled,
     global_parameters,
+    parameter_names,
     refuse_clashes,
 )
 from openmm_vtdis.targets.translators.nonbonded import COULOMB
@@ -38,10 +39,8 @@ def custom_gb(force: openmm.CustomGBForce, system: openmm.System) -> Term:
     if force.getNonbondedMethod() != openmm.CustomGBForce.NoCutoff:
         raise Untranslatable("CustomGBForce", "a cutoff")
     functions = tabulated_functions(force)
-    names = [
-        force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())
-    ]
-    rows = [force.getParticleParameters(i) for i in range(force.getNumParticles())]
+    names = parameter_names(force, "Particle")
+    rows = entries(force, "Particle")
     shared = list(global_parameters(force))
     known = list(names)
 
@@ -193,8 +192,7 @@ def gbsa_obc(force: openmm.GBSAOBCForce, system: openmm.System) -> Term:
     custom = openmm.CustomGBForce()
     for name in ("q", "radius", "scale"):
         custom.addPerParticleParameter(name)
-    for i in range(force.getNumParticles()):
-        q, radius, scale = force.getParticleParameters(i)
+    for q, radius, scale in entries(force, "Particle"):
         custom.addParticle([q._value, radius._value, scale])
     screening = 1.0 / force.getSoluteDielectric() - 1.0 / force.getSolventDielectric()
     custom.addGlobalParameter("screening", COULOMB * screening)

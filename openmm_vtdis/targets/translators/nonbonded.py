@@ -14,7 +14,7 @@ import numpy as np
 import openmm
 from torch import Tensor
 
-from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, translates
+from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, entries, translates
 
 COULOMB = 138.93545764438198
 """1 / (4 pi epsilon_0) in kJ nm / (mol e^2), as OpenMM has it."""
@@ -28,7 +28,7 @@ def nonbonded(force: openmm.NonbondedForce, system: openmm.System) -> Term:
     if not force.getIncludeDirectSpace():
         raise Untranslatable("NonbondedForce", "no direct space")
     particles, exceptions = _parameters(force)
-    index = [force.getExceptionParameters(k)[:2] for k in range(force.getNumExceptions())]
+    index = [row[:2] for row in entries(force, "Exception")]
     own = {frozenset(pair): row for pair, row in zip(index, exceptions, strict=True)}
     pairs, rows = [], []
     for i in range(len(particles)):
@@ -62,17 +62,9 @@ def _parameters(force: openmm.NonbondedForce) -> tuple[np.ndarray, np.ndarray]:
         force.getGlobalParameterName(k): force.getGlobalParameterDefaultValue(k)
         for k in range(force.getNumGlobalParameters())
     }
-    particles = np.array(
-        [
-            [value._value for value in force.getParticleParameters(i)]
-            for i in range(force.getNumParticles())
-        ]
-    )
+    particles = np.array([[value._value for value in row] for row in entries(force, "Particle")])
     exceptions = np.array(
-        [
-            [value._value for value in force.getExceptionParameters(k)[2:]]
-            for k in range(force.getNumExceptions())
-        ]
+        [[value._value for value in row[2:]] for row in entries(force, "Exception")]
     ).reshape(-1, 3)
     for k in range(force.getNumParticleParameterOffsets()):
         name, i, *scales = force.getParticleParameterOffset(k)
