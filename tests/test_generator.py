@@ -116,7 +116,7 @@ def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> 
         bench.system, None, bench.temperature, n_dims=2, network="egnn-1x8", backend="contexts"
     )
     gen.train(frames, 2, batch_size=8, progress=False)
-    with pytest.raises(ValueError, match=r"second derivatives .* got that of OpenMM Contexts"):
+    with pytest.raises(ValueError, match=r"second derivatives, got that of OpenMM Contexts"):
         gen.tune(frames, 3, "hessian", n_trajectories=100, progress=False)
     assert gen.kernel is None
 

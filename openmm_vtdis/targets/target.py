@@ -238,15 +238,27 @@ class _ContextEnergy(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return pool.energy(x)
         energy, force = pool.energy_and_force(x)
-        ctx.save_for_backward(force)
-        ctx.dtype = x.dtype
+        ctx.save_for_backward(x, force)
         return energy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (force,) = ctx.saved_tensors
-        return (-gradient[:, None, None] * force).to(ctx.dtype), None
+        return _ContextGradient.apply(*ctx.saved_tensors, gradient), None
+
+
+class _ContextGradient(torch.autograd.Function):
+    """The gradient as a function of x whose own derivatives nobody knows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, force: Tensor, gradient: Tensor) -> Tensor:
+        return (-gradient[:, None, None] * force).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None, None]:
+        raise ValueError(
+            "expected an energy with second derivatives, got that of OpenMM Contexts; use a System "
+            "that backend='batched' can translate"
+        )
 
 
 def _finite(x: Tensor) -> Tensor:

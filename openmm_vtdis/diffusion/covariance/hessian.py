@@ -37,18 +37,10 @@ def energy_hessian(energy: Energy, space: Space, x: Tensor) -> Tensor:
         )
         if not gradient.requires_grad:  # it is the same everywhere
             return x.new_zeros(len(x), space.dim, space.dim, dtype=torch.float64)
-        try:
-            rows = [
-                torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
-                for column in gradient.flatten(1).unbind(dim=1)
-            ]
-        except RuntimeError as error:
-            if "once_differentiable" not in str(error):
-                raise
-            raise ValueError(
-                'covariance: expected an energy with second derivatives for "hessian", got that of '
-                "OpenMM Contexts; use a System that backend='batched' can translate"
-            ) from error
+        rows = [
+            torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
+            for column in gradient.flatten(1).unbind(dim=1)
+        ]
     matrix = torch.stack(rows, dim=1)
     return 0.5 * (matrix + matrix.mT)
 
