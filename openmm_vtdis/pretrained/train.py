@@ -66,12 +66,31 @@ class Recipe:
     t_max: float | None = None
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
+    head_iterations: int = 0
+    """Of the training of the pair head, without which "pairwise" is not to be had."""
+    covariance: str = "isotropic"
+    n_trajectories: int = 10_000
+    """Of the tuning."""
 
 
 RECIPES: dict[str, Recipe] = {
     "dw4": Recipe("egnn-4x128", 20_000, 256, 5_000, 20, 2_000, 50, 20, 100),
     "lj13": Recipe("egnn-4x64", 18_000, 256, 2_000, 50, 2_000, 20, 20, 200),
-    "aldp-800K": Recipe("egnn-5x64", 20_000, 256, 100, 200, 150, 2, 80, 200, n_shards=5),
+    "aldp-800K": Recipe(
+        "egnn-5x64",
+        20_000,
+        128,
+        100,
+        200,
+        150,
+        2,
+        80,
+        200,
+        n_shards=5,
+        head_iterations=3_000,
+        covariance="pairwise",
+        n_trajectories=4_000,
+    ),
 }
 
 
@@ -177,10 +196,20 @@ def main() -> None:
         precision="bfloat16",
         seed=MODEL_SEED,
     )
+    head_log = None
+    if recipe.head_iterations:
+        head_log = gen.train_covariance(
+            train,
+            recipe.head_iterations,
+            checkpoint=f"runs/{options.name}-pairs.ckpt",
+            batch_size=recipe.batch_size,
+            seed=MODEL_SEED,
+        )
     report = gen.tune(
         train,
         recipe.n_steps,
-        n_trajectories=10_000,
+        recipe.covariance,
+        n_trajectories=recipe.n_trajectories,
         t_min=recipe.t_min,
         t_max=recipe.t_max,
         seed=MODEL_SEED,
@@ -194,6 +223,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
         "tuning": str(report),
         "log": dataclasses.asdict(log),
+        "head": None if head_log is None else dataclasses.asdict(head_log),
     }
     (FOLDER / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(report)

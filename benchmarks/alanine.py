@@ -1,0 +1,163 @@
+"""Alanine dipeptide before and after reweighting, beside MD: the paper's section 5.3.
+
+    python -m benchmarks.alanine --samples 5000
+
+Samples of the shipped generator are compared with the held-out reference run, which neither
+training nor tuning has seen: energies, Ramachandran plots, and the free energy along phi. Writes
+``docs/tables/aldp-observables.md`` and ``docs/figures/aldp-*.png``; the samples stay under
+``runs/`` and are used again when they are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
+from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
+from openmm_vtdis.pretrained.train import RECIPES, reference_frames
+from openmm_vtdis.storage import write_atomically
+
+NAME = "aldp-800K"
+EDGES = np.linspace(-180.0, 180.0, 37)
+
+
+def dihedrals(traj: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """phi and psi, (n,) each, in radians."""
+    phi, psi = (f(traj)[1][:, 0] for f in (mdtraj.compute_phi, mdtraj.compute_psi))
+    return phi, psi
+
+
+def left_handed(phi: np.ndarray) -> np.ndarray:
+    """1 where phi is between 0 and 120 degrees, else 0."""
+    return ((phi > 0.0) & (phi < 2.0 * np.pi / 3.0)).astype(float)
+
+
+def unweighted(ensemble: WeightedEnsemble) -> WeightedEnsemble:
+    """The samples as they came: those with a finite energy have equal weights."""
+    finite = np.isfinite(ensemble.reduced_energies)
+    return ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
+
+
+class Reference:
+    """The held-out run, whose errors come from the spread of its independent chains."""
+
+    def __init__(self, gen: DiffusionBoltzmannGenerator) -> None:
+        frames = reference_frames(NAME, "test")
+        self.energies = gen.target.reduced_energy(torch.tensor(frames)).numpy()
+        topology = mdtraj.Topology.from_openmm(gen.topology)
+        self.phi, self.psi = dihedrals(mdtraj.Trajectory(frames, topology))
+
+    def chains(self, values: np.ndarray) -> np.ndarray:
+        """(n,) -> (chains, samples)."""
+        return values.reshape(RECIPES[NAME].n_chains, -1)
+
+    def mean(self, values: np.ndarray) -> Estimate:
+        """Of an observable over frames (n,)."""
+        means = self.chains(values).mean(axis=1)
+        return Estimate(means.mean(), means.std(ddof=1) / np.sqrt(len(means)))
+
+    def histogram(self, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Density and its standard error, (k,) each."""
+        rows = [np.histogram(row, edges, density=True)[0] for row in self.chains(values)]
+        return np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
+
+
+def samples(gen: DiffusionBoltzmannGenerator, n: int, progress: bool) -> WeightedEnsemble:
+    """n weighted samples, drawn once."""
+    path = CACHE / f"{NAME}-samples-{gen.kernel.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}.nc"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        gen.sample(n, seed=SAMPLE_SEED, progress=progress).save(path)
+    return WeightedEnsemble.load(path)
+
+
+def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
+    """Table of averages: raw, reweighted, MD, and how many standard errors they are apart."""
+    phi, psi = dihedrals(ensemble.to_mdtraj())
+    rows: list[tuple[str, np.ndarray, np.ndarray]] = [
+        ("energy / kT", ensemble.reduced_energies, reference.energies),
+        ("share with 0 < phi < 120°", left_handed(phi), left_handed(reference.phi)),
+        ("share with psi > 0", (psi > 0.0) * 1.0, (reference.psi > 0.0) * 1.0),
+    ]
+    text = "| | raw | z | reweighted | z | MD |\n|---|---|---|---|---|---|\n"
+    for label, values, md_values in rows:
+        md = reference.mean(md_values)
+        cells = [label]
+        for weighted in (unweighted(ensemble), ensemble):
+            estimate = weighted.expectation(values)
+            cells += [str(estimate), f"{estimate.z(md.value, md.stderr):+.1f}"]
+        text += f"| {' | '.join([*cells, str(md)])} |\n"
+    about, n_steps = ensemble.diagnostics(), len(ensemble.metadata["times"]) - 1
+    return (
+        f"{text}\n{len(ensemble):,} samples at {n_steps} steps: reverse ESS "
+        f"{about.ess:.2%}, Pareto k {about.pareto_k:.2f}, largest weight "
+        f"{about.largest_weight_share:.2%}.\n"
+    )
+
+
+def draw_energy(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
+    """Fig. 3 of the paper."""
+    energy_histogram(ensemble, reference.energies, ax=figure.subplots())
+
+
+def draw_ramachandran(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
+    """Fig. 4 of the paper."""
+    phi, psi = dihedrals(ensemble.to_mdtraj())
+    left, middle, right = figure.subplots(1, 3)
+    ramachandran(phi, psi, ax=left).set_title("generated, raw")
+    ramachandran(phi, psi, ensemble.weights, ax=middle).set_title("generated, reweighted")
+    ramachandran(reference.phi, reference.psi, ax=right).set_title("MD")
+
+
+def draw_profile(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
+    """Free energy along phi with one standard error."""
+    ax = figure.subplots()
+    degrees = np.rad2deg(dihedrals(ensemble.to_mdtraj())[0])
+    density, stderr = reference.histogram(np.rad2deg(reference.phi), EDGES)
+    free_energy_profile(density, EDGES, stderr, ax, label="MD")
+    for label, weighted in (("raw", unweighted(ensemble)), ("reweighted", ensemble)):
+        density, _, stderr = weighted.histogram(degrees, EDGES)
+        free_energy_profile(density, EDGES, stderr, ax, label=f"generated, {label}")
+    ax.set(xlabel=r"$\phi$ / degrees", xticks=[-180, -90, 0, 90, 180])
+
+
+FIGURES: dict[str, tuple[tuple[float, float], Callable[..., None]]] = {
+    "energy": ((6.0, 4.2), draw_energy),
+    "ramachandran": ((12.0, 3.8), draw_ramachandran),
+    "phi": ((6.0, 4.2), draw_profile),
+}
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--samples", type=int, default=5_000)
+    parser.add_argument("--archive", type=Path, help="instead of the shipped generator")
+    parser.add_argument("--no-progress", dest="progress", action="store_false")
+    options = parser.parse_args()
+    if options.archive is None:
+        gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
+    else:
+        gen = DiffusionBoltzmannGenerator.load(options.archive)
+    ensemble, reference = samples(gen, options.samples, options.progress), Reference(gen)
+    text = observables(ensemble, reference)
+    print(text)
+    (DOCS / "tables").mkdir(exist_ok=True)
+    write_atomically(DOCS / "tables" / "aldp-observables.md", text.encode())
+    for name, (size, draw) in FIGURES.items():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(ensemble, reference, figure)
+        figure.savefig(DOCS / "figures" / f"aldp-{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
