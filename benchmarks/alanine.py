@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of
+from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of, unweighted
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
@@ -39,12 +39,6 @@ def dihedrals(traj: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray]:
 def left_handed(phi: np.ndarray) -> np.ndarray:
     """1 where phi is between 0 and 120 degrees, else 0."""
     return ((phi > 0.0) & (phi < 2.0 * np.pi / 3.0)).astype(float)
-
-
-def unweighted(ensemble: WeightedEnsemble) -> WeightedEnsemble:
-    """The samples as they came: those with a finite energy have equal weights."""
-    finite = np.isfinite(ensemble.reduced_energies)
-    return ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
 
 
 class Reference:

@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.diffusion.adaptive import choose_schedule
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
 from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
@@ -96,11 +97,17 @@ def mixture_case(name: str) -> Case:
 
 # -- forward trajectories ---------------------------------------------------------------------
 def trajectories(
-    case: Case, kernel: DiffusionKernel, family: Fittable, split: str, n: int, progress: bool
+    case: Case,
+    kernel: DiffusionKernel,
+    family: Fittable,
+    split: str,
+    n: int,
+    progress: bool,
+    grid: str,
 ) -> Trajectories:
     """n forward trajectories from one split's frames, simulated once."""
     label = f"{case.name}-{kernel.schedule.n_steps}-{type(family).__name__}-{split}-{n}"
-    path = CACHE / f"{label}.safetensors"
+    path = CACHE / f"{label}{'' if grid == 'geometric' else '-' + grid}.safetensors"
     fingerprint = torch.tensor([*kernel.schedule.times, fingerprint_of(case.gen)])
     if path.exists():
         stored = load_file(path)
@@ -149,11 +156,17 @@ def forward_part(log_w: Tensor | np.ndarray) -> Row:
     }
 
 
+def unweighted(ensemble: WeightedEnsemble) -> WeightedEnsemble:
+    """The samples as they came: those with a finite energy have equal weights."""
+    finite = np.isfinite(ensemble.reduced_energies)
+    return ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
+
+
 def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
     """What generated samples tell."""
     about = ensemble.diagnostics()
     energy = ensemble.expectation(ensemble.reduced_energies)
-    raw = ensemble.with_log_weights(np.zeros(len(ensemble))).expectation(ensemble.reduced_energies)
+    raw = unweighted(ensemble).expectation(ensemble.reduced_energies)
     log_z = ensemble.log_z()
     return {
         "reverse_ess": ess_with_error(reverse_ess, ensemble.log_weights),
@@ -212,11 +225,12 @@ class Table:
 # -- methods ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Method:
-    """How a kernel is fitted: objective, family, and whether the mean is."""
+    """How a kernel is fitted: objective, family, whether the mean is, and on which grid."""
 
     objective: str = "alpha2"
     family: str = "isotropic"
     tune_mean: bool = False
+    grid: str = "geometric"
 
 
 METHODS: dict[str, Method] = {
@@ -230,6 +244,10 @@ METHODS: dict[str, Method] = {
     "hessian, alpha = 2": Method(family="hessian"),
     "pairwise, alpha = 2": Method(family="pairwise"),
     "tweedie, alpha = 2": Method(family="tweedie"),
+    "isotropic, adaptive grid": Method(grid="adaptive"),
+    "hessian, adaptive grid": Method(family="hessian", grid="adaptive"),
+    "pairwise, adaptive grid": Method(family="pairwise", grid="adaptive"),
+    "tweedie, adaptive grid": Method(family="tweedie", grid="adaptive"),
 }
 ISOTROPIC = tuple(METHODS)[:5]
 MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:7])
@@ -244,8 +262,8 @@ class Bench:
         self.case, self.options = case, options
         self.table = Table(case.name)
         self.gen = case.gen
-        self.shipped = self.gen.kernel
         self.times: tuple[float, float] = self._ends()
+        self.grids: dict[str, Schedule] = {}
 
     def _ends(self) -> tuple[float, float]:
         """Ends of the grid: those of the shipped tuning, or the default for the data."""
@@ -255,39 +273,39 @@ class Bench:
         times = self.gen.kernel.schedule.times  # type: ignore[union-attr]
         return times[0], times[-1]
 
-    def ddpm(self, n_steps: int) -> DiffusionKernel:
-        """The untuned kernel on the geometric grid of n_steps."""
-        grid = Schedule.geometric(n_steps, *self.times)
-        return DiffusionKernel.ddpm(self.gen.denoiser, grid, self.gen.model_energy)
+    def ddpm(self, n_steps: int, grid: str = "geometric") -> DiffusionKernel:
+        """The untuned kernel on a grid of n_steps."""
+        if grid not in self.grids:
+            frames = self.gen.space.project(self.case.train / self.gen.length)
+            generator = torch.Generator().manual_seed(FIT_SEED)
+            self.grids[grid] = choose_schedule(
+                grid, 1_000, self.times, 7.0, self.gen.denoiser, frames, generator, progress=False
+            )
+        schedule = self.grids[grid].resampled(n_steps)
+        return DiffusionKernel.ddpm(self.gen.denoiser, schedule, self.gen.model_energy)
 
-    def data(self, n_steps: int, family: Fittable, split: str) -> Trajectories:
+    def data(
+        self, n_steps: int, family: Fittable, split: str, grid: str = "geometric"
+    ) -> Trajectories:
         """Forward trajectories of a split under the untuned kernel."""
         n = self.options.fit_trajectories if split == "train" else self.options.samples
-        return trajectories(self.case, self.ddpm(n_steps), family, split, n, self.options.progress)
+        kernel, progress = self.ddpm(n_steps, grid), self.options.progress
+        return trajectories(self.case, kernel, family, split, n, progress, grid)
 
     def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionKernel, Tensor, Row]:
-        """The kernel that a method gives, held-out forward log weights, and the fit's cost.
-
-        Isotropic, alpha = 2 is the archive's own tuning where that has this number of steps.
-        """
-        kernel, space = self.ddpm(n_steps), self.gen.space
+        """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
+        kernel, space = self.ddpm(n_steps, method.grid), self.gen.space
         schedule = kernel.schedule
-        if (
-            method == Method()
-            and self.shipped is not None
-            and n_steps == self.shipped.schedule.n_steps
-        ):
-            mean = MeanGains(space, self.gen.labels, torch.zeros(1, 2))
-            raw = self.data(n_steps, mean, "test")
-            square = mean.isotropic_statistics(raw.statistics, kernel.mean_gains)
-            log_w = log_weights(self.shipped.covariance, Trajectories(raw.base, square), schedule)
-            return self.shipped, log_w, {"tuning": "shipped"}
         family: Covariance = make_covariance(method.family, space, self.gen.labels)
         if method.family in OWN_STATISTICS:
-            train, test = (self.data(n_steps, family, split) for split in ("train", "test"))
+            train, test = (
+                self.data(n_steps, family, split, method.grid) for split in ("train", "test")
+            )
         else:
             mean = MeanGains(space, self.gen.labels, torch.zeros(1, 2))
-            raw_train, raw_test = (self.data(n_steps, mean, split) for split in ("train", "test"))
+            raw_train, raw_test = (
+                self.data(n_steps, mean, split, method.grid) for split in ("train", "test")
+            )
             if method.tune_mean:
                 gains = split_fit(mean, raw_train, schedule, method.objective).fitted.gains
                 kernel = kernel.with_gains(gains)

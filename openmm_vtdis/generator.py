@@ -20,6 +20,7 @@ from torch import Tensor
 from openmm_vtdis import checks, pretrained
 from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
+from openmm_vtdis.diffusion.adaptive import choose_schedule
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import (
     Denoiser,
@@ -29,7 +30,7 @@ from openmm_vtdis.diffusion.denoiser import (
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.pair_training import forget_pair_head, new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
-from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
+from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
@@ -306,7 +307,7 @@ class DiffusionBoltzmannGenerator:
         n_steps: int | None = None,
         covariance: str = "isotropic",
         objective: str = "alpha2",
-        schedule: str | Schedule | Sequence[float] = "geometric",
+        schedule: str | Schedule | Sequence[float] = "adaptive",
         n_trajectories: int = 10_000,
         *,
         t_min: float | None = None,
@@ -337,7 +338,8 @@ class DiffusionBoltzmannGenerator:
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
-            "geometric", "karras" (with ``rho``), or the N + 1 noise levels in model units.
+            "adaptive" (measured: every step costs the same), "geometric", "karras" (with ``rho``),
+            or the N + 1 noise levels in model units.
         n_trajectories
             Forward trajectories in all: 7/10 fitted, 1/10 for early stopping, 2/10 for the report.
         t_min, t_max
@@ -356,22 +358,19 @@ class DiffusionBoltzmannGenerator:
         )
         options: dict[str, Any] = {"rank": rank} if covariance == "low-rank" else {}
         family = make_covariance(covariance, self.space, self.labels, **options)
+        generator, size = make_generator(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
         self.handedness = self._reference("tune", frames)
-        frames = frames / self._scale
+        frames, held_out = split_in_time(frames / self._scale, 0.2)
         ends = (t_min, t_max)
         if isinstance(schedule, str) and None in ends:
             ends = self._units.default_range(frames, *ends)
-        grid = make_schedule(schedule, n_steps, *ends, rho)
+        grid = choose_schedule(
+            schedule, n_steps, ends, rho, self._denoiser, frames, generator, size, progress
+        )
+        kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
         self.kernel, report = tuning.tune(
-            DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy),
-            family,
-            self.model_energy,
-            frames,
-            make_generator(seed, self.device),
-            config,
-            self._size(batch_size),
-            progress,
+            kernel, family, self.model_energy, frames, held_out, generator, config, size, progress
         )
         return report
 

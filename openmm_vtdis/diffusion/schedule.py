@@ -64,13 +64,21 @@ class Schedule:
         levels[0], levels[-1] = t_min, t_max
         return cls(tuple(levels))
 
+    @classmethod
+    def of_shares(cls, n_steps: int, levels: Sequence[float], shares: Sequence[float]) -> Schedule:
+        """N + 1 levels between the first and the last of ``levels`` (L,), increasing.
+
+        ``shares`` (L - 1,) of the steps go between neighbours, evenly over log t there.
+        """
+        n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
+        reached = np.concatenate([[0.0], np.cumsum(shares) / np.sum(shares)])
+        times = np.exp(np.interp(np.linspace(0.0, 1.0, n_steps + 1), reached, np.log(levels)))
+        times[0], times[-1] = levels[0], levels[-1]
+        return cls(tuple(times))
+
     def resampled(self, n_steps: int) -> Schedule:
         """The same ends and the same density of levels over log t, in another number of steps."""
-        n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
-        here, there = np.linspace(0.0, 1.0, self.n_steps + 1), np.linspace(0.0, 1.0, n_steps + 1)
-        levels = np.exp(np.interp(there, here, np.log(self.times)))
-        levels[0], levels[-1] = self.times[0], self.times[-1]
-        return Schedule(tuple(levels))
+        return Schedule.of_shares(n_steps, self.times, [1.0] * self.n_steps)
 
     @property
     def n_steps(self) -> int:
@@ -114,6 +122,8 @@ def make_schedule(
     rho: float = 7.0,
 ) -> Schedule:
     """Return a :class:`Schedule` from a name ("geometric", "karras"), levels, or a schedule.
+
+    (:mod:`~openmm_vtdis.diffusion.adaptive` has "adaptive", which needs a denoiser.)
 
     ``n_steps`` None: 100, or what the levels say.
 

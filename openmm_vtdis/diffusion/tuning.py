@@ -1,10 +1,10 @@
 r"""Tuning from frames to a kernel: simulate forward trajectories once, fit, judge on others.
 
-The frames are split in time: trajectories that are fitted, and those that stop the fit early,
-start from the first four fifths; those of the report start from the last fifth, which no fit
-sees. What is kept of a trajectory is the part of its log weight that does not depend on the
-covariance, and the family's sufficient statistics, so that memory grows with trajectories x steps
-and not with positions (:mod:`~openmm_vtdis.diffusion.fitting` has the optimisation).
+Trajectories that are fitted, and those that stop the fit early, start from one set of frames; those
+of the report start from another, which no fit sees. What is kept of a trajectory is the part of its
+log weight that does not depend on the covariance, and the family's sufficient statistics, so that
+memory grows with trajectories x steps and not with positions
+(:mod:`~openmm_vtdis.diffusion.fitting` has the optimisation).
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def tune(
     family: Covariance,
     energy: Energy,
     frames: Tensor,
+    held_out: Tensor,
     generator: torch.Generator,
     config: TuningConfig,
     batch_size: int = 256,
@@ -151,8 +152,8 @@ def tune(
         Which covariance; its own parameters are ignored.
     energy
         Of the target, in model units.
-    frames
-        (n, M, D) equilibrium configurations in model units, in the order of time.
+    frames, held_out
+        (n, M, D) equilibrium configurations in model units: to fit, and for the report.
 
     Returns
     -------
@@ -164,8 +165,6 @@ def tune(
         raise ValueError(
             'covariance: expected "isotropic" with objective="ddpm", which tunes nothing'
         )
-    n_held_out = max(1, len(frames) // 5)
-    fitted_frames, held_out_frames = frames[:-n_held_out], frames[-n_held_out:]
     n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10
     n_fit = config.n_trajectories - n_test
     n_simulated = 0
@@ -177,11 +176,11 @@ def tune(
 
     if config.tune_mean:
         gains = MeanGains(family.space, family.labels, torch.zeros(1, 1))
-        data = simulate(gains, n_fit, fitted_frames)
+        data = simulate(gains, n_fit, frames)
         train, validation = data[:-n_validation], data[-n_validation:]
         mean = fit(gains, train, kernel.schedule, config.objective, validation)
         kernel = kernel.with_gains(mean.fitted.gains)
-    data = simulate(family, n_fit, fitted_frames)
+    data = simulate(family, n_fit, frames)
     train, validation = data[:-n_validation], data[-n_validation:]
     schedule = kernel.schedule
     if config.objective == "ddpm":
@@ -191,7 +190,7 @@ def tune(
     else:
         best = fit_sgd(
             family,
-            lambda n: simulate(family, n, fitted_frames, show=False),
+            lambda n: simulate(family, n, frames, show=False),
             schedule,
             family.ddpm_parameters(schedule),
             config.objective,
@@ -199,7 +198,7 @@ def tune(
             config.sgd_batch_size,
             progress=progress,
         )
-    test = simulate(family, n_test, held_out_frames)
+    test = simulate(family, n_test, held_out)
     return kernel.with_covariance(best.fitted), TuningReport(
         forward_ess_train=_forward_ess(log_weights(best.fitted, train, schedule)),
         forward_ess_test=_forward_ess(log_weights(best.fitted, test, schedule)),

@@ -69,6 +69,7 @@ class Recipe:
     head_iterations: int = 0
     """Of the training of the pair head, without which "pairwise" is not to be had."""
     covariance: str = "isotropic"
+    schedule: str = "geometric"
     n_trajectories: int = 10_000
     """Of the tuning."""
 
@@ -89,6 +90,7 @@ RECIPES: dict[str, Recipe] = {
         n_shards=5,
         head_iterations=3_000,
         covariance="pairwise",
+        schedule="adaptive",
         n_trajectories=4_000,
     ),
 }
@@ -209,6 +211,7 @@ def main() -> None:
         train,
         recipe.n_steps,
         recipe.covariance,
+        schedule=recipe.schedule,
         n_trajectories=recipe.n_trajectories,
         t_min=recipe.t_min,
         t_max=recipe.t_max,

@@ -1,0 +1,115 @@
+r"""A grid on which every step costs the same.
+
+Given x_0 and x_n, x_{n-1} is Gaussian, and the entropy of x_t follows from the denoising error
+(I-MMSE). The KL divergence of one tuned isotropic kernel from the true reverse kernel is therefore
+known from the denoising error alone. With
+
+    m(t) = E |x_0 - D(x_t, t)|^2 / t^2,     h_n = log(t_n / t_{n-1}),
+
+it is ``(d/2) log(1 + (e^{2 h_n} - 1) m(t_n) / d)`` less the integral of m over log t, or
+
+    KL_n = C(t_n) h_n^2 + O(h_n^3),         C = m + (1/2) dm/dlog t - m^2 / d.
+
+C is the spread of the posterior covariance: zero where the posterior is isotropic, at both ends of
+the grid. Under a fixed number of steps the sum is least where all KL_n are equal, with a density of
+levels over log t proportional to the square root of C.
+
+The denoising errors are measured with one set of configurations and noises for all levels, so that
+their derivative is that of a smooth function. There is no gradient descent, and one measurement
+serves any number of steps. (The paper's joint descent on levels and variances, Sec. 4.5, was
+unstable.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis import checks
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
+from openmm_vtdis.progress import progress_bar
+
+N_LEVELS, N_CONFIGURATIONS = 48, 1_000
+LEAST_SHARE = 0.3
+"""Share of the steps that is spread evenly over log t. Where the mean cost is small, rare
+configurations (between two modes) can cost a lot, which KL hardly notices and alpha = 2 does; and
+the expansion in h wants small steps everywhere."""
+
+
+def choose_schedule(
+    schedule: str | Schedule | Sequence[float],
+    n_steps: int | None,
+    ends: tuple[float | None, float | None],
+    rho: float,
+    denoiser: Denoiser,
+    frames: Tensor,
+    generator: torch.Generator,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Schedule:
+    """The grid "adaptive", or what :func:`~openmm_vtdis.diffusion.schedule.make_schedule` makes.
+
+    Parameters
+    ----------
+    schedule, n_steps, ends, rho
+        As there.
+    frames
+        (n, M, D) equilibrium configurations in model units, on which "adaptive" is measured.
+    """
+    if isinstance(schedule, str):
+        checks.choice("schedule", schedule, ("adaptive", "geometric", "karras"))
+    if not isinstance(schedule, str) or schedule != "adaptive":
+        return make_schedule(schedule, n_steps, *ends, rho)
+    even = make_schedule("geometric", N_LEVELS - 1, *ends)
+    errors = denoising_errors(denoiser, frames, even.tensor, generator, batch_size, progress)
+    cost = step_cost(even.tensor, errors, denoiser.space.dim)
+    return equal_shares(even.tensor, cost, 100 if n_steps is None else n_steps)
+
+
+@torch.no_grad()
+def denoising_errors(
+    denoiser: Denoiser,
+    frames: Tensor,
+    levels: Tensor,
+    generator: torch.Generator,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Tensor:
+    """m(t) at levels (L,): mean of |x_0 - D|^2 / t^2 over noised frames, (L,) float64."""
+    device = generator.device
+    index = torch.randint(len(frames), (N_CONFIGURATIONS,), generator=generator, device=device)
+    clean = frames[index.to(frames.device)].to(device, torch.float64)
+    noise = denoiser.space.standard_normal(len(clean), generator)
+    total = torch.zeros(len(levels), dtype=torch.float64)
+    bar = progress_bar(len(levels), "adapting the grid", progress)
+    for i, t in enumerate(levels):
+        for x, xi in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
+            denoised = denoiser(x + t * xi, t.to(device).expand(len(x)))
+            total[i] += (x - denoised).square().sum().cpu() / t**2
+        bar.update()
+    bar.close()
+    return total / len(clean)
+
+
+def step_cost(levels: Tensor, errors: Tensor, dim: int) -> Tensor:
+    """C at the levels, (L,), not negative."""
+    (slope,) = torch.gradient(errors, spacing=(levels.log(),))
+    return (errors + 0.5 * slope - errors.square() / dim).clamp_min(0.0)
+
+
+def equal_shares(
+    levels: Tensor, cost: Tensor, n_steps: int, least_share: float = LEAST_SHARE
+) -> Schedule:
+    """N steps between the first and the last level whose sqrt(C) h are equal, but for a share of
+    them that is spread evenly over log t. Where C is all zero, the grid is geometric.
+    """
+    width, root = levels.log().diff(), cost.sqrt()
+    work = 0.5 * (root[1:] + root[:-1]) * width
+    even = width / width.sum()
+    if not bool((work > 0.0).any()):
+        return Schedule.of_shares(n_steps, levels.tolist(), even.tolist())
+    shares = (1.0 - least_share) * work / work.sum() + least_share * even
+    return Schedule.of_shares(n_steps, levels.tolist(), shares.tolist())
