@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,14 @@ def before_step(
         return step()
 
     monkeypatch.setattr(trainer, "_step", acting)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Python's own handler, also where the tests run in the background and SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press_ctrl_c() -> None:
@@ -205,11 +213,8 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_an_ignored_interrupt_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        trainer = make_trainer(5)
-        before_step(trainer, press_ctrl_c, monkeypatch, at=3)
-        trainer.run(progress=False)
-        assert trainer.iteration == 5
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = make_trainer(5)
+    before_step(trainer, press_ctrl_c, monkeypatch, at=3)
+    trainer.run(progress=False)
+    assert trainer.iteration == 5
