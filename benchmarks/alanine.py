@@ -136,13 +136,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--samples", type=int, default=5_000)
     parser.add_argument("--archive", type=Path, help="instead of the shipped generator")
+    parser.add_argument("--bfloat16", action="store_true", help="the network, not the weights")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args()
     if options.archive is None:
         gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
     else:
         gen = DiffusionBoltzmannGenerator.load(options.archive)
-    ensemble, reference = samples(gen, options.samples, options.progress), Reference(gen)
+    reference = Reference(gen)
+    with torch.autocast(gen.device.type, torch.bfloat16, enabled=options.bfloat16):
+        ensemble = samples(gen, options.samples, options.progress)
     text = observables(ensemble, reference)
     print(text)
     (DOCS / "tables").mkdir(exist_ok=True)

@@ -1,53 +1,79 @@
-"""Weighted DW-4 samples from the shipped generator: `make demo`.
+"""Weighted samples from the shipped generators, DW-4 and alanine dipeptide: `make demo`.
 
-Loads "dw4", draws 5,000 weighted samples at 100 steps through the OpenMM System in the archive,
-compares the raw and the reweighted mean energy with an independent reference, and writes a NetCDF
-file and a picture.
+Draws weighted samples through the OpenMM System in each archive, compares the raw and the
+reweighted mean energy with an independent reference, and writes NetCDF files and a picture.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import mdtraj
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate
-from openmm_vtdis.plotting import energy_histogram, eta_profile
+from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
+from openmm_vtdis.plotting import energy_histogram, eta_profile, ramachandran
 from openmm_vtdis.targets import sample_hmc
 
 OUTPUT = Path("demo-output")
-REFERENCE = Estimate(-22.552, 0.005)
-"""<u> of DW-4 in kT, from 160,000 HMC samples of 20,000 independent chains."""
+SYSTEMS = {
+    # <u> in kT from Hamiltonian Monte Carlo: 160,000 samples of 20,000 chains, 20,000 of 100
+    "dw4": (5_000, Estimate(-22.552, 0.005)),
+    "aldp-800K": (500, Estimate(3.561, 0.071)),
+}
 
 
-def main() -> None:
-    """Run the demonstration."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained("dw4")
-    ensemble = gen.sample(5_000, seed=0)
-    raw = ensemble.with_log_weights(0.0 * ensemble.log_weights).expectation(
-        ensemble.reduced_energies
-    )
-    reweighted = ensemble.expectation(ensemble.reduced_energies)
-
-    print(f"\nDW-4, {gen.kernel.schedule.n_steps} steps")
+def draw(name: str) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
+    """Sample, report, and write a file that mdtraj reads."""
+    n, reference = SYSTEMS[name]
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    ensemble = gen.sample(n, seed=0)
+    finite = np.isfinite(ensemble.reduced_energies)
+    raw = ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
+    print(f"\n{name}, {gen.kernel.schedule.n_steps} steps")
     print(ensemble.diagnostics())
     print(f"log Z                 {ensemble.log_z()}")
-    print(f"<u> raw               {raw} kT   (z = {raw.z(REFERENCE.value, REFERENCE.stderr):+.1f})")
-    z = reweighted.z(REFERENCE.value, REFERENCE.stderr)
-    print(f"<u> reweighted        {reweighted} kT   (z = {z:+.1f})")
-    print(f"<u> reference         {REFERENCE} kT")
+    for label, weighted in (("raw", raw), ("reweighted", ensemble)):
+        energy = weighted.expectation(ensemble.reduced_energies)
+        z = energy.z(reference.value, reference.stderr)
+        print(f"<u> {label:<17} {energy} kT   (z = {z:+.1f})")
+    print(f"<u> reference         {reference} kT\n")
+    ensemble.save(OUTPUT / f"{name}.nc")
+    return gen, ensemble
 
-    OUTPUT.mkdir(exist_ok=True)
-    ensemble.save(OUTPUT / "dw4.nc")
+
+def draw_double_well(left: Axes, right: Axes) -> None:
+    """Energies, beside Hamiltonian Monte Carlo; and the tuned variance."""
+    gen, ensemble = draw("dw4")
     reference = sample_hmc(gen.target, n_chains=1_000, n_samples=8, burn_in=150, seed=1)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
     energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left)
     kernel = gen.kernel
     eta = kernel.covariance.eta(kernel.schedule).numpy()[:, 0]
     eta_profile(kernel.schedule.times[1:], eta, ax=right)
-    figure.savefig(OUTPUT / "dw4.png", dpi=150)
-    print(f"\nwrote {OUTPUT / 'dw4.png'} and {OUTPUT / 'dw4.nc'}, which mdtraj reads")
+    left.set_title("DW-4")
+
+
+def draw_alanine(left: Axes, right: Axes) -> None:
+    """Energies, and the weighted Ramachandran map."""
+    _, ensemble = draw("aldp-800K")
+    energy_histogram(ensemble, ax=left, bins=30)
+    left.set_title("alanine dipeptide, 800 K")
+    traj = ensemble.to_mdtraj()
+    phi, psi = (f(traj)[1][:, 0] for f in (mdtraj.compute_phi, mdtraj.compute_psi))
+    ramachandran(phi, psi, ensemble.weights, ax=right, bins=30)
+
+
+def main() -> None:
+    """Run the demonstration."""
+    OUTPUT.mkdir(exist_ok=True)
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
+    draw_double_well(*axes[0])
+    draw_alanine(*axes[1])
+    figure.savefig(OUTPUT / "demo.png", dpi=150)
+    print(f"wrote {OUTPUT / 'demo.png'} and {OUTPUT}/*.nc, which mdtraj reads")
 
 
 if __name__ == "__main__":

@@ -121,6 +121,23 @@ def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> 
     assert gen.kernel is None
 
 
+def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
+    bench = double_well()
+    gen = DiffusionBoltzmannGenerator(
+        bench.system, None, bench.temperature, n_dims=2, network="egnn-2x16", seed=0
+    )
+    gen.train(frames, 50, batch_size=32, progress=False)
+    gen.tune(frames, 6, n_trajectories=200, progress=False)
+    exact = gen.noise(frames, seed=1, progress=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = gen.noise(frames, seed=1, progress=False)
+        ensemble = gen.sample(50, seed=2, progress=False)
+    assert rough.dtype == ensemble.log_weights.dtype == np.float64
+    assert 0.0 < np.abs(rough - exact).max() < 1.0
+    with torch.autocast("cpu", torch.bfloat16):  # the same network gives the same weights
+        np.testing.assert_array_equal(rough, gen.noise(frames, seed=1, progress=False))
+
+
 def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
     """u = k |x_1 - x_2|^2 / 2kT is a Gaussian of variance kT / 2k on the zero-CoM subspace.
 
