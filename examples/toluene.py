@@ -50,7 +50,10 @@ def methyl_angle(traj: mdtraj.Trajectory) -> np.ndarray:
 
 
 def main(
-    n_frames: int = 20_000, n_iterations: int = 6_000, n_samples: int = 2_000
+    n_frames: int = 20_000,
+    n_iterations: int = 5_000,
+    n_samples: int = 2_000,
+    n_steps: int = 50,
 ) -> WeightedEnsemble:
     """Run all of it; returns the weighted samples."""
     OUTPUT.mkdir(exist_ok=True)
@@ -63,7 +66,7 @@ def main(
     gen.train(md, n_iterations, batch_size=128, checkpoint=OUTPUT / "network.ckpt")
     gen.train_covariance(md, n_iterations // 4, batch_size=128)
     for covariance in ("isotropic", "pairwise"):
-        gen.tune(md, n_steps=50, covariance=covariance, n_trajectories=4_000)
+        gen.tune(md, n_steps, covariance, n_trajectories=n_samples)
         ess = forward_ess(gen.noise(more_md[::10], seed=1))
         print(f"{covariance:<10} forward ESS on the second run {ess:.1%}")
     gen.save(OUTPUT / "toluene.vtdis")

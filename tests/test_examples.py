@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -25,3 +26,11 @@ def test_own_system() -> None:
     assert ensemble.positions.shape == (50, 5, 3)
     assert np.isfinite(ensemble.log_weights).all()
     assert 0.2 < reference.value < 0.5
+
+
+def test_toluene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ensemble = example("toluene").main(n_frames=60, n_iterations=8, n_samples=100, n_steps=3)
+    assert ensemble.positions.shape == (100, 15, 3)
+    files = {path.name for path in (tmp_path / "toluene-output").iterdir()}
+    assert {"md-1.dcd", "network.ckpt", "toluene.nc", "toluene.png", "toluene.vtdis"} <= files

@@ -116,9 +116,9 @@ def test_fewer_steps_do_on_an_adaptive_grid_and_weights_stay_exact() -> None:
         target.space, target.weights, target.means, target.variances
     ).scaled(length)
     gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact, length)
-    frames, ess = target.sample(4_000, seed=5), {}
+    frames, divergence = target.sample(4_000, seed=5), {}
     for schedule in ("adaptive", "geometric"):
-        report = gen.tune(frames, 40, schedule=schedule, n_trajectories=4_000, progress=False)
-        ess[schedule] = report.forward_ess_test
-        assert abs(gen.sample(3_000, seed=6, progress=False).log_z().z(0.0)) < 4.0
-    assert ess["adaptive"] > 1.1 * ess["geometric"]
+        gen.tune(frames, 40, schedule=schedule, n_trajectories=2_000, progress=False)
+        assert abs(gen.sample(2_000, seed=6, progress=False).log_z().z(0.0)) < 4.0
+        divergence[schedule] = gen.noise(frames, seed=7, progress=False).mean()  # log Z = 0
+    assert 0.0 < divergence["adaptive"] < 0.75 * divergence["geometric"]
