@@ -86,12 +86,12 @@ RECIPES: dict[str, Recipe] = {
         150,
         2,
         80,
-        200,
+        100,
         n_shards=5,
-        head_iterations=3_000,
+        head_iterations=2_000,
         covariance="pairwise",
         schedule="adaptive",
-        n_trajectories=4_000,
+        n_trajectories=2_000,
     ),
 }
 
