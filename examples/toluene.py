@@ -2,7 +2,8 @@
 
 A ring, a methyl group that turns almost freely, no stereocentre. `openmm.app.Simulation` makes the
 training data; a second run, which the model never sees, judges it. About twenty minutes on one
-core; writes `toluene-output/`.
+core; writes `toluene-output/`. So short a training makes samples of the right shape, with weights
+that are not flat yet, and `diagnostics()` says so: train ten times as long for averages.
 """
 
 from __future__ import annotations
