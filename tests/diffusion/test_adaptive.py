@@ -118,7 +118,7 @@ def test_fewer_steps_do_on_an_adaptive_grid_and_weights_stay_exact() -> None:
     gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact, length)
     frames, divergence = target.sample(4_000, seed=5), {}
     for schedule in ("adaptive", "geometric"):
-        gen.tune(frames, 40, schedule=schedule, n_trajectories=2_000, progress=False)
+        gen.tune(frames, 40, schedule=schedule, objective="kl", progress=False)
         assert abs(gen.sample(2_000, seed=6, progress=False).log_z().z(0.0)) < 4.0
         divergence[schedule] = gen.noise(frames, seed=7, progress=False).mean()  # log Z = 0
-    assert 0.0 < divergence["adaptive"] < 0.75 * divergence["geometric"]
+    assert 0.0 < divergence["adaptive"] < 0.9 * divergence["geometric"]
