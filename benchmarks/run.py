@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
-from openmm_vtdis.diffusion.adaptive import choose_schedule
+from openmm_vtdis.diffusion.adaptive import adapt
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
 from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
@@ -276,11 +276,12 @@ class Bench:
     def ddpm(self, n_steps: int, grid: str = "geometric") -> DiffusionKernel:
         """The untuned kernel on a grid of n_steps."""
         if grid not in self.grids:
-            frames = self.gen.space.project(self.case.train / self.gen.length)
-            generator = torch.Generator().manual_seed(FIT_SEED)
-            self.grids[grid] = choose_schedule(
-                grid, 1_000, self.times, 7.0, self.gen.denoiser, frames, generator, progress=False
-            )
+            fine = Schedule.geometric(1_000, *self.times)
+            if grid == "adaptive":
+                frames = self.gen.space.project(self.case.train / self.gen.length)
+                generator = torch.Generator().manual_seed(FIT_SEED)
+                fine = adapt(fine, self.gen.denoiser, frames, generator, progress=False)
+            self.grids[grid] = fine
         schedule = self.grids[grid].resampled(n_steps)
         return DiffusionKernel.ddpm(self.gen.denoiser, schedule, self.gen.model_energy)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from openmm_vtdis import checks, pretrained
 from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
-from openmm_vtdis.diffusion.adaptive import choose_schedule
+from openmm_vtdis.diffusion.adaptive import N_FRAMES, adapt
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import (
     Denoiser,
@@ -30,7 +30,7 @@ from openmm_vtdis.diffusion.denoiser import (
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.pair_training import forget_pair_head, new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
-from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
@@ -365,9 +365,10 @@ class DiffusionBoltzmannGenerator:
         ends = (t_min, t_max)
         if isinstance(schedule, str) and None in ends:
             ends = self._units.default_range(frames, *ends)
-        grid = choose_schedule(
-            schedule, n_steps, ends, rho, self._denoiser, frames, generator, size, progress
-        )
+        grid = make_schedule(schedule, n_steps, *ends, rho)
+        if isinstance(schedule, str) and schedule == "adaptive":
+            n = min(N_FRAMES, n_trajectories)
+            grid = adapt(grid, self._denoiser, frames, generator, size, progress, n)
         kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
         self.kernel, report = tuning.tune(
             kernel, family, self.model_energy, frames, held_out, generator, config, size, progress

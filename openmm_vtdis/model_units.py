@@ -67,11 +67,15 @@ class ModelUnits:
         some = y[:: max(1, len(y) // 512)] * self.length
         force = self.target.reduced_energy_and_force(some)[1] * self.length
         moments = space.reduce(force).pow(4).mean(dim=0)
-        mean_square = 0.0
-        if not space.centred:
+        if space.centred:  # averaged over rotations
+            gram = torch.einsum("bia,bja->ij", y, y) / (len(y) * space.n_dims)
+            spread, mean_square = space.n_dims * float(gram.square().sum()), 0.0
+        else:
+            around = (y - y.mean(dim=0)).flatten(1)
+            spread = float((around.mT @ around / len(y)).square().sum())
             noise = float(y.var(dim=0).sum()) / len(y)
             mean_square = max(float(y.mean(dim=0).square().sum()) - noise, 0.0)
-        low, high = default_range(space.dim, moments, mean_square)
+        low, high = default_range(spread, moments, mean_square)
         return low if t_min is None else t_min, high if t_max is None else t_max
 
     def log_weights(self, energies: Tensor, log_ratio: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets import GaussianMixture, gaussian_mixture
 
 
 @dataclass
@@ -58,3 +60,19 @@ def z_of_mean_weight(log_w: Tensor) -> float:
     """(mean w - 1) in standard errors."""
     w = log_w.exp()
     return float((w.mean() - 1.0) / (w.std() / math.sqrt(len(w))))
+
+
+def exact_generator(
+    length: float = 0.7, space: Space | None = None
+) -> tuple[GaussianMixture, DiffusionBoltzmannGenerator]:
+    """A normalised mixture (log Z = 0) and its exact denoiser in units that are not nm."""
+    target = gaussian_mixture(3)
+    labels = None
+    if space is not None:
+        noise = torch.randn(2, 4, space.n_dims, generator=torch.Generator().manual_seed(0))
+        target = GaussianMixture(noise.double(), [0.15, 0.3], [2.0, 1.0], space)
+        labels = [0, 1, 1, 2]
+    denoiser = GaussianMixtureDenoiser(
+        target.space, target.weights, target.means, target.variances
+    ).scaled(length)
+    return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length, labels)

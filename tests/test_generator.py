@@ -22,33 +22,14 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import (
-    GaussianMixture,
     OpenMMTarget,
     double_well,
     gaussian_mixture,
     sample_hmc,
 )
 from openmm_vtdis.topology import placeholder_topology
-
-COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
-
-
-def oracle(
-    length: float = 0.7, space: Space | None = None
-) -> tuple[GaussianMixture, DiffusionBoltzmannGenerator]:
-    """A normalised mixture (log Z = 0) and its exact denoiser in units that are not nm."""
-    target = gaussian_mixture(3)
-    labels = None
-    if space is not None:
-        noise = torch.randn(2, 4, space.n_dims, generator=torch.Generator().manual_seed(0))
-        target = GaussianMixture(noise.double(), [0.15, 0.3], [2.0, 1.0], space)
-        labels = [0, 1, 1, 2]
-    denoiser = GaussianMixtureDenoiser(
-        target.space, target.weights, target.means, target.variances
-    ).scaled(length)
-    return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length, labels)
+from tests.conftest import exact_generator
 
 
 @pytest.fixture(scope="module")
@@ -73,41 +54,6 @@ def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
     gen.train(frames, 200, batch_size=64, learning_rate=3e-3, progress=False)
     gen.tune(frames, 20, n_trajectories=500, progress=False)
     return gen
-
-
-@pytest.mark.parametrize("tune_mean", [False, True], ids=["", "mean"])
-@pytest.mark.parametrize("space", [None, Space(4, 2), Space(4, 3)], ids=str)
-@pytest.mark.parametrize("covariance", [*COVARIANCES, "tweedie", "hessian"])
-def test_log_z_is_known_with_a_length_scale_that_is_not_one(
-    covariance: str, space: Space | None, tune_mean: bool
-) -> None:
-    target, gen = oracle(0.7, space)
-    gen.tune(
-        target.sample(2000, seed=1), 40, covariance, n_trajectories=1500, rank=2,
-        tune_mean=tune_mean, progress=False,
-    )  # fmt: skip
-    ensemble = gen.sample(3000, seed=2, progress=False)
-    assert abs(ensemble.log_z().z(0.0)) < 4.0
-    log_v = gen.noise(target.sample(3000, seed=3), seed=4, progress=False)
-    inverse = np.exp(-log_v)
-    z = (inverse.mean() - 1.0) / (inverse.std() / math.sqrt(len(inverse)))
-    assert abs(z) < 4.0
-
-
-def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
-    """Weights are exact with any energy, so that log Z would not show one in the wrong unit."""
-    space, variance, length = Space(4, 3), 0.2, 0.7
-    target = GaussianMixture(torch.zeros(1, 4, 3), [variance], [1.0], space)
-    denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser.scaled(length), length)
-    gen.tune(target.sample(200, seed=1), 10, "hessian", n_trajectories=100, progress=False)
-    assert gen.kernel is not None
-    scaled = variance / length**2
-    for n in (1, 5, 10):
-        t = gen.kernel.schedule.times[n]
-        shape = gen.kernel.covariance.shape(gen.kernel.step(n, target.sample(3, seed=2) / length))
-        identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
-        torch.testing.assert_close(shape, scaled / (scaled + t**2) * identity)
 
 
 def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> None:
@@ -136,57 +82,6 @@ def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
     assert 0.0 < np.abs(rough - exact).max() < 1.0
     with torch.autocast("cpu", torch.bfloat16):  # the same network gives the same weights
         np.testing.assert_array_equal(rough, gen.noise(frames, seed=1, progress=False))
-
-
-def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
-    """u = k |x_1 - x_2|^2 / 2kT is a Gaussian of variance kT / 2k on the zero-CoM subspace.
-
-    log Z = 3/2 log(pi kT / k), k in kJ/mol/nm^2: nothing here comes from the package's own
-    energies, so that kT, the unit of energy or length, or a factor in the weight would show.
-    """
-    spring, temperature = 2500.0, 310.0
-    system = openmm.System()
-    for _ in range(2):
-        system.addParticle(12.0)
-    bond = openmm.HarmonicBondForce()
-    bond.addBond(0, 1, 0.0, spring)
-    system.addForce(bond)
-    target = OpenMMTarget(system, None, temperature * unit.kelvin)
-    variance = 8.31446261815324e-3 * temperature / (2.0 * spring)
-    exact = GaussianMixtureDenoiser(
-        target.space, torch.ones(1), torch.zeros(1, 2, 3), torch.tensor([variance]).double()
-    )
-    length = 0.03
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact.scaled(length), length)
-    noise = target.space.standard_normal(2000, torch.Generator().manual_seed(1))
-    gen.tune(math.sqrt(variance) * noise, 40, n_trajectories=1500, progress=False)
-    ensemble = gen.sample(4000, seed=2, progress=False)
-    expected = 1.5 * math.log(2.0 * math.pi * variance)
-    assert abs(ensemble.log_z().z(expected)) < 4.0
-    assert abs(ensemble.expectation(ensemble.reduced_energies).z(1.5)) < 4.0
-    in_kcal = expected - 1.5 * math.log(4.184)  # controls: another unit, weights off by a factor
-    twice = ensemble.with_log_weights(ensemble.log_weights + math.log(2.0))
-    assert abs(ensemble.log_z().z(in_kcal)) > 20.0
-    assert abs(twice.log_z().z(expected)) > 20.0
-
-
-def test_negative_control_a_missing_jacobian_shifts_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
-    target, gen = oracle(length=0.7)
-    gen.tune(target.sample(2000, seed=1), 40, n_trajectories=1500, progress=False)
-    monkeypatch.setattr(ModelUnits, "log_jacobian", 0.0)
-    ensemble = gen.sample(3000, seed=2, progress=False)
-    assert abs(ensemble.log_z().z(0.0)) > 20.0
-    assert ensemble.log_z().value == pytest.approx(-3 * math.log(0.7), abs=0.1)
-
-
-def test_probability_flow_weights_have_the_known_log_z() -> None:
-    target, gen = oracle(length=0.7)
-    gen.tune(target.sample(500, seed=1), 80, n_trajectories=200, t_max=60.0, progress=False)
-    ensemble = gen.sample_ode(200, seed=2, progress=False)
-    assert ensemble.log_z().value == pytest.approx(0.0, abs=0.05)
-    assert ensemble.ess > 0.95
-    log_v = gen.noise_ode(target.sample(50, seed=3), progress=False)
-    assert float(np.abs(log_v).mean()) < 0.15
 
 
 def test_report_and_ensemble_of_a_trained_generator(
@@ -305,7 +200,7 @@ def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_pa
     assert torch.equal(gen.denoiser(x, t), again.denoiser(x, t))
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES[1:])
+@pytest.mark.parametrize("covariance", ["diagonal", "block", "full", "low-rank", "time-network"])
 def test_every_covariance_survives_the_archive(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
 ) -> None:
@@ -439,7 +334,7 @@ def test_bad_input_is_refused(trained: DiffusionBoltzmannGenerator, frames: np.n
 
 @pytest.mark.parametrize("method", ["convex", "sgd"])
 def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> None:
-    target, gen = oracle()
+    target, gen = exact_generator()
     x = target.sample(200, seed=1)
     energy = target.reduced_energy
     target.reduced_energy = lambda y: torch.where(y[:, 0, 0] < 0, torch.nan, energy(y))  # type: ignore[method-assign]
@@ -449,7 +344,7 @@ def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> N
 
 
 def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
-    target, gen = oracle()
+    target, gen = exact_generator()
     x = target.sample(200, seed=1)
     with pytest.raises(ValueError, match="t_min: expected a finite number > 0, got 0.0"):
         gen.tune(x, 5, t_min=0.0, n_trajectories=100, progress=False)
@@ -507,7 +402,7 @@ def test_the_seed_decides_the_first_weights() -> None:
 
 
 def test_an_explicit_schedule_says_the_number_of_steps() -> None:
-    target, gen = oracle()
+    target, gen = exact_generator()
     x = target.sample(200, seed=1)
     levels = np.geomspace(0.05, 20.0, 8)
     gen.tune(x, schedule=levels, n_trajectories=100, progress=False)
@@ -563,7 +458,7 @@ def test_labels_that_the_energy_contradicts_are_reported(
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    target, gen = oracle()
+    target, gen = exact_generator()
     x = target.sample(200, seed=1)
     options = {"n_trajectories": 100, "progress": False}
     with pytest.raises(ValueError, match='tune_mean: expected False with objective="ddpm"'):
@@ -578,7 +473,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 
 def test_a_denoiser_on_another_space_is_refused() -> None:
-    target, _ = oracle(0.7, Space(4, 2))
+    target, _ = exact_generator(0.7, Space(4, 2))
     free = GaussianMixtureDenoiser(
         Space(4, 2, centred=False), target.weights, target.means, target.variances
     )
@@ -589,28 +484,6 @@ def test_a_denoiser_on_another_space_is_refused() -> None:
             free, Schedule.geometric(5, 0.1, 5.0),
             Isotropic.ddpm(target.space, Schedule.geometric(5, 0.1, 5.0)),
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("n_steps", [10, 20, 40, 80])
-def test_one_tuning_of_a_time_network_serves_other_numbers_of_steps(n_steps: int) -> None:
-    target, gen = oracle(0.7, Space(4, 2))
-    x, fresh = target.sample(3000, seed=1), target.sample(2000, seed=2)
-    options = {"n_trajectories": 2500, "progress": False}
-    gen.tune(x, 20, "time-network", **options)  # type: ignore[arg-type]
-    transferred = forward_ess(gen.noise(fresh, n_steps=n_steps, seed=3, progress=False))
-    gen.tune(x, n_steps, "diagonal", **options)  # type: ignore[arg-type]
-    direct = forward_ess(gen.noise(fresh, seed=3, progress=False))
-    assert transferred > 0.85 * direct
-
-
-def test_a_denoiser_that_leaves_the_space_does_not_bias_the_weights() -> None:
-    target, gen = oracle(0.7, Space(4, 2))
-    exact = gen.denoiser
-    drifting = lambda x, t: exact(x, t) + 0.3  # noqa: E731
-    drifting.space = target.space  # type: ignore[attr-defined]
-    other = DiffusionBoltzmannGenerator.from_denoiser(target, drifting, 0.7)
-    other.tune(target.sample(2000, seed=1), 40, n_trajectories=1000, progress=False)
-    assert abs(other.sample(2000, seed=2, progress=False).log_z().z(0.0)) < 4.0
 
 
 def test_forward_ess_of_the_ddpm_baseline_is_lower(

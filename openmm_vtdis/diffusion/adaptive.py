@@ -22,51 +22,44 @@ unstable.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
 from openmm_vtdis.diffusion.denoiser import Denoiser
-from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
+from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.progress import progress_bar
 
-N_LEVELS, N_CONFIGURATIONS = 32, 256
+N_LEVELS, N_FRAMES = 32, 1_000
 LEAST_SHARE = 0.3
 """Share of the steps that is spread evenly over log t. Where the mean cost is small, rare
 configurations (between two modes) can cost a lot, which KL hardly notices and alpha = 2 does; and
 the expansion in h wants small steps everywhere."""
 
 
-def choose_schedule(
-    schedule: str | Schedule | Sequence[float],
-    n_steps: int | None,
-    ends: tuple[float | None, float | None],
-    rho: float,
+def adapt(
+    grid: Schedule,
     denoiser: Denoiser,
     frames: Tensor,
     generator: torch.Generator,
     batch_size: int = 256,
     progress: bool = True,
+    n_frames: int = N_FRAMES,
 ) -> Schedule:
-    """The grid "adaptive", or what :func:`~openmm_vtdis.diffusion.schedule.make_schedule` makes.
+    """The ends and the number of steps of a grid, every step with an equal share of the cost.
 
     Parameters
     ----------
-    schedule, n_steps, ends, rho
-        As there.
     frames
-        (n, M, D) equilibrium configurations in model units, on which "adaptive" is measured.
+        (n, M, D) equilibrium configurations in model units, of which ``n_frames`` are drawn.
+        Between two modes C is noisy: with 1,000 frames the grid of GMM-2 costs 5 to 30 % more than
+        the best one, with 250 up to 60 %, a geometric one 150 to 200 %.
     """
-    if isinstance(schedule, str):
-        checks.choice("schedule", schedule, ("adaptive", "geometric", "karras"))
-    if not isinstance(schedule, str) or schedule != "adaptive":
-        return make_schedule(schedule, n_steps, *ends, rho)
-    even = make_schedule("geometric", N_LEVELS - 1, *ends)
-    errors = denoising_errors(denoiser, frames, even.tensor, generator, batch_size, progress)
-    cost = step_cost(even.tensor, errors, denoiser.space.dim)
-    return equal_shares(even.tensor, cost, 100 if n_steps is None else n_steps)
+    even = Schedule.geometric(N_LEVELS - 1, grid.times[0], grid.times[-1]).tensor
+    index = torch.randint(
+        len(frames), (n_frames,), generator=generator, device=generator.device
+    ).to(frames.device)
+    errors = denoising_errors(denoiser, frames[index], even, generator, batch_size, progress)
+    return equal_shares(even, step_cost(even, errors, denoiser.space.dim), grid.n_steps)
 
 
 @torch.no_grad()
@@ -78,14 +71,13 @@ def denoising_errors(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Tensor:
-    """m(t) at levels (L,), from noised frames: (L,) float64.
+    """m(t) at levels (L,), from frames (n, M, D) noised once each: (L,) float64.
 
     Measured as d times the ratio of |x_0 - D|^2 to t^2 |xi|^2, which tends to one at low noise
     without any scatter.
     """
     device = generator.device
-    index = torch.randint(len(frames), (N_CONFIGURATIONS,), generator=generator, device=device)
-    clean = frames[index.to(frames.device)].to(device, torch.float64)
+    clean = frames.to(device, torch.float64)
     noise = denoiser.space.standard_normal(len(clean), generator)
     total = torch.zeros(len(levels), dtype=torch.float64)
     bar = progress_bar(len(levels), "adapting the grid", progress)

@@ -123,7 +123,8 @@ def make_schedule(
 ) -> Schedule:
     """Return a :class:`Schedule` from a name ("geometric", "karras"), levels, or a schedule.
 
-    (:mod:`~openmm_vtdis.diffusion.adaptive` has "adaptive", which needs a denoiser.)
+    "adaptive" gives the geometric grid that :func:`~openmm_vtdis.diffusion.adaptive.adapt` begins
+    with.
 
     ``n_steps`` None: 100, or what the levels say.
 
@@ -135,11 +136,11 @@ def make_schedule(
     """
     if isinstance(schedule, str):
         n_steps = 100 if n_steps is None else n_steps
-        checks.choice("schedule", schedule, ("geometric", "karras"))
+        checks.choice("schedule", schedule, ("adaptive", "geometric", "karras"))
         low, high = checks.positive_number("t_min", t_min), checks.positive_number("t_max", t_max)
-        if schedule == "geometric":
-            return Schedule.geometric(n_steps, low, high)
-        return Schedule.karras(n_steps, low, high, rho)
+        if schedule == "karras":
+            return Schedule.karras(n_steps, low, high, rho)
+        return Schedule.geometric(n_steps, low, high)
     grid = schedule if isinstance(schedule, Schedule) else Schedule(tuple(schedule))
     if n_steps is not None and grid.n_steps != n_steps:
         raise ValueError(
@@ -150,12 +151,12 @@ def make_schedule(
 
 
 def default_range(
-    dim: int, force_fourth_moments: Tensor | None = None, mean_square: float = 0.0
+    spread: float, force_fourth_moments: Tensor | None = None, mean_square: float = 0.0
 ) -> tuple[float, float]:
     r"""Ends (t_min, t_max) of a grid at which the two end errors are negligible.
 
-    *Prior end.* Replacing the true marginal, of variance 1 + T^2 per degree of freedom, by
-    N(0, T^2 I) costs about d / (4 T^4) nats, and a mean m of the data ``|m|^2 / (2 T^2)`` more.
+    *Prior end.* Replacing the true marginal, of variances s_i + T^2, by N(0, T^2 I) costs about
+    sum_i s_i^2 / (4 T^4) nats, and a mean m of the data ``|m|^2 / (2 T^2)`` more.
 
     *Data end.* The first reverse kernel takes the density to be smooth below t_0. For a Gaussian
     mode of width l that costs (t_0/l)^4 / 4 nats per degree of freedom, and the force g there has
@@ -165,8 +166,9 @@ def default_range(
 
     Parameters
     ----------
-    dim
-        d.
+    spread
+        sum_i s_i^2, of the eigenvalues of the data's covariance in model units: d where they are
+        equal, up to d^2 where one holds everything.
     force_fourth_moments
         (d,) or any shape: E[g_i^4] of the reduced force, in model units; None if not known, which
         gives t_min = 0.01.
@@ -174,9 +176,9 @@ def default_range(
         ``|m|^2``; zero on the zero-CoM subspace, where rotations average it away.
     """
     budget = 1e-3
-    # The root 1 / T^2 of dim / 4 y^2 + mean_square / 2 y = budget
+    # The root 1 / T^2 of spread / 4 y^2 + mean_square / 2 y = budget
     half = 0.5 * mean_square
-    t_max = ((half + math.sqrt(half**2 + dim * budget)) / (2.0 * budget)) ** 0.5
+    t_max = ((half + math.sqrt(half**2 + spread * budget)) / (2.0 * budget)) ** 0.5
     if force_fourth_moments is None:
         return 0.01, max(t_max, 5.0)
     total = float(force_fourth_moments.to(torch.float64).sum())

@@ -108,9 +108,13 @@ def reference_frames(name: str, split: str, folder: Path = Path("runs")) -> np.n
     return np.concatenate([_shard(name, split, k, folder) for k in range(n_shards)])
 
 
+def _shard_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:
+    return folder / (f"{name}-{split}-{k}.npy" if k else f"{name}-{split}.npy")
+
+
 def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
     """Frames of shard k, chain by chain, with their report in a text file beside them."""
-    path = folder / (f"{name}-{split}-{k}.npy" if k else f"{name}-{split}.npy")
+    path = _shard_path(name, split, k, folder)
     if not path.exists():
         recipe, system = RECIPES[name], build_system(name)
         data = sample_hmc(
@@ -218,10 +222,11 @@ def main() -> None:
         seed=MODEL_SEED,
     )
     gen.save(FOLDER / f"{options.name}.vtdis")
+    shards = [_shard_path(options.name, "train", k) for k in range(recipe.n_shards)]
     record = {
         "recipe": dataclasses.asdict(recipe),
         "seeds": {"train": TRAIN_SEED, "test": TEST_SEED, "model": MODEL_SEED},
-        "data": Path(f"runs/{options.name}-train.txt").read_text().splitlines(),
+        "data": "\n".join(path.with_suffix(".txt").read_text() for path in shards).splitlines(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
         "tuning": str(report),

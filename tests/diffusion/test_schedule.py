@@ -54,7 +54,7 @@ def test_bad_requests_are_refused() -> None:
         Schedule.geometric(1, 0.1, 1.0)
     with pytest.raises(ValueError, match="t_min < t_max"):
         Schedule.geometric(10, 1.0, 0.1)
-    with pytest.raises(ValueError, match="one of 'geometric', 'karras'"):
+    with pytest.raises(ValueError, match="one of 'adaptive', 'geometric', 'karras'"):
         make_schedule("linear", 10, 0.1, 1.0)
     with pytest.raises(ValueError, match="expected 11 noise levels for n_steps=10, got 3"):
         make_schedule((0.1, 0.2, 0.3), 10, 0.1, 1.0)
