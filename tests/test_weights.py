@@ -19,6 +19,7 @@ from openmm_vtdis.targets import (
     GaussianMixture,
     OpenMMTarget,
 )
+from openmm_vtdis.targets.validation import random_rotations
 from tests.conftest import exact_generator
 
 COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
@@ -57,6 +58,31 @@ def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
         shape = gen.kernel.covariance.shape(gen.kernel.step(n, target.sample(3, seed=2) / length))
         identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
         torch.testing.assert_close(shape, scaled / (scaled + t**2) * identity)
+
+
+def test_the_model_energy_is_that_of_a_density_in_model_units() -> None:
+    """A constant in it changes no effective sample size, so that nothing else would show it."""
+    target, gen = exact_generator(0.7, Space(4, 2))
+    variances = target.variances / 0.7**2
+    scaled = GaussianMixture(target.means / 0.7, variances, target.weights, target.space)
+    y = target.sample(20, seed=1) / 0.7
+    torch.testing.assert_close(gen.model_energy(y), scaled.reduced_energy(y))
+
+
+@pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3)], ids=str)
+def test_the_prior_end_drowns_the_spread_of_turned_configurations(space: Space) -> None:
+    """sum s_i^2 / 4 T^4 is the budget, 10^-3 nats, s_i being variances over all orientations."""
+    generator = torch.Generator().manual_seed(1)
+    chain = torch.zeros(1, space.n_particles, space.n_dims, dtype=torch.float64)
+    chain[0, :, 0] = torch.arange(space.n_particles)
+    target = GaussianMixture(chain, [0.05], [1.0], space)
+    y = target.sample(4_000, seed=2)
+    _, high = ModelUnits(target, 1.0).default_range(y)
+    rotations = random_rotations(len(y), space.n_dims, generator)
+    turned = space.reduce(y @ rotations).flatten(1)
+    spread = float((turned.mT @ turned / len(y)).square().sum())
+    assert spread > 2.0 * space.dim
+    assert spread / (4.0 * high**4) == pytest.approx(1e-3, rel=0.1)
 
 
 def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
