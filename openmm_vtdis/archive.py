@@ -8,6 +8,7 @@ would execute, is refused unless the caller trusts it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from openmm_vtdis import checks, storage
 from openmm_vtdis.diffusion.covariance import Energy, make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import LaplaceRange
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import build_network, describe_network
 from openmm_vtdis.topology import (
@@ -48,7 +50,7 @@ class GeneratorArchive:
     length
         Length unit of the model in nm.
     tuning
-        Grid, covariance family and class labels, see :func:`describe_kernel`; None if not tuned.
+        Grid, covariance family and more, see :func:`describe_kernel`; None if not tuned.
     parameters, gains
         Of the covariance, and of the mean if it was tuned.
     """
@@ -150,18 +152,21 @@ class GeneratorArchive:
                 **self.tuning["options"],
             )  # fmt: skip
             schedule = Schedule(tuple(self.tuning["times"]))
+            described = self.tuning.get("laplace")
+            laplace = None if described is None else LaplaceRange(**described)
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a complete generator archive: {error}") from error
-        return DiffusionKernel(denoiser, schedule, family, self.gains, energy)
+        return DiffusionKernel(denoiser, schedule, family, self.gains, energy, laplace)
 
 
 def describe_kernel(kernel: DiffusionKernel) -> dict[str, Any]:
-    """Grid and covariance family as JSON: what :meth:`GeneratorArchive.kernel` reads."""
+    """Grid, covariance family and more as JSON: what :meth:`GeneratorArchive.kernel` reads."""
     return {
         "times": list(kernel.schedule.times),
         "covariance": kernel.covariance.kind,
         "labels": list(kernel.covariance.labels),
         "options": kernel.covariance.options,
+        "laplace": None if kernel.laplace is None else dataclasses.asdict(kernel.laplace),
     }
 
 

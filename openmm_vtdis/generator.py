@@ -20,7 +20,6 @@ from torch import Tensor
 from openmm_vtdis import checks, pretrained
 from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
-from openmm_vtdis.diffusion.adaptive import N_FRAMES, adapt
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import (
     Denoiser,
@@ -314,6 +313,7 @@ class DiffusionBoltzmannGenerator:
         t_max: float | None = None,
         rho: float = 7.0,
         rank: int = 4,
+        laplace: bool = True,
         tune_mean: bool = False,
         method: str = "convex",
         sgd_iterations: int = 5000,
@@ -344,6 +344,9 @@ class DiffusionBoltzmannGenerator:
             Forward trajectories in all: 7/10 fitted, 1/10 for early stopping, 2/10 for the report.
         t_min, t_max
             Ends of the grid in model units; by default from the forces on the data.
+        laplace
+            With "tweedie", "hessian" or "pairwise": go by the energy instead of the network where
+            that is measured to be better, at low noise (:mod:`~openmm_vtdis.diffusion.laplace`).
         tune_mean
             Fit the mean coefficients k_n first, in a pass of its own.
         method
@@ -351,8 +354,6 @@ class DiffusionBoltzmannGenerator:
             ``sgd_batch_size`` fresh trajectories).
         """
         self._check_trained("tune")
-        if n_steps is not None:
-            n_steps = checks.positive_integer("n_steps", n_steps, minimum=2)
         config = TuningConfig(
             objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
         )
@@ -366,10 +367,12 @@ class DiffusionBoltzmannGenerator:
         if isinstance(schedule, str) and None in ends:
             ends = self._units.default_range(frames, *ends)
         grid = make_schedule(schedule, n_steps, *ends, rho)
-        if isinstance(schedule, str) and schedule == "adaptive":
-            n = min(N_FRAMES, n_trajectories)
-            grid = adapt(grid, self._denoiser, frames, generator, size, progress, n)
         kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
+        name = schedule if isinstance(schedule, str) else None
+        laplace = checks.boolean("laplace", laplace) and self.target.twice_differentiable
+        kernel = tuning.prepare(
+            kernel, family, frames, generator, name, laplace, n_trajectories, size, progress
+        )
         self.kernel, report = tuning.tune(
             kernel, family, self.model_energy, frames, held_out, generator, config, size, progress
         )
@@ -423,7 +426,7 @@ class DiffusionBoltzmannGenerator:
             "heun" or "rk4" on the tuned grid (or one of ``n_steps``, with the same ends), or
             adaptive "dopri5".
         """
-        grid = self._ode_grid(n_steps)
+        grid = self._tuned("sample_ode").flow_schedule(n_steps)
         n = checks.positive_integer("n", n)
         generator = make_generator(seed, self.device)
         size = self._size(batch_size, 4)
@@ -470,7 +473,7 @@ class DiffusionBoltzmannGenerator:
         progress: bool = True,
     ) -> np.ndarray:
         """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
-        grid = self._ode_grid(n_steps)
+        grid = self._tuned("noise_ode").flow_schedule(n_steps)
         x = self._frames("noise_ode", traj)
         generator = make_generator(seed, self.device)
         size = self._size(batch_size, 4)
@@ -582,10 +585,6 @@ class DiffusionBoltzmannGenerator:
             if found is not None:
                 check_mirror_symmetry(self._denoiser)
         return found
-
-    def _ode_grid(self, n_steps: int | None) -> Schedule:
-        grid = self._tuned("probability flow").schedule
-        return grid if n_steps is None else grid.resampled(n_steps)
 
     def _size(self, batch_size: int | None, divisor: int = 1) -> int:
         """The user's batch size, checked, or the default over ``divisor``."""

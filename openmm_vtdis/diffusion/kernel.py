@@ -8,7 +8,8 @@ r"""Forward and reverse Gaussian kernels of the diffusion::
 
 Eq. 20 is printed with r inverted. Sigma_n is a
 :class:`~openmm_vtdis.diffusion.covariance.Covariance` in units of v_n; Sigma_n = v_n I is the DDPM
-kernel. All in model units, where the data have unit variance per degree of freedom.
+kernel. At low noise D may be improved by the energy (:mod:`~openmm_vtdis.diffusion.laplace`).
+All in model units, where the data have unit variance per degree of freedom.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Isotropic, ReverseStep
 from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.laplace import LaplaceRange, laplace_posterior
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
 
@@ -41,6 +43,8 @@ class DiffusionKernel:
         (N,) mean coefficients k_n, or None for 1 - r_n.
     energy
         Of the target in model units, for covariances that use it.
+    laplace
+        Where the Laplace approximation of the posterior stands in for the denoiser; None: nowhere.
     """
 
     denoiser: Denoiser
@@ -48,8 +52,11 @@ class DiffusionKernel:
     covariance: Covariance
     gains: Tensor | None = None
     energy: Energy | None = None
+    laplace: LaplaceRange | None = None
 
     def __post_init__(self) -> None:
+        if self.laplace is not None and self.energy is None:
+            raise ValueError("laplace: expected a kernel that knows the energy, got one without")
         if self.gains is not None and tuple(self.gains.shape) != (self.schedule.n_steps,):
             raise ValueError(
                 f"gains: expected shape ({self.schedule.n_steps},), got {tuple(self.gains.shape)}"
@@ -76,6 +83,10 @@ class DiffusionKernel:
         """The same kernel with other mean coefficients k_n, shape (N,)."""
         return dataclasses.replace(self, gains=gains)
 
+    def with_schedule(self, schedule: Schedule) -> DiffusionKernel:
+        """The same kernel, not tuned yet, on another grid of any number of steps."""
+        return DiffusionKernel.ddpm(self.denoiser, schedule, self.energy)
+
     def resampled(self, n_steps: int) -> DiffusionKernel:
         """The same kernel on a grid of another number of steps, see :meth:`Schedule.resampled`.
 
@@ -86,7 +97,32 @@ class DiffusionKernel:
         """
         if n_steps == self.schedule.n_steps:
             return self
-        return dataclasses.replace(self, schedule=self.schedule.resampled(n_steps))
+        return dataclasses.replace(self, schedule=self.schedule.resampled(n_steps, self.jumps))
+
+    def with_laplace(self, found: LaplaceRange, jump: bool = True) -> DiffusionKernel:
+        """The same kernel with the Laplace approximation, and the jump in its grid if asked."""
+        if not jump:
+            return dataclasses.replace(self, laplace=LaplaceRange(found.level))
+        schedule = self.schedule.jumping(found.jump)
+        if schedule is self.schedule:
+            found = LaplaceRange(found.level)
+        return dataclasses.replace(self, laplace=found, schedule=schedule)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the first step is a jump by the Laplace approximation."""
+        return self.laplace is not None and self.laplace.jump > 0.0
+
+    def flow_schedule(self, n_steps: int | None = None) -> Schedule:
+        """The grid for a flow, which cannot jump: the first step is cut up like its neighbour."""
+        schedule = self.schedule
+        shares = [1.0] * schedule.n_steps
+        if self.jumps:
+            first, second = schedule.tensor[:3].log().diff().tolist()
+            shares[0] = first / second
+        elif n_steps is None:
+            return schedule
+        return Schedule.of_shares(n_steps or schedule.n_steps, schedule.times, shares)
 
     @property
     def space(self) -> Space:
@@ -111,8 +147,13 @@ class DiffusionKernel:
             denoised, coefficients = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
         else:
             denoised = self.denoiser(x, level)
-        denoised = self.space.project(denoised)
-        return ReverseStep(n, t[n], t[n - 1], x, denoised, self.denoiser, self.energy, coefficients)
+        denoised, posterior = self.space.project(denoised), None
+        if self.laplace is not None and t[n] <= self.laplace.level:
+            posterior = laplace_posterior(self.energy, self.space, x, denoised, t[n])  # type: ignore[arg-type]
+            denoised = posterior.mean
+        return ReverseStep(
+            n, t[n], t[n - 1], x, denoised, self.denoiser, self.energy, coefficients, posterior
+        )
 
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""

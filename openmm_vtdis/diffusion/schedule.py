@@ -76,9 +76,34 @@ class Schedule:
         times[0], times[-1] = levels[0], levels[-1]
         return cls(tuple(times))
 
-    def resampled(self, n_steps: int) -> Schedule:
-        """The same ends and the same density of levels over log t, in another number of steps."""
+    def resampled(self, n_steps: int, keep_first: bool = False) -> Schedule:
+        """The same ends and the same density of levels over log t, in another number of steps.
+
+        ``keep_first``: the first step is one of them, and stays as it is.
+        """
+        if keep_first:
+            rest = Schedule(self.times[1:]).resampled(
+                checks.positive_integer("n_steps", n_steps, minimum=3) - 1
+            )
+            return Schedule((self.times[0], *rest.times))
         return Schedule.of_shares(n_steps, self.times, [1.0] * self.n_steps)
+
+    def jumping(self, level: float) -> Schedule:
+        """The same ends and number of steps, the first of which is from ``level`` to t_0.
+
+        The others have the density over log t that this grid has there. A level that leaves no room
+        for two of them changes nothing.
+        """
+        above = [t for t in self.times if t > level]
+        if self.n_steps < 3 or len(above) < 2 or level <= self.times[1]:
+            return self
+        below = self.n_steps - len(above)
+        part = math.log(self.times[below + 1] / level) / math.log(
+            self.times[below + 1] / self.times[below]
+        )
+        shares = [part, *([1.0] * (len(above) - 1))]
+        rest = Schedule.of_shares(self.n_steps - 1, [level, *above], shares)
+        return Schedule((self.times[0], *rest.times))
 
     @property
     def n_steps(self) -> int:

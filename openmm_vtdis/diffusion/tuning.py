@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
+from openmm_vtdis.diffusion.adaptive import N_FRAMES, adapt
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
+from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.diffusion.fitting import (
     OBJECTIVES,
     Fit,
@@ -31,6 +33,7 @@ from openmm_vtdis.diffusion.fitting import (
     objective_value,
 )
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import find_range
 from openmm_vtdis.diffusion.sampling import forward_paths
 
 
@@ -110,6 +113,42 @@ class TuningReport:
             f"{self.n_trajectories} trajectories, {self.n_iterations} iterations in "
             f"{self.fit_seconds:.2f} s, {self.seconds:.0f} s in all"
         )
+
+
+def prepare(
+    kernel: DiffusionKernel,
+    family: Covariance,
+    frames: Tensor,
+    generator: torch.Generator,
+    schedule: str | None = "adaptive",
+    laplace: bool = True,
+    n_frames: int = N_FRAMES,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> DiffusionKernel:
+    """What is measured before the fit: an adaptive grid, the range of the Laplace approximation.
+
+    Parameters
+    ----------
+    family
+        Which covariance; only one that depends on the state goes with the approximation.
+    schedule
+        Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
+    n_frames
+        No more than this many for the grid.
+    """
+    if schedule == "adaptive":
+        n = min(N_FRAMES, n_frames)
+        kernel = kernel.with_schedule(
+            adapt(kernel.schedule, kernel.denoiser, frames, generator, batch_size, progress, n)
+        )
+    if laplace and kernel.energy is not None and isinstance(family, StateCovariance):
+        found = find_range(
+            kernel.energy, kernel.denoiser, frames, kernel.schedule.times[0],
+            min(kernel.schedule.times[-1], 1.0), generator, batch_size, progress,
+        )  # fmt: skip
+        kernel = kernel.with_laplace(found, jump=schedule is not None)
+    return kernel
 
 
 def collect(

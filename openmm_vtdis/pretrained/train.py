@@ -16,6 +16,7 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -35,6 +36,8 @@ from openmm_vtdis.targets import (
 FOLDER = Path(__file__).parent
 TRAIN_SEED, TEST_SEED, MODEL_SEED = 101, 202, 7
 """Seeds of the training data, of held-out data (which no fit ever sees), and of the model."""
+FINE_LEVELS: dict[str, Any] = {"log_t_mean": -0.3, "log_t_std": 1.1}
+"""Noise levels of a second training: log t in units of the data."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Recipe:
     t_max: float | None = None
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
+    fine_iterations: int = 0
+    """Of a second training, on those noise levels where the energy does not know better."""
     head_iterations: int = 0
     """Of the training of the pair head, without which "pairwise" is not to be had."""
     covariance: str = "isotropic"
@@ -88,7 +93,8 @@ RECIPES: dict[str, Recipe] = {
         80,
         100,
         n_shards=5,
-        head_iterations=2_000,
+        fine_iterations=14_000,
+        head_iterations=4_000,
         covariance="pairwise",
         schedule="adaptive",
         n_trajectories=2_000,
@@ -202,6 +208,19 @@ def main() -> None:
         precision="bfloat16",
         seed=MODEL_SEED,
     )
+    fine_log = None
+    if recipe.fine_iterations:
+        fine_log = gen.train(
+            train,
+            recipe.fine_iterations,
+            checkpoint=f"runs/{options.name}-fine.ckpt",
+            held_out=0.1,
+            batch_size=recipe.batch_size,
+            learning_rate=5e-4,
+            precision="bfloat16",
+            seed=MODEL_SEED + 1,
+            **FINE_LEVELS,
+        )
     head_log = None
     if recipe.head_iterations:
         head_log = gen.train_covariance(
@@ -210,6 +229,7 @@ def main() -> None:
             checkpoint=f"runs/{options.name}-pairs.ckpt",
             batch_size=recipe.batch_size,
             seed=MODEL_SEED,
+            **(FINE_LEVELS if recipe.fine_iterations else {}),
         )
     report = gen.tune(
         train,
@@ -231,6 +251,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
         "tuning": str(report),
         "log": dataclasses.asdict(log),
+        "fine": None if fine_log is None else dataclasses.asdict(fine_log),
         "head": None if head_log is None else dataclasses.asdict(head_log),
     }
     (FOLDER / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -57,6 +57,11 @@ class Target(abc.ABC):
         others.
         """
 
+    @property
+    def twice_differentiable(self) -> bool:
+        """Whether :meth:`reduced_energy` has second derivatives, as torch operations do."""
+        return True
+
     def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) in kT and forces -du/dx (B, M, D) in kT/nm; both float64 and detached.
 
@@ -154,6 +159,11 @@ class OpenMMTarget(Target):
     def backend(self) -> str:
         """The backend in use: "batched" or "contexts"."""
         return "contexts" if self._batched is None else "batched"
+
+    @property
+    def twice_differentiable(self) -> bool:
+        """Whether :meth:`reduced_energy` has second derivatives: on the batched backend."""
+        return self._batched is not None
 
     @property
     def masses(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
-from openmm_vtdis.diffusion.covariance.hessian import energy_hessian
+from openmm_vtdis.diffusion.covariance.hessian import energy_derivatives
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
 from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian
 from openmm_vtdis.diffusion.covariance.state import EigenScatter
@@ -212,7 +212,7 @@ def test_degenerate_configurations_stay_positive_definite(case: str) -> None:
 
 
 # -- the energy's Hessian ---------------------------------------------------------------------
-def test_the_hessian_is_the_second_derivative(oracle: Oracle) -> None:
+def test_gradient_and_hessian_are_the_derivatives(oracle: Oracle) -> None:
     x = oracle.sample(3, seed=1)
     space = oracle.space
 
@@ -222,7 +222,12 @@ def test_the_hessian_is_the_second_derivative(oracle: Oracle) -> None:
     exact = torch.stack(
         [torch.autograd.functional.hessian(reduced_energy, space.reduce(y).flatten()) for y in x]
     )
-    torch.testing.assert_close(energy_hessian(oracle.reduced_energy, space, x), exact)
+    gradient, hessian = energy_derivatives(oracle.reduced_energy, space, x)
+    torch.testing.assert_close(hessian, exact)
+    slopes = [
+        torch.autograd.functional.jacobian(reduced_energy, space.reduce(y).flatten()) for y in x
+    ]
+    torch.testing.assert_close(gradient, torch.stack(slopes))
 
 
 @pytest.mark.parametrize("t", [0.1, 1.0, 10.0])

@@ -31,6 +31,24 @@ Denoiser = Any  # the protocol lives in denoiser.py; covariances only pass it on
 
 
 @dataclass(frozen=True)
+class Posterior:
+    """A Gaussian approximation of p(x_0 | x_n).
+
+    Attributes
+    ----------
+    mean
+        (B, M, D).
+    values, vectors
+        Eigenvalues (B, d), positive, and eigenvectors (B, d, d) of C = Cov[x_0 | x_n] / t_n^2, in
+        reduced coordinates.
+    """
+
+    mean: Tensor
+    values: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
 class ReverseStep:
     """What a reverse kernel may depend on.
 
@@ -46,6 +64,9 @@ class ReverseStep:
         For families that differentiate them; the energy may not be known.
     pairs
         (B, M, M, 4) coefficients of the denoiser's pair head, for families that use them.
+    posterior
+        From the energy, at noise levels where the kernel goes by it: ``denoised`` is then its mean,
+        and families that depend on the state take its C for theirs.
     """
 
     n: int
@@ -56,6 +77,7 @@ class ReverseStep:
     denoiser: Denoiser
     energy: Energy | None = None
     pairs: Tensor | None = None
+    posterior: Posterior | None = None
 
     @property
     def ratio(self) -> float:

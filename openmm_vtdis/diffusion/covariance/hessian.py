@@ -22,8 +22,10 @@ from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_z
 from openmm_vtdis.geometry import Space
 
 
-def energy_hessian(energy: Energy, space: Space, x: Tensor) -> Tensor:
-    """Second derivatives of an energy in reduced coordinates: x (B, M, D) -> (B, d, d) float64.
+def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (B, d) and Hessian (B, d, d) of an energy in reduced coordinates, float64.
+
+    ``x`` is (B, M, D); both are on its device.
 
     Raises
     ------
@@ -35,14 +37,21 @@ def energy_hessian(energy: Energy, space: Space, x: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(
             energy(space.expand(reduced)).sum(), reduced, create_graph=True
         )
+        slope = gradient.detach().flatten(1)
         if not gradient.requires_grad:  # it is the same everywhere
-            return x.new_zeros(len(x), space.dim, space.dim, dtype=torch.float64)
+            return slope, slope.new_zeros(len(x), space.dim, space.dim)
         rows = [
             torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
             for column in gradient.flatten(1).unbind(dim=1)
         ]
     matrix = torch.stack(rows, dim=1)
-    return 0.5 * (matrix + matrix.mT)
+    return slope, 0.5 * (matrix + matrix.mT)
+
+
+def hessian_spectrum(matrix: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, d) and eigenvectors (B, d, d) of C at noise level t, from H (B, d, d)."""
+    values, vectors = torch.linalg.eigh(finite_or_zero(matrix))
+    return 1.0 / (1.0 + t**2 * values.clamp_min(1.0)), vectors
 
 
 class Hessian(StateCovariance):
@@ -57,7 +66,6 @@ class Hessian(StateCovariance):
                 "covariance: expected a kernel that knows the energy of its target for "
                 '"hessian", got one without'
             )
-        matrix = energy_hessian(step.energy, self.space, step.denoised).to(step.x.device)
-        values, vectors = torch.linalg.eigh(finite_or_zero(matrix))
-        shrunk = 1.0 / (1.0 + step.t**2 * values.clamp_min(1.0))
-        return (vectors * shrunk[:, None]) @ vectors.mT
+        _, matrix = energy_derivatives(step.energy, self.space, step.denoised)
+        values, vectors = hessian_spectrum(matrix.to(step.x.device), step.t)
+        return (vectors * values[:, None]) @ vectors.mT

@@ -17,6 +17,9 @@ are fitted and one tuning serves any grid. In the eigenbasis of C the log densit
 eigenvalues and the squares of the residual's components: these 2 d numbers a step are the
 statistics. If C turns with the configuration, so does Sigma.
 
+Where the kernel goes by the Laplace approximation of the posterior
+(:mod:`~openmm_vtdis.diffusion.laplace`), its C is taken, whatever the family.
+
 A C that is not finite, as at a configuration that is not, counts as zero: that trajectory ends with
 weight zero by itself, and the rest of its batch goes on.
 """
@@ -126,7 +129,7 @@ class StateCovariance(Covariance):
         levels = torch.tensor([[step.s, step.t]], dtype=torch.float64, device=step.x.device)
         a, c = self._scales(self.parameters.to(levels.device), levels)
         gain = c * _gain(levels)
-        if self.positive:
+        if self.positive and step.posterior is None:
             identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
             matrix = step.variance * (a * identity + gain * finite_or_zero(self.shape(step)))
             return CholeskyScatter(self.space, torch.linalg.cholesky(matrix))
@@ -165,6 +168,8 @@ class StateCovariance(Covariance):
 
     def _spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
         """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of C at x_n."""
+        if step.posterior is not None:
+            return step.posterior.values, step.posterior.vectors
         values, vectors = torch.linalg.eigh(finite_or_zero(self.shape(step)))
         return values.clamp_min(0.0), vectors
 

@@ -1,0 +1,290 @@
+"""The Laplace approximation of the posterior: exact for Gaussians whatever the denoiser says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import (
+    JUMP_COST,
+    TRUST_RADIUS,
+    LaplaceRange,
+    find_range,
+    laplace_posterior,
+)
+from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets import GaussianMixture, double_well, sample_hmc
+from openmm_vtdis.targets.validation import random_rotations
+from tests.conftest import exact_generator, make_oracle, z_of_mean_weight
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Quadratic:
+    """u = x^T A x / 2 in reduced coordinates: a Gaussian whose variances are not equal."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        vectors = torch.linalg.qr(
+            torch.randn(space.dim, space.dim, generator=generator(1), dtype=torch.float64)
+        )[0]
+        self.precision = (vectors * torch.linspace(1.5, 400.0, space.dim).double()) @ vectors.mT
+        self.root = torch.linalg.cholesky(torch.linalg.inv(self.precision))
+
+    def energy(self, x: Tensor) -> Tensor:
+        z = self.space.reduce(x).flatten(1)
+        return 0.5 * torch.einsum("bi,ij,bj->b", z, self.precision, z)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        log_norm = 0.5 * torch.logdet(self.precision / (2.0 * math.pi))
+        return log_norm - self.energy(x)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        z = torch.randn(n, self.space.dim, generator=generator(seed), dtype=torch.float64)
+        return self.space.expand((z @ self.root.mT).reshape(n, self.space.rank, self.space.n_dims))
+
+    def matrix(self, t: float) -> Tensor:
+        """Cov[x_0 | x_t]."""
+        return torch.linalg.inv(self.precision + torch.eye(self.space.dim) / t**2)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The exact denoiser but for a fifth of the posterior's width, everywhere."""
+        rows = []
+        for y, s in zip(x, t.tolist(), strict=True):
+            matrix = self.matrix(s)
+            exact = matrix @ self.space.reduce(y[None]).flatten() / s**2
+            rows.append(exact + 0.2 * torch.linalg.cholesky(matrix) @ torch.cos(3.0 * exact))
+        reduced = torch.stack(rows)
+        return self.space.expand(reduced.reshape(len(x), self.space.rank, self.space.n_dims))
+
+
+SPACES = [Space(2, 2), Space(3, 3), Space(3, 1, centred=False)]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("t", [0.02, 0.3, 4.0])
+def test_a_gaussian_has_its_exact_posterior_whatever_the_denoiser(space: Space, t: float) -> None:
+    gaussian = Quadratic(space)
+    x = gaussian.sample(5, seed=2) + t * space.standard_normal(5, generator(3))
+    exact = (gaussian.matrix(t) @ space.reduce(x).flatten(1)[:, :, None])[:, :, 0] / t**2
+    denoised = gaussian(x, torch.full((5,), t))
+    assert not torch.allclose(space.reduce(denoised).flatten(1), exact, rtol=1e-3)
+    posterior = laplace_posterior(gaussian.energy, space, x, denoised, t)
+    torch.testing.assert_close(space.reduce(posterior.mean).flatten(1), exact)
+    covariance = (posterior.vectors * posterior.values[:, None]) @ posterior.vectors.mT * t**2
+    torch.testing.assert_close(covariance, gaussian.matrix(t).expand(5, -1, -1))
+
+
+def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
+    """From far off it moves by the radius; from where the energy is NaN, not at all."""
+    space, t = Space(3, 2), 0.3
+    gaussian = Quadratic(space)
+    x = gaussian.sample(3, seed=2)
+    denoised = x + 50.0 * space.standard_normal(3, generator(3))
+
+    def energy(y: Tensor) -> Tensor:
+        return torch.where(torch.arange(3) == 1, torch.nan, 1.0) * gaussian.energy(y)
+
+    shift = laplace_posterior(energy, space, x, denoised, t).mean - denoised
+    z = space.reduce(shift).flatten(1)
+    precision = torch.linalg.inv(gaussian.matrix(t))
+    length = torch.einsum("bi,ij,bj->b", z, precision, z).sqrt()
+    radius = TRUST_RADIUS * math.sqrt(space.dim)
+    torch.testing.assert_close(length, torch.tensor([radius, 0.0, radius]).double())
+
+
+def test_it_turns_and_permutes_with_the_configuration() -> None:
+    target = double_well().target()
+    space, t = target.space, 0.1
+    x = space.project(torch.randn(4, 4, 2, generator=generator(1), dtype=torch.float64))
+    turn = random_rotations(4, 2, generator(2))
+    order = [2, 0, 3, 1]
+
+    def moved(y: Tensor) -> Tensor:
+        return (y @ turn.mT)[:, order]
+
+    denoised = 0.9 * x
+    here = laplace_posterior(target.reduced_energy, space, x, denoised, t)
+    there = laplace_posterior(target.reduced_energy, space, moved(x), moved(denoised), t)
+    assert not torch.allclose(here.mean, denoised)
+    torch.testing.assert_close(there.mean, moved(here.mean))
+    torch.testing.assert_close(there.values, here.values)
+
+
+# -- where it is used -------------------------------------------------------------------------
+def test_a_gaussian_is_taken_from_the_highest_level() -> None:
+    gaussian = Quadratic(Space(3, 2))
+    found = find_range(
+        gaussian.energy, gaussian, gaussian.sample(500, 1), 0.01, 2.0, generator(2), progress=False
+    )
+    assert found == LaplaceRange(pytest.approx(2.0), pytest.approx(2.0))  # type: ignore[arg-type]
+
+
+def test_between_two_modes_the_exact_denoiser_is_taken() -> None:
+    """The Laplace approximation sees one mode only; it gains nothing on an exact denoiser."""
+    oracle = make_oracle(4, 2, True)
+    found = find_range(
+        oracle.reduced_energy, oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0, generator(2),
+        progress=False,
+    )  # fmt: skip
+    assert found.level < 1.5
+    assert found.jump <= found.level
+    # The jump costs what it says: draws from the Gaussian against the posterior, other frames
+    if found.jump > 0.0:
+        grid = Schedule((1e-4, found.jump, 1.1 * found.jump))
+        x = oracle.sample(4_000, 5)
+        kernel = DiffusionKernel.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
+        family = make_covariance("hessian", oracle.space, [0] * 4, torch.zeros(1, 22))
+        x_1 = kernel.sample_forward(1, x, generator(6))
+        step = kernel.with_laplace(found, jump=False).step(1, x_1)
+        log_p = family.at(step).log_prob(x - kernel.mean(step))
+        exact = oracle.denoiser  # p(x_0 | x_1) from Bayes: all three densities are known
+        variances = exact.variances + grid.times[1] ** 2 - grid.times[0] ** 2
+        marginal = GaussianMixture(exact.means, variances, exact.weights, oracle.space)
+        log_q = kernel.forward_log_prob(1, x, x_1) - oracle.reduced_energy(x)
+        log_q = log_q + marginal.reduced_energy(x_1)
+        divergence = log_q - log_p
+        assert float(divergence.mean()) < JUMP_COST + 4.0 * float(divergence.std()) / 4_000**0.5
+
+
+def forward_log_w(gaussian: Quadratic, kernel: DiffusionKernel) -> Tensor:
+    x = gaussian.sample(400, seed=7)
+    return gaussian.log_prob(x) + forward_paths(kernel, x, generator(8), progress=False).log_ratio
+
+
+def test_the_error_of_a_denoiser_leaves_the_weights() -> None:
+    """Weights of a Gaussian are flat with the approximation, and are not without."""
+    space = Space(3, 2)
+    gaussian = Quadratic(space)
+    family = make_covariance("hessian", space, [0] * 3, torch.zeros(1, 22))
+    grid = Schedule.geometric(20, 0.002, 30.0)
+    plain = DiffusionKernel.ddpm(gaussian, grid, gaussian.energy).with_covariance(family)
+    spreads = {}
+    for name, kernel in {
+        "plain": plain,
+        "laplace": plain.with_laplace(LaplaceRange(30.0), jump=False),
+        "jump": plain.with_laplace(LaplaceRange(30.0, 0.1)),
+    }.items():
+        assert kernel.schedule.n_steps == 20
+        spreads[name] = float(forward_log_w(gaussian, kernel).std())
+    assert spreads["laplace"] < 0.02
+    assert spreads["jump"] < 0.02
+    assert spreads["plain"] > 0.3
+
+
+@pytest.mark.parametrize("kind", ["hessian", "tweedie"])
+def test_mean_weight_is_one(kind: str) -> None:
+    """Weights are exact where the approximation is not: two modes, and a level far too high."""
+    oracle = make_oracle(3, 2, True)
+    family = make_covariance(kind, oracle.space, [0] * 3, torch.zeros(1, 22))
+    kernel = DiffusionKernel.ddpm(
+        oracle.denoiser, Schedule.geometric(15, 0.02, 15.0), oracle.reduced_energy
+    ).with_covariance(family)
+    kernel = kernel.with_laplace(LaplaceRange(0.8, 0.1))
+    paths = reverse_paths(kernel, 4_000, generator(1), progress=False)
+    log_w = paths.log_ratio - oracle.reduced_energy(paths.x)
+    assert abs(z_of_mean_weight(log_w)) < 4.0
+    x = oracle.sample(4_000, 2)
+    log_v = forward_paths(kernel, x, generator(3), progress=False).log_ratio
+    assert abs(z_of_mean_weight(oracle.reduced_energy(x) - log_v)) < 4.0
+
+
+# -- grids and generators ---------------------------------------------------------------------
+def test_jumping_keeps_ends_number_and_density() -> None:
+    grid = Schedule.geometric(40, 1e-3, 10.0)
+    jumped = grid.jumping(0.05)
+    assert (jumped.n_steps, jumped.times[0], jumped.times[-1]) == (40, 1e-3, 10.0)
+    assert jumped.times[1] == 0.05
+    ratios = torch.tensor(jumped.times[1:]).log().diff()
+    torch.testing.assert_close(ratios, torch.full_like(ratios, math.log(200.0) / 39.0))
+    assert grid.jumping(1e-4) is grid
+    assert grid.jumping(20.0) is grid
+    again = jumped.resampled(20, keep_first=True)
+    assert (again.n_steps, *again.times[:2], again.times[-1]) == (20, 1e-3, 0.05, 10.0)
+    with pytest.raises(ValueError, match="n_steps"):
+        jumped.resampled(2, keep_first=True)
+
+
+def test_a_flow_does_not_jump() -> None:
+    oracle = make_oracle(3, 2, True)
+    kernel = DiffusionKernel.ddpm(
+        oracle.denoiser, Schedule.geometric(40, 1e-3, 10.0), oracle.reduced_energy
+    )
+    jumped = kernel.with_laplace(LaplaceRange(0.2, 0.05))
+    assert kernel.flow_schedule() == kernel.schedule
+    for n in (40, 25):
+        flow = jumped.flow_schedule(n)
+        torch.testing.assert_close(flow.tensor, Schedule.geometric(n, 1e-3, 10.0).tensor)
+    assert jumped.flow_schedule().n_steps == 40
+
+
+def test_a_kernel_without_energy_is_refused() -> None:
+    oracle = make_oracle(3, 2, True)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, Schedule.geometric(5, 0.1, 10.0))
+    with pytest.raises(ValueError, match="knows the energy"):
+        kernel.with_laplace(LaplaceRange(0.2))
+
+
+def test_only_covariances_that_know_the_state_use_it() -> None:
+    target, gen = exact_generator(0.7)
+    frames = target.sample(600, seed=1)
+    for kind, used in (("isotropic", False), ("tweedie", True)):
+        gen.tune(frames, 20, kind, n_trajectories=200, progress=False)
+        assert gen.kernel is not None
+        assert (gen.kernel.laplace is not None) == used
+    gen.tune(frames, 20, "tweedie", n_trajectories=200, laplace=False, progress=False)
+    assert gen.kernel is not None
+    assert gen.kernel.laplace is None
+    levels = [0.01 * 2.0**k for k in range(11)]
+    gen.tune(frames, None, "tweedie", schedule=levels, n_trajectories=200, progress=False)
+    assert gen.kernel is not None
+    assert gen.kernel.schedule.times == tuple(levels)
+    assert gen.kernel.laplace is not None
+    assert not gen.kernel.jumps
+
+
+@pytest.fixture(scope="module")
+def frames() -> Tensor:
+    return sample_hmc(
+        double_well().target(), n_chains=100, n_samples=2, burn_in=60, seed=1, progress=False
+    ).positions
+
+
+def test_an_archive_keeps_it(frames: Tensor, tmp_path: Path) -> None:
+    bench = double_well()
+    gen = DiffusionBoltzmannGenerator(
+        bench.system, None, bench.temperature, n_dims=2, network="egnn-1x8", seed=1
+    )
+    gen.train(frames, 3, progress=False)
+    gen.tune(frames, 10, "hessian", n_trajectories=100, progress=False)
+    assert gen.kernel is not None
+    found = LaplaceRange(0.3, 0.05)
+    gen.kernel = gen.kernel.with_laplace(found)
+    again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "a.vtdis"))
+    assert again.kernel is not None
+    assert again.kernel.laplace == found
+    assert again.kernel.schedule == gen.kernel.schedule
+    one, two = (g.sample(20, seed=3, progress=False) for g in (gen, again))
+    torch.testing.assert_close(torch.tensor(one.log_weights), torch.tensor(two.log_weights))
+
+
+def test_energies_from_contexts_are_not_asked_for_second_derivatives(frames: Tensor) -> None:
+    bench = double_well()
+    gen = DiffusionBoltzmannGenerator(
+        bench.system, None, bench.temperature, n_dims=2, network="egnn-1x8", backend="contexts"
+    )
+    gen.train(frames, 3, progress=False)
+    gen.tune(frames, 10, "tweedie", n_trajectories=100, progress=False)
+    assert gen.kernel is not None
+    assert gen.kernel.laplace is None
