@@ -2,11 +2,11 @@ r"""A grid on which every step costs the same.
 
 Given x_0 and x_n, x_{n-1} is Gaussian, and the entropy of x_t follows from the denoising error
 (I-MMSE). The KL divergence of one tuned isotropic kernel from the true reverse kernel is therefore
-known from the denoising error alone. With
+known from the denoising error alone. With::
 
     m(t) = E |x_0 - D(x_t, t)|^2 / t^2,     h_n = log(t_n / t_{n-1}),
 
-it is ``(d/2) log(1 + (e^{2 h_n} - 1) m(t_n) / d)`` less the integral of m over log t, or
+it is ``(d/2) log(1 + (e^{2 h_n} - 1) m(t_n) / d)`` less the integral of m over log t, or::
 
     KL_n = C(t_n) h_n^2 + O(h_n^3),         C = m + (1/2) dm/dlog t - m^2 / d.
 
@@ -73,8 +73,8 @@ def denoising_errors(
 ) -> Tensor:
     """m(t) at levels (L,), from frames (n, M, D) noised once each: (L,) float64.
 
-    Measured as d times the ratio of |x_0 - D|^2 to t^2 |xi|^2, which tends to one at low noise
-    without any scatter.
+    Measured as d times the ratio of ``|x_0 - D|^2`` to ``t^2 |xi|^2``, which tends to one at low
+    noise without any scatter.
     """
     device = generator.device
     clean = frames.to(device, torch.float64)

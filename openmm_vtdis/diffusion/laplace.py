@@ -88,10 +88,10 @@ def find_range(
 ) -> LaplaceRange:
     """Measure where the Laplace approximation is better than the denoiser, and where it is exact.
 
-    The first ends where the gain in the denoising error |x_0 - mean|^2 / t^2, added up over log t
-    from the lowest level, is largest. The KL divergence of the posterior from the Gaussian is half
-    the variance of the log weights of draws from the latter; the jump is from the highest level
-    below which it is at most ``JUMP_COST``.
+    The first ends where the gain in the denoising error ``|x_0 - mean|^2 / t^2``, added up over
+    log t from the lowest level, is largest. The KL divergence of the posterior from the Gaussian
+    is half the variance of the log weights of draws from the latter; the jump is from the highest
+    level below which it is at most ``JUMP_COST``.
 
     Parameters
     ----------
