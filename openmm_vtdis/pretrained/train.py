@@ -73,6 +73,8 @@ class Recipe:
     """Of a second training, on those noise levels where the energy does not know better."""
     head_iterations: int = 0
     """Of the training of the pair head, without which "pairwise" is not to be had."""
+    later_frames: int | None = None
+    """Frames, the first ones, of all that follows the first training; None: all."""
     covariance: str = "isotropic"
     schedule: str = "geometric"
     n_trajectories: int = 10_000
@@ -207,12 +209,23 @@ def main() -> None:
         precision="bfloat16",
         seed=MODEL_SEED,
     )
-    fine_log = None
+    finish(options.name, gen, recipe, train[: recipe.later_frames], dataclasses.asdict(log))
+
+
+def finish(
+    name: str,
+    gen: DiffusionBoltzmannGenerator,
+    recipe: Recipe,
+    frames: np.ndarray,
+    log: dict[str, Any],
+) -> None:
+    """Everything after the first training, whose history is ``log``: archive and record."""
+    logs: dict[str, Any] = {"log": log, "fine": None, "head": None}
     if recipe.fine_iterations:
-        fine_log = gen.train(
-            train,
+        fine = gen.train(
+            frames,
             recipe.fine_iterations,
-            checkpoint=f"runs/{options.name}-fine.ckpt",
+            checkpoint=f"runs/{name}-fine.ckpt",
             held_out=0.1,
             batch_size=recipe.batch_size,
             learning_rate=5e-4,
@@ -220,18 +233,19 @@ def main() -> None:
             seed=MODEL_SEED + 1,
             **FINE_LEVELS,
         )
-    head_log = None
+        logs["fine"] = dataclasses.asdict(fine)
     if recipe.head_iterations:
-        head_log = gen.train_covariance(
-            train,
+        head = gen.train_covariance(
+            frames,
             recipe.head_iterations,
-            checkpoint=f"runs/{options.name}-pairs.ckpt",
+            checkpoint=f"runs/{name}-pairs.ckpt",
             batch_size=recipe.batch_size,
             seed=MODEL_SEED,
             **(FINE_LEVELS if recipe.fine_iterations else {}),
         )
+        logs["head"] = dataclasses.asdict(head)
     report = gen.tune(
-        train,
+        frames,
         recipe.n_steps,
         recipe.covariance,
         schedule=recipe.schedule,
@@ -240,20 +254,18 @@ def main() -> None:
         t_max=recipe.t_max,
         seed=MODEL_SEED,
     )
-    gen.save(FOLDER / f"{options.name}.vtdis")
-    shards = [_shard_path(options.name, "train", k) for k in range(recipe.n_shards)]
+    gen.save(FOLDER / f"{name}.vtdis")
+    shards = [_shard_path(name, "train", k) for k in range(recipe.n_shards)]
     record = {
         "recipe": dataclasses.asdict(recipe),
         "seeds": {"train": TRAIN_SEED, "test": TEST_SEED, "model": MODEL_SEED},
         "data": "\n".join(path.with_suffix(".txt").read_text() for path in shards).splitlines(),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gen.device}",
         "tuning": str(report),
-        "log": dataclasses.asdict(log),
-        "fine": None if fine_log is None else dataclasses.asdict(fine_log),
-        "head": None if head_log is None else dataclasses.asdict(head_log),
+        **logs,
     }
-    (FOLDER / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(report)
 
 
