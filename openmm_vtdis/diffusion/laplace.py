@@ -85,18 +85,20 @@ def find_range(
     generator: torch.Generator,
     batch_size: int = 256,
     progress: bool = True,
+    n_frames: int = N_FRAMES,
 ) -> LaplaceRange:
     """Measure where the Laplace approximation is better than the denoiser, and where it is exact.
 
     The first ends where the gain in the denoising error ``|x_0 - mean|^2 / t^2``, added up over
-    log t from the lowest level, is largest. The KL divergence of the posterior from the Gaussian
-    is half the variance of the log weights of draws from the latter; the jump is from the highest
-    level below which it is at most ``JUMP_COST``.
+    log t from the lowest level, is largest; the search stops where half of it is lost again. The
+    KL divergence of the posterior from the Gaussian is half the variance of the log weights of
+    draws from the latter; the jump is from the highest level below which it is at most
+    ``JUMP_COST``.
 
     Parameters
     ----------
     frames
-        (n, M, D) equilibrium configurations in model units.
+        (n, M, D) equilibrium configurations in model units, of which ``n_frames`` are drawn.
     t_min, t_max
         Noise levels to look between.
 
@@ -106,7 +108,7 @@ def find_range(
         If the energy cannot be differentiated twice.
     """
     space, device = denoiser.space, generator.device
-    index = torch.randint(len(frames), (N_FRAMES,), generator=generator, device=device)
+    index = torch.randint(len(frames), (n_frames,), generator=generator, device=device)
     clean = frames[index.to(frames.device)].to(device, torch.float64)
     noise = space.standard_normal(len(clean), generator)
     levels = Schedule.geometric(N_LEVELS - 1, t_min, t_max).times
@@ -129,6 +131,8 @@ def find_range(
             exact = float(torch.cat(spreads).mean()) <= JUMP_COST
             jump = t if exact else jump
         bar.update()
+        if gain < 0.5 * best:
+            break
     bar.close()
     return LaplaceRange(level, min(jump, level))
 

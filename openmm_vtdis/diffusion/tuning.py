@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
-from openmm_vtdis.diffusion.adaptive import N_FRAMES, adapt
+from openmm_vtdis.diffusion.adaptive import N_FRAMES as GRID_FRAMES
+from openmm_vtdis.diffusion.adaptive import adapt
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
 from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.diffusion.fitting import (
@@ -33,6 +34,7 @@ from openmm_vtdis.diffusion.fitting import (
     objective_value,
 )
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import N_FRAMES as LAPLACE_FRAMES
 from openmm_vtdis.diffusion.laplace import find_range
 from openmm_vtdis.diffusion.sampling import forward_paths
 
@@ -122,7 +124,7 @@ def prepare(
     generator: torch.Generator,
     schedule: str | None = "adaptive",
     laplace: bool = True,
-    n_frames: int = N_FRAMES,
+    n_frames: int = GRID_FRAMES,
     batch_size: int = 256,
     progress: bool = True,
 ) -> DiffusionKernel:
@@ -135,10 +137,10 @@ def prepare(
     schedule
         Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
     n_frames
-        No more than this many for the grid.
+        Frames to measure on, no more than this many.
     """
     if schedule == "adaptive":
-        n = min(N_FRAMES, n_frames)
+        n = min(GRID_FRAMES, n_frames)
         kernel = kernel.with_schedule(
             adapt(kernel.schedule, kernel.denoiser, frames, generator, batch_size, progress, n)
         )
@@ -146,6 +148,7 @@ def prepare(
         found = find_range(
             kernel.energy, kernel.denoiser, frames, kernel.schedule.times[0],
             min(kernel.schedule.times[-1], 1.0), generator, batch_size, progress,
+            min(LAPLACE_FRAMES, n_frames),
         )  # fmt: skip
         kernel = kernel.with_laplace(found, jump=schedule is not None)
     return kernel

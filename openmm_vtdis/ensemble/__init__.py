@@ -12,13 +12,18 @@ from openmm_vtdis.ensemble.diagnostics import (
     pareto_k,
     reverse_ess,
 )
+from openmm_vtdis.ensemble.free_energy import FreeEnergy
+from openmm_vtdis.ensemble.multistate import PooledEnsemble, mbar
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 
 __all__ = [
     "Diagnostics",
     "Estimate",
+    "FreeEnergy",
+    "PooledEnsemble",
     "WeightedEnsemble",
     "forward_ess",
+    "mbar",
     "pareto_k",
     "reverse_ess",
 ]

@@ -40,9 +40,10 @@ from openmm_vtdis.ensemble.diagnostics import (
     log_mean_weight,
     reverse_ess,
 )
+from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_ensemble
+from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.random import Seed, make_generator
-from openmm_vtdis.targets import OpenMMTarget
 from openmm_vtdis.topology import placeholder_topology, topology_to_json
 from openmm_vtdis.units import nanometers
 
@@ -310,6 +311,41 @@ class WeightedEnsemble:
             )
         return values, alive
 
+    def free_energy(
+        self,
+        target_log_weights: ArrayLike,
+        *,
+        subsample: bool = True,
+        n_bootstraps: int = 100,
+        seed: int = 0,
+    ) -> FreeEnergy:
+        """-log Z in kT by BAR, from these samples and noised MD; better than :meth:`log_z`.
+
+        Parameters
+        ----------
+        target_log_weights
+            (m,) what ``noise()`` of the generator gives for frames of MD, in their order.
+        subsample
+            Use one frame in as many as count as one; the number is measured and in the result.
+        n_bootstraps, seed
+            Of a second error estimate; 0 leaves it out.
+
+        Raises
+        ------
+        ValueError
+            If the two sides hardly overlap, with the overlap; or if this ensemble was resampled,
+            so that its weights no longer know where it is from.
+        """
+        if self._resampled:
+            raise ValueError("free_energy: expected samples as drawn, got resampled ones")
+        return bar(
+            self.log_weights,
+            target_log_weights,
+            subsample=subsample,
+            n_bootstraps=n_bootstraps,
+            seed=seed,
+        )
+
     # -- other weights ------------------------------------------------------------------------
     def resample(self, n: int | None = None, seed: Seed = None) -> WeightedEnsemble:
         """Draw n samples (default: as many as there are) in proportion to their weights.
@@ -348,32 +384,8 @@ class WeightedEnsemble:
         A sample of zero weight stays so, even if the new energy is finite. A new energy that is
         NaN or infinite gives zero weight.
         """
-        if not hasattr(target, "reduced_energy"):
-            if not hasattr(target, "get_system"):
-                raise ValueError(
-                    "reweight: expected a target with reduced_energy(x), or an openmmtools "
-                    f"ThermodynamicState, got {type(target).__name__}"
-                )
-            target = OpenMMTarget(
-                target.get_system(remove_thermostat=True),
-                self.topology,
-                temperature=target.temperature,
-                n_dims=self.positions.shape[2],
-            )
-        space = getattr(target, "space", None)
-        if space is not None and self.positions.shape[1:] != (space.n_particles, space.n_dims):
-            raise ValueError(
-                f"reweight: expected a target of {self.positions.shape[1]} particles in "
-                f"{self.positions.shape[2]} dimensions, got one of {space.n_particles} in "
-                f"{space.n_dims}"
-            )
-        with torch.no_grad():
-            energies = target.reduced_energy(torch.tensor(self.positions))
-        u_new = np.asarray(torch.as_tensor(energies).detach().cpu(), dtype=np.float64)
-        if u_new.shape != (len(self),):
-            raise ValueError(
-                f"reweight: expected energies of shape ({len(self)},), got {u_new.shape}"
-            )
+        target = as_target("reweight", target, self.topology, self.positions.shape[2])
+        u_new = state_energies("reweight", target, self.positions)
         alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
         log_weights = np.full(len(self), -math.inf)
         change = self.reduced_energies[alive] - u_new[alive]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,10 +141,11 @@ def test_the_divergence_is_that_of_trajectories() -> None:
     Control: a grid that ends where the data's widest direction is not yet drowned in noise.
     """
     gen = two_modes(20)
-    frames, fresh = frames_of(gen, 20_000, seed=5), frames_of(gen, 10_000, seed=6)
+    frames, fresh = frames_of(gen, 20_000, seed=5), frames_of(gen, 8_000, seed=6)
+    settings: dict[str, Any] = {"schedule": "geometric", "objective": "kl", "progress": False}
     excess = {}
     for t_max in (None, 7.0):
-        gen.tune(frames, 30, schedule="geometric", objective="kl", t_max=t_max, progress=False)
+        gen.tune(frames, 30, n_trajectories=4_000, t_max=t_max, **settings)
         assert gen.kernel is not None
         grid = gen.kernel.schedule
         log_w = gen.noise(fresh, seed=7, progress=False)

@@ -1,0 +1,53 @@
+"""Energies of configurations in another state: a target of this package, or one of openmmtools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from openmm import app
+
+from openmm_vtdis.targets import OpenMMTarget
+
+
+def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int) -> Any:
+    """Something with ``reduced_energy``: as it is, or made from a ThermodynamicState.
+
+    Raises
+    ------
+    ValueError
+        If ``state`` is neither.
+    """
+    if hasattr(state, "reduced_energy"):
+        return state
+    if not hasattr(state, "get_system"):
+        raise ValueError(
+            f"{name}: expected a target with reduced_energy(x), or an openmmtools "
+            f"ThermodynamicState, got {type(state).__name__}"
+        )
+    system, temperature = state.get_system(remove_thermostat=True), state.temperature
+    return OpenMMTarget(system, topology, temperature=temperature, n_dims=n_dims)
+
+
+def state_energies(name: str, target: Any, positions: np.ndarray) -> np.ndarray:
+    """u(x) of a target in kT: positions (n, M, D) in nm -> (n,) float64, NaN and inf allowed.
+
+    Raises
+    ------
+    ValueError
+        If the target is of other particles, or gives other than one number a sample.
+    """
+    n, n_particles, n_dims = positions.shape
+    space = getattr(target, "space", None)
+    if space is not None and (n_particles, n_dims) != (space.n_particles, space.n_dims):
+        raise ValueError(
+            f"{name}: expected a target of {n_particles} particles in {n_dims} dimensions, got "
+            f"one of {space.n_particles} in {space.n_dims}"
+        )
+    with torch.no_grad():
+        energies = torch.as_tensor(target.reduced_energy(torch.tensor(positions)))
+    u = np.asarray(energies.detach().cpu(), dtype=np.float64)
+    if u.shape != (n,):
+        raise ValueError(f"{name}: expected energies of shape ({n},), got {u.shape}")
+    return u

@@ -1,0 +1,228 @@
+"""BAR and MBAR: Gaussian work with a known answer, exact generators, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pymbar
+import pytest
+import torch
+
+from openmm_vtdis import WeightedEnsemble
+from openmm_vtdis.ensemble import FreeEnergy, mbar
+from openmm_vtdis.ensemble.free_energy import bar
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets import GaussianMixture
+from tests.conftest import exact_generator
+
+LOG_Z = -37.25
+
+
+def work(
+    n: int, spread: float, seed: int, m: int | None = None, log_z: float = LOG_Z
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian log weights of both sides that belong together: their densities differ by e^lw."""
+    rng = np.random.default_rng(seed)
+    generated = rng.normal(log_z - 0.5 * spread**2, spread, n)
+    return generated, rng.normal(log_z + 0.5 * spread**2, spread, m or n)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("m", [400, 4_000])
+def test_gaussian_work_has_a_known_answer(spread: float, m: int) -> None:
+    result = bar(*work(2_000, spread, 1, m))
+    assert isinstance(result, FreeEnergy)
+    assert abs(result.z(-LOG_Z)) < 4.0
+    assert result.bootstrap_stderr == pytest.approx(result.stderr, rel=0.35)
+    assert result.n_generated == 2_000
+    assert 0.0 < result.overlap < 1.0
+
+
+def test_errors_are_those_of_repeated_experiments() -> None:
+    results = [bar(*work(500, 1.5, seed), subsample=False, n_bootstraps=0) for seed in range(60)]
+    z = np.array([result.z(-LOG_Z) for result in results])
+    assert abs(z.mean()) < 4.0 / math.sqrt(60)
+    assert 0.7 < z.std(ddof=1) < 1.35  # 1 +- 0.09
+    assert math.isnan(results[0].bootstrap_stderr)
+
+
+def test_both_sides_together_beat_either() -> None:
+    """Over repeated experiments, since one-sided errors are themselves underestimated."""
+    results = [bar(*work(500, 2.0, seed), subsample=False, n_bootstraps=0) for seed in range(60)]
+    spread = {
+        name: np.std([getattr(r, name).value if name else r.value for r in results], ddof=1)
+        for name in ("", "from_generated", "from_target")
+    }
+    assert spread[""] < 0.7 * min(spread["from_generated"], spread["from_target"])
+    one = results[0]
+    assert abs(one.from_generated.z(one.value, one.stderr)) < 4.0
+    assert abs(one.from_target.z(one.value, one.stderr)) < 4.0
+
+
+def test_it_is_the_bar_of_pymbar() -> None:
+    generated, target = work(800, 1.0, 3)
+    ours = bar(generated, target, subsample=False, n_bootstraps=0)
+    theirs = pymbar.bar(-generated, target, uncertainty_method="MBAR")
+    assert ours.value == pytest.approx(theirs["Delta_f"], abs=1e-6)
+    assert ours.stderr == pytest.approx(theirs["dDelta_f"], rel=1e-3)
+
+
+def test_weights_that_are_off_on_one_side_show() -> None:
+    """Negative control: half a kT on the target's side, which BAR shares out."""
+    generated, target = work(4_000, 1.0, 4)
+    assert abs(bar(generated, target + 0.5).z(-LOG_Z)) > 5.0
+
+
+def test_generated_samples_without_weight_count() -> None:
+    alive = 0.7
+    generated, target = work(3_000, 1.0, 5, log_z=LOG_Z - math.log(alive))
+    generated[np.random.default_rng(0).random(3_000) > alive] = -math.inf
+    assert abs(bar(generated, target).z(-LOG_Z)) < 4.0
+
+
+def test_repeated_frames_count_once() -> None:
+    generated, target = work(1_000, 1.0, 6, 500)
+    once = bar(generated, target)
+    often = bar(generated, np.repeat(target, 10))
+    assert once.statistical_inefficiency < 2.0
+    assert 6.0 < often.statistical_inefficiency < 15.0
+    assert often.n_target == pytest.approx(5_000 / often.statistical_inefficiency, abs=1)
+    assert often.stderr == pytest.approx(once.stderr, rel=0.3)
+    assert bar(generated, np.repeat(target, 10), subsample=False).n_target == 5_000
+    assert "one in " in str(often)
+
+
+@pytest.mark.parametrize("gap", [8.0, 60.0, 2_000.0])
+def test_states_that_do_not_meet_are_refused(gap: float) -> None:
+    generated, target = work(300, 0.5, 7)
+    with pytest.raises(ValueError, match="expected states that overlap, got"):
+        bar(generated - gap, target + gap)
+
+
+def test_bad_input() -> None:
+    generated, target = work(20, 0.5, 8)
+    with pytest.raises(ValueError, match="got 1 of 20 with log weight -inf"):
+        bar(generated, np.where(np.arange(20) == 3, -np.inf, target))
+    with pytest.raises(ValueError, match="got 20 generated and 1 target samples"):
+        bar(generated, target[:1])
+    with pytest.raises(ValueError, match="expected a generated sample with weight"):
+        bar(np.full(20, -np.inf), target)
+    ensemble = WeightedEnsemble(np.zeros((20, 2, 3)), generated, np.zeros(20))
+    with pytest.raises(ValueError, match="expected samples as drawn, got resampled ones"):
+        ensemble.resample(10, seed=0).free_energy(target)
+
+
+@pytest.mark.parametrize("space", [None, Space(4, 2)], ids=str)
+def test_an_exact_generator_has_a_known_log_z(space: Space | None) -> None:
+    target, gen = exact_generator(0.7, space)
+    gen.tune(target.sample(2_000, seed=1), 12, n_trajectories=1_500, progress=False)
+    ensemble = gen.sample(3_000, seed=2, progress=False)
+    log_v = gen.noise(target.sample(3_000, seed=3), seed=4, progress=False)
+    result = ensemble.free_energy(log_v)
+    assert abs(result.z(0.0)) < 4.0
+    assert result.stderr < 0.9 * ensemble.log_z().stderr
+
+
+# -- several states ------------------------------------------------------------------------------
+def warmer(target: GaussianMixture) -> GaussianMixture:
+    """Another state: wider, moved, and normalised too."""
+    return GaussianMixture(
+        0.8 * target.means, 1.3 * target.variances, target.weights.flip(0), target.space
+    )
+
+
+def pooled(shift: float = 0.0, with_second: bool = True):  # type: ignore[no-untyped-def]
+    target, gen = exact_generator(0.7, Space(4, 2))
+    other = warmer(target)
+    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=1_500, progress=False)
+    frames = [target.sample(1_500, seed=3), other.sample(1_500, seed=5) if with_second else None]
+    weights = [None if x is None else gen.noise(x, seed=7, progress=False) + shift for x in frames]
+    arrays = [None if x is None else x.numpy() for x in frames]
+    ensemble = gen.sample(2_000, seed=2, progress=False)
+    return mbar(ensemble, [target, other], arrays, weights), target, other
+
+
+def square(x: np.ndarray) -> np.ndarray:
+    return np.square(x).sum(axis=(1, 2))
+
+
+@pytest.mark.parametrize("with_second", [True, False])
+def test_pooled_states_have_known_log_z_and_averages(with_second: bool) -> None:
+    pool, *targets = pooled(with_second=with_second)
+    for k, target in enumerate(targets):
+        assert abs(pool.log_z(k).z(0.0)) < 4.0
+        exact = square(target.sample(400_000, seed=9).numpy())
+        assert abs(pool.expectation(square, k).z(exact.mean(), exact.std() / 632.0)) < 4.0
+    assert abs(pool.free_energy_difference(0, 1).z(0.0)) < 4.0
+    assert pool.overlap.sum(axis=1) == pytest.approx(np.ones(3))
+    assert list(pool.n_samples[:1]) == [2_000]
+    assert np.isnan(pool.statistical_inefficiencies[1]) == (not with_second)
+
+
+def test_pooling_beats_the_generated_samples_alone() -> None:
+    pool = pooled()[0]
+    gen_only = pooled(with_second=False)[0]
+    assert pool.expectation(square, 1).stderr < 0.8 * gen_only.expectation(square, 1).stderr
+
+
+def test_frames_whose_weights_are_off_show() -> None:
+    """Negative control."""
+    pool, *_ = pooled(shift=1.0)
+    assert abs(pool.log_z().z(0.0)) > 5.0
+
+
+def test_what_cannot_be_pooled() -> None:
+    target, gen = exact_generator(0.7, Space(4, 2))
+    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    ensemble = gen.sample(300, seed=2, progress=False)
+    x = target.sample(300, seed=3).numpy()
+    lw = gen.noise(x, seed=7, progress=False)
+    with pytest.raises(ValueError, match="the one that the ensemble is weighted for"):
+        mbar(ensemble, [warmer(target)], [x], [lw])
+    with pytest.raises(ValueError, match="frames and log weights of state 0, got only one"):
+        mbar(ensemble, [target], [x], [None])
+    with pytest.raises(ValueError, match=r"of shape \(299, 4, 2\), one for each log weight"):
+        mbar(ensemble, [target], [x], [lw[1:]])
+    with pytest.raises(ValueError, match="got 1 states, 2 and 1"):
+        mbar(ensemble, [target], [x, x], [lw])
+    with pytest.raises(ValueError, match="ThermodynamicState, got str"):
+        mbar(ensemble, ["300 K"], [x], [lw])
+    far = GaussianMixture(torch.full((1, 4, 2), 0.0), [1e-6], [1.0], target.space)
+    y = far.sample(300, seed=1).numpy()
+    with pytest.raises(ValueError, match="expected states that overlap"):
+        mbar(ensemble, [target, far], [x, y], [lw, lw + 300.0])
+    pool = mbar(ensemble, [target], [x], [lw])
+    with pytest.raises(ValueError, match="state: expected one of 0 to 0, got 1"):
+        pool.log_z(1)
+    with pytest.raises(ValueError, match="one value for each of"):
+        pool.expectation(np.zeros(3))
+
+
+def test_a_generated_sample_without_weight_has_none_in_the_pool() -> None:
+    target, gen = exact_generator(0.7, Space(4, 2))
+    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    ensemble = gen.sample(2_000, seed=2, progress=False)
+    rng = np.random.default_rng(0)
+    lost = rng.random(2_000) < 0.3
+    halved = ensemble.with_log_weights(np.where(lost, -np.inf, ensemble.log_weights))
+    x = target.sample(1_000, seed=3).numpy()
+    pool = mbar(halved, [target], [x], [gen.noise(x, seed=7, progress=False)])
+    values = np.zeros(len(pool.positions))
+    values[:2_000] = lost
+    assert pool.expectation(values).value == pytest.approx(0.0, abs=1e-9)
+    assert pool.n_samples[0] == 2_000
+
+
+def test_pymbar_leaves_no_trace() -> None:
+    before = np.geterr()
+    bar(*work(50, 0.5, 9))
+    assert np.geterr() == before
+    code = (
+        "import numpy as np; from openmm_vtdis.ensemble.free_energy import bar;"
+        "x = np.random.default_rng(0).normal(size=50); bar(x - 0.5, x + 0.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
