@@ -1,0 +1,223 @@
+r"""A Monte Carlo move for openmmtools that proposes independent samples of the generator.
+
+In the extended space of a configuration and its noising path, a state k has the density
+``exp(-u_k(x)) q(path | x)``, and the generator draws from a density p of both. With the ratio
+
+    log w_k = log q - log p - u_k(x),
+
+a new path for the current x is a Gibbs step, and replacing both by what the generator drew, with
+the probability min(1, w' / w), is an independence Metropolis-Hastings step: together they leave
+``exp(-u_k)`` invariant, for any network. The generator knows log w of its own Hamiltonian and
+temperature; u_0(x) - u_k(x) makes it that of any other state, so that one generator serves all
+replicas of a temperature ladder. Velocities are independent of positions and stay as they are.
+
+Proposals are drawn in batches and used in turn. A move is copied and stored often: it holds the
+path and the digest of the generator's file, while the generator itself, with its batch of
+proposals, is kept once per process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from openmm import unit
+from openmmtools.mcmc import MCMCMove
+
+from openmm_vtdis import checks
+from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.random import make_generator
+
+
+class Proposals:
+    """A generator, its random numbers, and what it has drawn ahead."""
+
+    def __init__(
+        self, path: Path, device: str, batch_size: int, n_steps: int | None, seed: int | None
+    ) -> None:
+        self.gen = DiffusionBoltzmannGenerator.load(path, device=device)
+        if self.gen.kernel is None:
+            raise ValueError(f"{path}: expected a tuned generator; call tune() before save()")
+        self.batch_size, self.n_steps = batch_size, n_steps
+        self.torch_rng = make_generator(seed, self.gen.device)
+        self.rng = np.random.default_rng(seed)
+        self._stock: list[tuple[np.ndarray, float]] = []
+
+    def draw(self) -> tuple[np.ndarray, float]:
+        """A fresh configuration (M, D) in nm, and its log w + u_0."""
+        if not self._stock:
+            ensemble = self.gen.sample(
+                self.batch_size, n_steps=self.n_steps, seed=self.torch_rng, progress=False
+            )
+            with np.errstate(invalid="ignore"):
+                ratio = ensemble.log_weights + ensemble.reduced_energies
+            ratio[~np.isfinite(ensemble.log_weights)] = -math.inf
+            self._stock = list(zip(ensemble.positions, ratio, strict=True))
+        return self._stock.pop()
+
+    def renew(self, x: np.ndarray) -> float:
+        """log w + u_0 of a configuration (M, D) in nm with a fresh noising path."""
+        frame = x[None]
+        log_w = self.gen.noise(frame, n_steps=self.n_steps, seed=self.torch_rng, progress=False)
+        return float(log_w[0] + self.gen.target.reduced_energy(torch.tensor(frame))[0])
+
+
+_PROPOSALS: dict[tuple[Any, ...], Proposals] = {}
+"""One entry for each file and setting, in this process."""
+
+
+class DiffusionMove(MCMCMove):  # type: ignore[misc]
+    """Independence Metropolis-Hastings with a generator's trajectory weights.
+
+    Use it alone, in a ``SequenceMove`` between Langevin moves, or in a ``MultiStateSampler`` or
+    ``ReplicaExchangeSampler``, whose storage and resuming it supports.
+
+    Parameters
+    ----------
+    archive
+        File of a tuned generator (``gen.save``). It has to stay where it is.
+    n_proposals
+        Proposals tried in each call, one after the other; the noising of the current configuration
+        costs about as much as one.
+    batch_size
+        Proposals drawn at once, and used in turn.
+    n_steps
+        Network evaluations of a proposal, if other than the tuned number.
+    device
+        Where the network runs.
+    seed
+        Of the random numbers, which all copies of the move in a process share.
+
+    Attributes
+    ----------
+    n_proposed, n_accepted
+        Counts since the move was made.
+
+    Raises
+    ------
+    ValueError
+        If the archive is not one of a tuned generator, or, on applying it, has changed; or if a
+        state is of other particles or has constraints.
+    """
+
+    def __init__(
+        self,
+        archive: str | os.PathLike[str],
+        n_proposals: int = 1,
+        batch_size: int = 256,
+        *,
+        n_steps: int | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.archive = str(Path(archive).resolve())
+        self.sha256 = _digest(self.archive)
+        self.n_proposals = checks.positive_integer("n_proposals", n_proposals)
+        self.batch_size = checks.positive_integer("batch_size", batch_size)
+        self.n_steps, self.device, self.seed = n_steps, device, seed
+        self.n_proposed = self.n_accepted = 0
+        self._proposals()
+
+    def apply(
+        self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None
+    ) -> None:
+        """Try ``n_proposals`` replacements of the configuration of ``sampler_state``."""
+        proposals = self._proposals()
+        space = proposals.gen.space
+        _check_state(thermodynamic_state, sampler_state, space.n_particles)
+        context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
+        sampler_state.apply_to_context(context, ignore_velocities=True)
+        before = np.asarray(sampler_state.positions.value_in_unit(unit.nanometer))
+        centre = before.mean(axis=0)
+        current = thermodynamic_state.reduced_potential(context)
+        log_w = proposals.renew(before[:, : space.n_dims]) - current
+        chosen = None
+        for _ in range(self.n_proposals):
+            x, ratio = proposals.draw()
+            self.n_proposed += 1
+            if ratio == -math.inf:
+                continue
+            positions = np.broadcast_to(centre, before.shape).copy()
+            positions[:, : space.n_dims] += x
+            context.setPositions(positions)
+            new = ratio - thermodynamic_state.reduced_potential(context)
+            if math.isfinite(new) and math.log(1.0 - proposals.rng.random()) < new - log_w:
+                log_w, chosen = new, positions
+                self.n_accepted += 1
+        if chosen is not None:
+            context.setPositions(chosen)
+            sampler_state.positions = chosen * unit.nanometer
+        else:
+            context.setPositions(before)
+        sampler_state.update_from_context(context, ignore_velocities=True)
+
+    # -- statistics, copies and storage ---------------------------------------------------------
+    @property
+    def statistics(self) -> dict[str, int]:
+        """``n_proposed`` and ``n_accepted``, as openmmtools stores them."""
+        return {"n_proposed": self.n_proposed, "n_accepted": self.n_accepted}
+
+    @statistics.setter
+    def statistics(self, value: dict[str, int]) -> None:
+        self.n_proposed, self.n_accepted = value["n_proposed"], value["n_accepted"]
+
+    @property
+    def fraction_accepted(self) -> float:
+        """Accepted over proposed; NaN before the first proposal."""
+        return self.n_accepted / self.n_proposed if self.n_proposed else math.nan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "archive": self.archive,
+            "sha256": self.sha256,
+            "n_proposals": self.n_proposals,
+            "batch_size": self.batch_size,
+            "n_steps": self.n_steps,
+            "device": self.device,
+            "seed": self.seed,
+            **self.statistics,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _proposals(self) -> Proposals:
+        """The generator of this process, loaded when it is first asked for."""
+        settings = (self.batch_size, self.n_steps, self.seed)
+        key = (self.archive, self.sha256, self.device, *settings)
+        if key not in _PROPOSALS:
+            if _digest(self.archive) != self.sha256:
+                raise ValueError(
+                    f"{self.archive}: expected the generator that this move was made with, got a "
+                    "file that has changed since; make a new move"
+                )
+            _PROPOSALS[key] = Proposals(Path(self.archive), self.device, *settings)
+        return _PROPOSALS[key]
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _check_state(thermodynamic_state: Any, sampler_state: Any, n_particles: int) -> None:
+    """Raise ValueError for other particles, constraints, or a pressure."""
+    if sampler_state.n_particles != n_particles:
+        raise ValueError(
+            f"DiffusionMove: expected a state of {n_particles} particles, those of the generator, "
+            f"got {sampler_state.n_particles}"
+        )
+    if thermodynamic_state.pressure is not None:
+        raise ValueError("DiffusionMove: expected a state without pressure, got one with")
+    n = thermodynamic_state.get_system(remove_thermostat=True).getNumConstraints()
+    if n:
+        raise ValueError(
+            f"DiffusionMove: expected a System without constraints, got {n}; build it with "
+            "constraints=None"
+        )

@@ -1,0 +1,210 @@
+"""The openmmtools move: exact for a bad generator, at another temperature, stored and resumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import unit
+from openmmtools import cache, mcmc, multistate, states, utils
+from pymbar import timeseries
+
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.interop import DiffusionMove
+from openmm_vtdis.interop import mcmc as module
+from openmm_vtdis.units import thermal_energy
+
+TEMPERATURE, STIFFNESS = 300.0, 300.0
+
+
+def springs(constraint: bool = False) -> openmm.System:
+    """Three particles with springs of no length: a Gaussian, <u> = 3 at any temperature."""
+    system = openmm.System()
+    force = openmm.HarmonicBondForce()
+    for _ in range(3):
+        system.addParticle(12.0)
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        force.addBond(i, j, 0.0, STIFFNESS)
+    system.addForce(force)
+    if constraint:
+        system.addConstraint(0, 1, 0.1)
+    return system
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator that has hardly been trained: its samples are wrong, its weights are not."""
+    gen = DiffusionBoltzmannGenerator(
+        springs(), None, TEMPERATURE * unit.kelvin, network="egnn-2x16", seed=0
+    )
+    frames = gaussian_frames(4_000)
+    gen.train(frames, 60, batch_size=64, learning_rate=5e-3, progress=False)
+    gen.tune(frames, 4, n_trajectories=2_000, progress=False)
+    return gen.save(tmp_path_factory.mktemp("move") / "springs.vtdis")
+
+
+def gaussian_frames(n: int) -> np.ndarray:
+    """Exact samples: both normal modes of three equal springs have three times their stiffness."""
+    kT = thermal_energy(TEMPERATURE)
+    x = np.random.default_rng(0).normal(size=(n, 3, 3)) * np.sqrt(kT / (3.0 * STIFFNESS))
+    return x - x.mean(axis=1, keepdims=True)
+
+
+def state(temperature: float = TEMPERATURE, **options: Any) -> states.ThermodynamicState:
+    return states.ThermodynamicState(springs(**options), temperature * unit.kelvin)
+
+
+@pytest.fixture
+def contexts() -> cache.ContextCache:
+    return cache.ContextCache(platform=openmm.Platform.getPlatformByName("Reference"))
+
+
+def energies(
+    move: DiffusionMove, temperature: float, n: int, contexts: cache.ContextCache
+) -> np.ndarray:
+    """u after each call."""
+    thermodynamic = state(temperature)
+    sampler = states.SamplerState(gaussian_frames(1)[0] * unit.nanometer)
+    series = []
+    for _ in range(n):
+        move.apply(thermodynamic, sampler, contexts)
+        series.append(thermodynamic.reduced_potential(sampler))
+    return np.array(series)
+
+
+def z_of_mean(series: np.ndarray, exact: float) -> float:
+    g = timeseries.statistical_inefficiency(series)
+    return float((series.mean() - exact) / (series.std() * math.sqrt(g / len(series))))
+
+
+@pytest.mark.parametrize("temperature", [TEMPERATURE, 420.0])
+def test_it_leaves_the_boltzmann_distribution_as_it_is(
+    archive: Path, contexts: cache.ContextCache, temperature: float
+) -> None:
+    move = DiffusionMove(archive, n_proposals=3, batch_size=300, seed=1)
+    series = energies(move, temperature, 500, contexts)
+    assert abs(z_of_mean(series, 3.0)) < 4.0
+    assert series.std() ** 2 == pytest.approx(3.0, rel=0.35)
+    assert 0.1 < move.fraction_accepted < 0.97
+    assert move.statistics["n_proposed"] == 1_500
+
+
+def test_weights_that_are_off_show(
+    archive: Path, contexts: cache.ContextCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: proposals whose log w forgets half of the energy."""
+    draw = module.Proposals.draw
+
+    def broken(self: module.Proposals) -> tuple[np.ndarray, float]:
+        x, ratio = draw(self)
+        return x, ratio + 0.5 * float(self.gen.target.reduced_energy(torch.tensor(x[None]))[0])
+
+    monkeypatch.setattr(module.Proposals, "draw", broken)
+    move = DiffusionMove(archive, n_proposals=3, batch_size=300, seed=2)
+    assert abs(z_of_mean(energies(move, TEMPERATURE, 500, contexts), 3.0)) > 5.0
+
+
+def test_a_path_is_renewed_in_each_call(
+    archive: Path, contexts: cache.ContextCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And samples without weight, or whose energy is not a number, are never taken."""
+    seen = []
+    renew = module.Proposals.renew
+
+    def spy(self: module.Proposals, x: np.ndarray) -> float:
+        seen.append(renew(self, x))
+        return seen[-1]
+
+    monkeypatch.setattr(module.Proposals, "renew", spy)
+    monkeypatch.setattr(module.Proposals, "draw", lambda self: (np.full((3, 3), np.nan), -math.inf))
+    move = DiffusionMove(archive, seed=3)
+    series = energies(move, TEMPERATURE, 5, contexts)
+    assert np.ptp(series) < 1e-9
+    assert len(set(seen)) == 5
+    assert move.statistics == {"n_proposed": 5, "n_accepted": 0}
+
+
+def test_velocities_and_the_centre_stay(archive: Path, contexts: cache.ContextCache) -> None:
+    move = DiffusionMove(archive, n_proposals=20, seed=4)
+    x = gaussian_frames(1)[0] + np.array([3.0, -2.0, 1.0])
+    v = np.arange(9.0).reshape(3, 3)
+    sampler = states.SamplerState(
+        x * unit.nanometer, velocities=v * unit.nanometer / unit.picosecond
+    )
+    move.apply(state(), sampler, contexts)
+    after = sampler.positions.value_in_unit(unit.nanometer)
+    assert move.n_accepted > 0
+    assert np.abs(after - x).max() > 1e-3
+    np.testing.assert_allclose(after.mean(axis=0), x.mean(axis=0), atol=1e-9)
+    np.testing.assert_array_equal(
+        sampler.velocities.value_in_unit(unit.nanometer / unit.picosecond), v
+    )
+
+
+def test_copies_share_the_generator_and_hold_no_weights(archive: Path) -> None:
+    move = DiffusionMove(archive, n_proposals=2, seed=5)
+    move.statistics = {"n_proposed": 7, "n_accepted": 3}
+    twin = copy.deepcopy(move)
+    assert twin._proposals() is move._proposals()
+    assert twin.__getstate__() == move.__getstate__()
+    stored = utils.deserialize(utils.serialize(move))
+    assert isinstance(stored, DiffusionMove)
+    assert stored.statistics == {"n_proposed": 7, "n_accepted": 3}
+    assert all(isinstance(v, str | int | None) for v in move.__getstate__().values())
+
+
+def test_bad_input(archive: Path, contexts: cache.ContextCache, tmp_path: Path) -> None:
+    move = DiffusionMove(archive, seed=6)
+    sampler = states.SamplerState(gaussian_frames(1)[0] * unit.nanometer)
+    with pytest.raises(ValueError, match="expected a System without constraints, got 1"):
+        move.apply(state(constraint=True), sampler, contexts)
+    four = states.SamplerState(np.zeros((4, 3)) * unit.nanometer)
+    with pytest.raises(ValueError, match="expected a state of 3 particles.*got 4"):
+        move.apply(state(), four, contexts)
+    with pytest.raises(ValueError, match="n_proposals"):
+        DiffusionMove(archive, n_proposals=0)
+    with pytest.raises(FileNotFoundError):
+        DiffusionMove(tmp_path / "nothing.vtdis")
+    changed = tmp_path / "changed.vtdis"
+    changed.write_bytes(archive.read_bytes())
+    stale = DiffusionMove(changed, seed=7)
+    module._PROPOSALS.clear()
+    changed.write_bytes(archive.read_bytes() + b" ")
+    with pytest.raises(ValueError, match="a file that has changed since"):
+        stale.apply(state(), sampler, contexts)
+
+
+def sequence(archive: Path) -> mcmc.SequenceMove:
+    langevin = mcmc.LangevinDynamicsMove(n_steps=5, timestep=1.0 * unit.femtosecond)
+    return mcmc.SequenceMove([DiffusionMove(archive, batch_size=20, seed=8), langevin])
+
+
+def test_replica_exchange_is_stored_and_goes_on(
+    archive: Path, contexts: cache.ContextCache, tmp_path: Path
+) -> None:
+    ladder = [state(t) for t in (300.0, 350.0, 420.0)]
+    sampler = multistate.ReplicaExchangeSampler(
+        mcmc_moves=sequence(archive), number_of_iterations=3
+    )
+    sampler.energy_context_cache = sampler.sampler_context_cache = contexts
+    file = tmp_path / "run.nc"
+    start = states.SamplerState(gaussian_frames(1)[0] * unit.nanometer)
+    sampler.create(ladder, start, multistate.MultiStateReporter(file, checkpoint_interval=1))
+    sampler.run()
+    proposed = [move.move_list[0].n_proposed for move in sampler.mcmc_moves]
+    assert proposed == [3, 3, 3]
+    del sampler
+    module._PROPOSALS.clear()  # as in another process
+    again = multistate.ReplicaExchangeSampler.from_storage(
+        multistate.MultiStateReporter(file, checkpoint_interval=1)
+    )
+    again.energy_context_cache = again.sampler_context_cache = contexts
+    again.extend(2)
+    assert again.iteration == 5
+    assert [move.move_list[0].n_proposed for move in again.mcmc_moves] == [5, 5, 5]
