@@ -159,6 +159,10 @@ class WeightedEnsemble:
         """The same samples with other log weights (n,)."""
         return dataclasses.replace(self, log_weights=log_weights)  # type: ignore[arg-type]
 
+    def with_metadata(self, metadata: dict[str, Any]) -> WeightedEnsemble:
+        """The same samples with other notes."""
+        return dataclasses.replace(self, metadata=metadata)
+
     @staticmethod
     def concatenate(ensembles: Sequence[WeightedEnsemble]) -> WeightedEnsemble:
         """Pool ensembles of one system: raw weights stay as they are.

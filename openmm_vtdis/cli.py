@@ -1,0 +1,319 @@
+"""Command line: ``openmm-vtdis train | tune | sample | analyze | info | demo``.
+
+From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted samples::
+
+    openmm-vtdis train -s system.xml -p top.pdb -t md.dcd -T 300 -o model.vtdis
+    openmm-vtdis tune model.vtdis -t md.dcd --steps 100
+    openmm-vtdis sample model.vtdis -n 10000 -o samples.nc
+    openmm-vtdis analyze samples.nc
+
+Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
+line go first. Exit codes: 0; 2 for bad input, with one line that says what was expected; 130 after
+Ctrl-C, which keeps what was done and says how to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import app
+
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, __version__, pretrained
+from openmm_vtdis.ensemble import forward_ess
+from openmm_vtdis.storage import mentions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CHUNK = 1_000
+"""Samples between two points where an interrupted ``sample`` can go on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parser = make_parser()
+    try:
+        options = parse(parser, sys.argv[1:] if arguments is None else list(arguments))
+        options.run(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"openmm-vtdis: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\nopenmm-vtdis: interrupted. {interrupt}", file=sys.stderr)
+        return 130
+    return 0
+
+
+# -- commands ----------------------------------------------------------------------------------
+def train(options: argparse.Namespace) -> None:
+    """Fit a network to MD."""
+    output = Path(options.output)
+    checkpoint = output.with_suffix(".ckpt") if options.checkpoint is None else options.checkpoint
+    gen = DiffusionBoltzmannGenerator(
+        read_system(options.system),
+        None if options.pdb is None else app.PDBFile(options.pdb).topology,
+        options.temperature,
+        n_dims=options.n_dims,
+        network=options.network,
+        device=options.device,
+        seed=options.seed,
+    )
+    try:
+        log = gen.train(
+            options.trajectory,
+            options.iterations,
+            checkpoint=checkpoint,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+            progress=options.progress,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"{interrupt}. The same command goes on.") from None
+    if options.pairs:
+        gen.train_covariance(
+            options.trajectory, options.pairs, seed=options.seed, progress=options.progress
+        )
+    gen.save(output)
+    print(f"held-out denoising loss {log.held_out_losses[-1]:.4f}; wrote {output}")
+    print(f"next: openmm-vtdis tune {output} -t {' '.join(options.trajectory)}")
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Choose grid and covariance; the archive is written again."""
+    gen = load(options)
+    report = gen.tune(
+        options.trajectory,
+        options.steps,
+        options.covariance,
+        options.objective,
+        options.schedule,
+        options.trajectories,
+        seed=options.seed,
+        progress=options.progress,
+    )
+    output = Path(options.output or options.archive)
+    gen.save(output)
+    print(f"{report}\nwrote {output}")
+    print(f"next: openmm-vtdis sample {output} -n 10000 -o {output.with_suffix('.nc')}")
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Draw weighted samples, chunk by chunk."""
+    gen, output = load(options), Path(options.output)
+    plan = {"seed": options.seed, "n_steps": options.steps, "chunk": CHUNK}
+    done: list[WeightedEnsemble] = []
+    if output.exists():
+        if not options.resume:
+            raise ValueError(f"{output}: exists; give another name, or --resume to go on with it")
+        done.append(WeightedEnsemble.load(output))
+        if done[0].metadata.get("plan") != plan:
+            raise ValueError(
+                f"{output}: expected samples of this plan, {plan}, got "
+                f"{done[0].metadata.get('plan')}"
+            )
+    n = sum(map(len, done))
+    try:
+        while n < options.n:
+            size = min(CHUNK, options.n - n)
+            seed = int(np.random.SeedSequence([options.seed, n]).generate_state(1)[0])
+            part = gen.sample(size, n_steps=options.steps, seed=seed, progress=options.progress)
+            done.append(part.with_metadata({**part.metadata, "plan": plan}))
+            n += size
+    except KeyboardInterrupt:
+        if not done:
+            raise KeyboardInterrupt("No chunk was complete: nothing was written.") from None
+        WeightedEnsemble.concatenate(done).save(output)
+        raise KeyboardInterrupt(
+            f"Kept {n} of {options.n} samples in {output}; --resume draws the rest."
+        ) from None
+    ensemble = WeightedEnsemble.concatenate(done)
+    ensemble.save(output)
+    print(f"{ensemble.diagnostics()}\nwrote {output}")
+    print(f"next: openmm-vtdis analyze {output}")
+
+
+def analyze(options: argparse.Namespace) -> None:
+    """What weighted samples say, alone or together with MD."""
+    ensemble = WeightedEnsemble.load(options.samples)
+    print(ensemble.diagnostics())
+    finite = np.isfinite(ensemble.reduced_energies)
+    raw = ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
+    print(f"<u> raw          {raw.expectation(ensemble.reduced_energies)} kT")
+    print(f"<u> reweighted   {ensemble.expectation(ensemble.reduced_energies)} kT")
+    print(f"-log Z one-sided {-ensemble.log_z().value:.4f} ± {ensemble.log_z().stderr:.2g} kT")
+    if (options.archive is None) != (options.trajectory is None):
+        raise ValueError("analyze: expected --archive and --trajectory together, got one of them")
+    if options.archive is not None:
+        log_w = load(options).noise(
+            options.trajectory, seed=options.seed, progress=options.progress
+        )
+        print(f"forward ESS      {forward_ess(log_w):.2%} of {len(log_w)} frames")
+        print(f"-log Z by BAR    {ensemble.free_energy(log_w, seed=options.seed)}")
+
+
+def info(options: argparse.Namespace) -> None:
+    """What an archive holds."""
+    gen = load(options)
+    space, kernel = gen.space, gen.kernel
+    parameters = sum(p.numel() for p in gen.network.parameters())
+    print(f"particles     {space.n_particles} in {space.n_dims} dimensions")
+    print(f"classes       {len(set(gen.labels))}")
+    print(f"temperature   {gen.temperature:.6g} K")
+    print(f"length unit   {gen.length:.6g} nm")
+    print(f"network       {type(gen.network).__name__}, {parameters:,} parameters")
+    if kernel is None:
+        print("tuning        none yet: openmm-vtdis tune")
+        return
+    times = kernel.schedule.times
+    print(f"covariance    {kernel.covariance.kind}")
+    print(f"grid          {len(times) - 1} steps, {times[0]:.4g} to {times[-1]:.4g} length units")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Weighted samples of a shipped generator."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(options.name)
+    ensemble = gen.sample(options.n, seed=options.seed, progress=options.progress)
+    print(ensemble.diagnostics())
+    print(f"log Z            {ensemble.log_z()}")
+    print(f"<u> reweighted   {ensemble.expectation(ensemble.reduced_energies)} kT")
+    print("next: openmm-vtdis train --help")
+
+
+# -- files and options -------------------------------------------------------------------------
+def read_system(path: str) -> openmm.System:
+    """A System from XML, unless reading it would execute what it holds."""
+    xml = Path(path).read_text()
+    if mentions(xml, "PythonForce"):
+        raise ValueError(f"{path}: expected a System without PythonForce, whose XML is a pickle")
+    try:
+        system = openmm.XmlSerializer.deserialize(xml)
+    except (openmm.OpenMMException, ValueError) as error:
+        raise ValueError(f"{path}: expected the XML of a System, got {error}") from error
+    if not isinstance(system, openmm.System):
+        raise ValueError(f"{path}: expected the XML of a System, got {type(system).__name__}")
+    return system
+
+
+def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
+    """A generator from a file, or a shipped one by its name."""
+    name, device = options.archive, getattr(options, "device", "cpu")
+    if not Path(name).exists() and name in pretrained.names():
+        return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
+    return DiffusionBoltzmannGenerator.load(name, device=device)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="openmm-vtdis", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(run: Any) -> argparse.ArgumentParser:
+        one = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0])
+        one.set_defaults(run=run)
+        one.add_argument("--config", help="TOML file with a table of options for each command")
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--no-progress", dest="progress", action="store_false")
+        return one
+
+    def frames(one: argparse.ArgumentParser, required: bool) -> None:
+        one.add_argument(
+            "-t", "--trajectory", nargs="+", required=required, help="files that mdtraj reads"
+        )
+
+    one = command(train)
+    one.add_argument("-s", "--system", required=True, help="OpenMM System XML")
+    one.add_argument("-p", "--pdb", help="its topology; not needed for identical particles")
+    frames(one, required=True)
+    one.add_argument("-T", "--temperature", type=float, required=True, help="of the MD, in K")
+    one.add_argument("-o", "--output", default="model.vtdis")
+    one.add_argument("--n-dims", type=int, default=3)
+    one.add_argument("--network", default="egnn-4x128", help="layers x width")
+    one.add_argument("--iterations", type=int, default=20_000)
+    one.add_argument("--batch-size", type=int, default=256)
+    one.add_argument("--learning-rate", type=float, default=1e-3)
+    one.add_argument("--pairs", type=int, default=0, help='iterations for "pairwise"; 0: none')
+    one.add_argument("--checkpoint", help="default: the output's name with .ckpt")
+    one.add_argument("--device", default="cpu")
+
+    one = command(tune)
+    one.add_argument("archive")
+    frames(one, required=True)
+    one.add_argument("-o", "--output", help="default: the archive itself")
+    one.add_argument("--steps", type=int, default=100, help="network evaluations a sample")
+    one.add_argument("--covariance", default="isotropic")
+    one.add_argument("--objective", default="alpha2")
+    one.add_argument("--schedule", default="adaptive")
+    one.add_argument("--trajectories", type=int, default=10_000)
+    one.add_argument("--device", default="cpu")
+
+    one = command(sample)
+    one.add_argument("archive", help="file, or name of a shipped generator")
+    one.add_argument("-n", type=int, default=10_000)
+    one.add_argument("-o", "--output", default="samples.nc", help=".nc or .npz")
+    one.add_argument("--steps", type=int, help="if other than the tuned number")
+    one.add_argument("--resume", action="store_true", help="go on with an output that exists")
+    one.add_argument("--device", default="cpu")
+
+    one = command(analyze)
+    one.add_argument("samples", help=".nc or .npz")
+    one.add_argument("--archive", help="with --trajectory: forward ESS and BAR")
+    frames(one, required=False)
+
+    one = command(info)
+    one.add_argument("archive", help="file, or name of a shipped generator")
+
+    one = command(demo)
+    one.add_argument("name", nargs="?", default="dw4", help=", ".join(pretrained.names()))
+    one.add_argument("-n", type=int, default=1_000)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Options of the command line, before those of a ``--config`` file, before the defaults.
+
+    Raises
+    ------
+    ValueError
+        If the file is not TOML or has an option that the command does not know.
+    """
+    name = next((a for a in arguments if not a.startswith("-")), None)
+    path = _config_path(arguments)
+    if path is None or name is None:
+        return parser.parse_args(arguments)
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: expected TOML, got {error}") from error
+    settings = tables.get(name, {})
+    one = parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index,call-overload]
+    actions = {action.dest: action for action in one._actions}
+    for key, value in settings.items():
+        dest = key.replace("-", "_")
+        if dest not in actions:
+            raise ValueError(f"{path}: expected options of {name}, got {key!r}")
+        one.set_defaults(**{dest: value})
+        actions[dest].required = False
+    return parser.parse_args(arguments)
+
+
+def _config_path(arguments: list[str]) -> str | None:
+    for k, argument in enumerate(arguments):
+        if argument == "--config" and k + 1 < len(arguments):
+            return arguments[k + 1]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,165 @@
+"""The command line: from files to samples, interrupted and resumed, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import openmm
+import pytest
+
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
+from openmm_vtdis.topology import placeholder_topology
+from openmm_vtdis.units import thermal_energy
+
+STIFFNESS, TEMPERATURE = 300.0, 300.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """System XML and a trajectory of three particles on springs, and a trained archive."""
+    folder = tmp_path_factory.mktemp("cli")
+    system, force = openmm.System(), openmm.HarmonicBondForce()
+    for _ in range(3):
+        system.addParticle(12.0)
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        force.addBond(i, j, 0.0, STIFFNESS)
+    system.addForce(force)
+    (folder / "system.xml").write_text(openmm.XmlSerializer.serialize(system))
+    width = np.sqrt(thermal_energy(TEMPERATURE) / (3.0 * STIFFNESS))
+    x = width * np.random.default_rng(0).normal(size=(2_000, 3, 3))
+    top = mdtraj.Topology.from_openmm(placeholder_topology(3))
+    mdtraj.Trajectory(x, top).save_dcd(str(folder / "md.dcd"))
+    assert run(folder, "train", *training(folder)) == 0
+    tuning = ["-t", str(folder / "md.dcd"), "--steps", "6", "--trajectories", "500"]
+    assert run(folder, "tune", str(folder / "model.vtdis"), *tuning) == 0
+    return folder
+
+
+def training(folder: Path, iterations: int = 60) -> list[str]:
+    files = ["-s", str(folder / "system.xml"), "-t", str(folder / "md.dcd")]
+    size = ["--network", "egnn-2x16", "--iterations", str(iterations), "--batch-size", "64"]
+    return [*files, "-T", str(TEMPERATURE), "-o", str(folder / "model.vtdis"), *size]
+
+
+def run(folder: Path, *arguments: str) -> int:
+    return cli.main([*arguments, "--no-progress"])
+
+
+def test_from_files_to_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples, archive = folder / "samples.nc", str(folder / "model.vtdis")
+    assert run(folder, "sample", archive, "-n", "1500", "-o", str(samples)) == 0
+    assert f"next: openmm-vtdis analyze {samples}" in capsys.readouterr().out
+    assert len(mdtraj.load(samples, top=mdtraj.Topology.from_openmm(placeholder_topology(3)))) == (
+        1_500
+    )
+    both = ["--archive", archive, "-t", str(folder / "md.dcd")]
+    assert run(folder, "analyze", str(samples), *both) == 0
+    text = capsys.readouterr().out
+    assert "forward ESS" in text
+    assert "-log Z by BAR" in text
+    ensemble = WeightedEnsemble.load(samples)
+    assert abs(ensemble.expectation(ensemble.reduced_energies).z(3.0)) < 4.0
+    assert run(folder, "info", archive) == 0
+    assert "grid          6 steps" in capsys.readouterr().out
+
+
+def test_an_interrupted_sample_goes_on_where_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "CHUNK", 10)
+    archive, whole, parts = (str(folder / f) for f in ("model.vtdis", "whole.npz", "parts.npz"))
+    assert run(folder, "sample", archive, "-n", "35", "-o", whole) == 0
+    draw, calls = DiffusionBoltzmannGenerator.sample, []
+
+    def interrupted(self: DiffusionBoltzmannGenerator, *args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(DiffusionBoltzmannGenerator, "sample", interrupted)
+    assert run(folder, "sample", archive, "-n", "35", "-o", parts) == 130
+    assert "Kept 20 of 35 samples in" in capsys.readouterr().err
+    assert run(folder, "sample", archive, "-n", "35", "-o", parts) == 2
+    assert "--resume to go on with it" in capsys.readouterr().err
+    assert run(folder, "sample", archive, "-n", "35", "-o", parts, "--resume") == 0
+    a, b = WeightedEnsemble.load(whole), WeightedEnsemble.load(parts)
+    np.testing.assert_array_equal(a.log_weights, b.log_weights)
+    assert run(folder, "sample", archive, "-n", "50", "-o", parts, "--resume", "--seed", "1") == 2
+    assert "expected samples of this plan" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt(f"training: at iteration 7; goes on from {options['checkpoint']}")
+
+    monkeypatch.setattr(DiffusionBoltzmannGenerator, "train", interrupted)
+    assert run(folder, "train", *training(folder), "-o", str(tmp_path / "new.vtdis")) == 130
+    error = capsys.readouterr().err
+    assert "at iteration 7" in error
+    assert f"{tmp_path / 'new.ckpt'}. The same command goes on." in error
+
+
+def test_options_from_a_file_stand_behind_those_given(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'[tune]\ntrajectory = ["{folder / "md.dcd"}"]\nsteps = 4\ntrajectories = 300\n'
+        f'output = "{tmp_path / "tuned.vtdis"}"\n'
+    )
+    archive = str(folder / "model.vtdis")
+    assert run(folder, "tune", archive, "--config", str(config)) == 0
+    assert "alpha2, 4 steps" in capsys.readouterr().out
+    assert run(folder, "tune", archive, f"--config={config}", "--steps", "3") == 0
+    assert "alpha2, 3 steps" in capsys.readouterr().out
+    config.write_text("[tune]\nstep = 4\n")
+    assert run(folder, "tune", archive, "--config", str(config)) == 2
+    assert "expected options of tune, got 'step'" in capsys.readouterr().err
+    config.write_text("[tune\n")
+    assert run(folder, "tune", archive, "--config", str(config)) == 2
+    assert "expected TOML" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "foreign.xml"
+    foreign.write_text("<a/>")
+    pickled = tmp_path / "pickled.xml"
+    system = openmm.System()
+    system.addParticle(1.0)
+    system.addForce(openmm.PythonForce(print))
+    pickled.write_text(openmm.XmlSerializer.serialize(system))
+    both = ["analyze", str(folder / "s.nc"), "--archive", "dw4"]
+    rest = training(folder)[2:]
+    for arguments, message in (
+        (["sample", str(tmp_path / "none.vtdis")], "no such archive"),
+        (["info", str(folder / "md.dcd")], "got a truncated or foreign file"),
+        (["train", "-s", str(foreign), *rest], "expected the XML of a System"),
+        (["train", "-s", str(pickled), *rest], "expected a System without PythonForce"),
+        (["train", "-s", str(tmp_path / "none.xml"), *rest], "none.xml"),
+        (both, "no such ensemble"),
+        (["demo", "water"], "expected one of aldp-800K, dw4, lj13, got 'water'"),
+    ):
+        assert run(folder, *arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("openmm-vtdis: ")
+        assert message in error
+        assert "Traceback" not in error
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train"])
+
+
+def test_as_a_command(folder: Path) -> None:
+    command = [sys.executable, "-m", "openmm_vtdis.cli", "info", "dw4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "particles     4 in 2 dimensions" in done.stdout
+    assert done.stderr == ""
