@@ -28,7 +28,7 @@ import mdtraj as md
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from openmm import app
+from openmm import app, unit
 from scipy.special import logsumexp
 
 from openmm_vtdis import checks
@@ -41,7 +41,7 @@ from openmm_vtdis.ensemble.diagnostics import (
     reverse_ess,
 )
 from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
-from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_ensemble
+from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.topology import placeholder_topology, topology_to_json
@@ -418,6 +418,29 @@ class WeightedEnsemble:
         with np.errstate(over="ignore"):  # positions of zero weight may be anything
             xyz[..., :n_dims] = self.positions
         return md.Trajectory(xyz, md.Topology.from_openmm(topology))
+
+    def to_sampler_states(self, n: int | None = None, seed: Seed = None) -> list[Any]:
+        """n fair samples as openmmtools SamplerStates, to start replicas from.
+
+        They are resampled in proportion to the weights (default: as many as there are), without
+        velocities; missing dimensions are padded with zeros.
+        """
+        from openmmtools.states import SamplerState
+
+        x = self.resample(n, seed).positions
+        if x.shape[2] > 3:
+            raise ValueError(f"to_sampler_states: expected at most 3 dimensions, got {x.shape[2]}")
+        padded = np.pad(x, [(0, 0), (0, 0), (0, 3 - x.shape[2])])
+        return [SamplerState(frame * unit.nanometer) for frame in padded]
+
+    def save_colvar(self, path: str | os.PathLike[str], **columns: Observable) -> Path:
+        """Write collective variables and log weights for PLUMED, see :func:`io.write_colvar`.
+
+        ``ensemble.save_colvar("COLVAR", phi=phi)``: values (n,), or a function of positions.
+        """
+        x = self.positions
+        values = {name: np.asarray(f(x) if callable(f) else f) for name, f in columns.items()}
+        return write_colvar(path, self.log_weights, values)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a file that ends in .nc (a trajectory for others too) or .npz; see :mod:`io`."""

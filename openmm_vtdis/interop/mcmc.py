@@ -27,11 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 from openmm import unit
-from openmmtools.mcmc import MCMCMove
 
 from openmm_vtdis import checks
+from openmm_vtdis.ensemble.free_energy import quiet_pymbar
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.random import make_generator
+
+with quiet_pymbar():  # which openmmtools imports
+    from openmmtools.mcmc import MCMCMove
 
 
 class Proposals:
