@@ -24,8 +24,10 @@ import numpy as np
 import openmm
 from openmm import app
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, __version__, pretrained
-from openmm_vtdis.ensemble import forward_ess
+from openmm_vtdis import pretrained
+from openmm_vtdis._version import __version__
+from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
+from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.storage import mentions
 
 if sys.version_info >= (3, 11):

@@ -10,6 +10,9 @@ ess_versus_samples        whether ESS is stable in the number of samples    Fig.
 weight_distribution       the weights themselves
 ramachandran              free energy over two dihedrals, weighted          Fig. 4
 free_energy_profile       free energy along a coordinate, with its error
+pareto_tail               the largest weights, and the tail fitted to them
+step_cost                 where in the noise levels steps are lost
+overlap_matrix            which states of a pool know of each other
 ========================  ================================================  ========
 
 Each function draws into ``ax``, or into a new figure if there is none, and returns the Axes, so
@@ -31,7 +34,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from openmm_vtdis.ensemble import WeightedEnsemble
-from openmm_vtdis.ensemble.diagnostics import check_log_weights
+from openmm_vtdis.ensemble.diagnostics import check_log_weights, pareto_k
 
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 PALETTE = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
@@ -320,6 +323,97 @@ def free_energy_profile(
     ax.set(ylabel=r"free energy / $k_\mathrm{B}T$")
     if label is not None:
         ax.legend(frameon=False)
+    return ax
+
+
+def pareto_tail(log_weights: ArrayLike, ax: Axes | None = None, label: str | None = None) -> Axes:
+    """The largest weights over their rank, with the slope of the fitted Pareto distribution.
+
+    A tail of shape k falls as rank to the power -k. The steeper, the more do few samples carry:
+    the dashed line is k = 0.7, above which estimates cannot be trusted.
+    """
+    ax = _axes(ax)
+    lw = check_log_weights(log_weights)
+    lw = np.sort(lw[np.isfinite(lw)])[::-1]
+    k = pareto_k(lw) if len(lw) else math.nan
+    if not math.isfinite(k):
+        raise ValueError(f"pareto_tail: expected log weights with a tail, got a k of {k}")
+    n_tail = int(3.0 * math.sqrt(len(lw))) if len(lw) > 225 else len(lw) // 5
+    rank = np.arange(1, n_tail + 1)
+    share = np.exp(lw[:n_tail] - np.logaddexp.reduce(lw))
+    name = "samples" if label is None else label
+    (line,) = ax.loglog(rank, share, ls="", marker="o", ms=3.5, label=name)
+    middle = n_tail // 2
+    for slope, style, text in ((k, "-", f"Pareto $k$ = {k:.2f}"), (0.7, "--", "$k$ = 0.7")):
+        fitted = share[middle] * (rank / rank[middle]) ** -max(slope, 0.0)
+        colour = line.get_color() if style == "-" else "0.35"
+        ax.plot(rank, fitted, ls=style, color=colour, lw=1.5, label=text)
+    ax.set(xlabel="rank of the weight", ylabel="share of all weight")
+    ax.legend(frameon=False)
+    return ax
+
+
+def step_cost(
+    levels: ArrayLike,
+    cost: ArrayLike,
+    times: ArrayLike | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Cost C(t) of a step over the noise level, and where the steps of a grid are.
+
+    Parameters
+    ----------
+    levels, cost
+        (L,) each, as :func:`openmm_vtdis.diffusion.adaptive.step_cost` gives it: a step from t_n to
+        t_{n-1} costs C (log t_n / t_{n-1})^2 nats.
+    times
+        (N + 1,) levels of a grid, drawn as ticks.
+    """
+    ax = _axes(ax)
+    t, c = np.asarray(levels, dtype=np.float64), np.asarray(cost, dtype=np.float64)
+    if t.ndim != 1 or t.shape != c.shape or not (t > 0.0).all() or not np.isfinite(c).all():
+        raise ValueError(
+            "step_cost: expected positive levels and finite costs of one shape (L,), got "
+            f"{t.shape} and {c.shape}"
+        )
+    ax.plot(t, c, lw=1.6)
+    if times is not None:
+        grid = np.asarray(times, dtype=np.float64)
+        ax.plot(
+            grid, np.full(grid.shape, 0.02), ls="", marker="|", ms=10.0, color=RED,
+            transform=ax.get_xaxis_transform(), label=f"{len(grid) - 1} steps",
+        )  # fmt: skip
+        ax.legend(frameon=False)
+    ax.set_xscale("log")
+    ax.set(xlabel="noise level $t$ / model length", ylabel="cost $C$ / nats")
+    ax.set_ylim(bottom=0.0)
+    return ax
+
+
+def overlap_matrix(
+    matrix: ArrayLike, labels: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Overlap of states, as :attr:`PooledEnsemble.overlap` gives it: (K, K), rows that sum to one.
+
+    Entries below 0.03 next to each other are too small for a free energy to be trusted.
+    """
+    o = np.asarray(matrix, dtype=np.float64)
+    if o.ndim != 2 or o.shape[0] != o.shape[1] or not np.isfinite(o).all():
+        raise ValueError(f"overlap_matrix: expected a square matrix, got shape {o.shape}")
+    names = [str(k) for k in range(len(o))] if labels is None else list(labels)
+    if len(names) != len(o):
+        raise ValueError(f"overlap_matrix: expected {len(o)} labels, got {len(names)}")
+    ax = _axes(ax)
+    ax.grid(False)
+    ax.imshow(o, cmap="cividis", vmin=0.0, vmax=1.0)
+    for i, row in enumerate(o):
+        for j, value in enumerate(row):
+            ax.text(
+                j, i, f"{value:.2f}", ha="center", va="center",
+                color="white" if value < 0.6 else "black",
+            )  # fmt: skip
+    ax.set_xticks(range(len(o)), names)
+    ax.set_yticks(range(len(o)), names)
     return ax
 
 

@@ -84,8 +84,8 @@ def test_importing_the_package_is_quiet_and_leaves_the_global_seed_alone() -> No
     code = (
         "import torch; torch.manual_seed(5); a = torch.get_rng_state().clone();"
         "import openmm_vtdis; assert torch.equal(a, torch.get_rng_state());"
-        "import sys; assert 'matplotlib' not in sys.modules"
+        "import sys; assert 'matplotlib' not in sys.modules; import openmm_vtdis.interop"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    assert done.stdout == done.stderr == ""

@@ -209,3 +209,41 @@ def test_free_energy_profile_has_gaps_and_a_band(ensemble: WeightedEnsemble) -> 
     assert len(ax.collections) == 1
     with pytest.raises(ValueError, match="free_energy_profile: expected a density"):
         plotting.free_energy_profile(np.zeros(3), np.arange(4.0))
+
+
+def test_pareto_tail_shows_the_largest_weights_and_their_slope() -> None:
+    rng = np.random.default_rng(0)
+    lw = -0.6 * np.log(rng.random(4_000))  # weights u^-0.6: a tail of shape 0.6
+    ax = plotting.pareto_tail(lw, label="x")
+    points, fitted, limit = ax.lines
+    assert float(np.asarray(points.get_ydata())[0]) == pytest.approx(
+        np.exp(lw.max()) / np.exp(lw).sum()
+    )
+    slope = np.polyfit(*(np.log(np.asarray(d)) for d in fitted.get_data()), 1)[0]
+    assert -slope == pytest.approx(0.6, abs=0.15)
+    assert np.polyfit(*(np.log(np.asarray(d)) for d in limit.get_data()), 1)[0] == (
+        pytest.approx(-0.7)
+    )
+    assert legend(ax)[0] == "x"
+    with pytest.raises(ValueError, match="expected log weights with a tail"):
+        plotting.pareto_tail(np.zeros(100))
+
+
+def test_step_cost_marks_the_grid() -> None:
+    levels = np.logspace(-2, 1, 30)
+    ax = plotting.step_cost(levels, levels, times=[0.1, 1.0, 5.0])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), levels)
+    np.testing.assert_allclose(ax.lines[1].get_xdata(), [0.1, 1.0, 5.0])
+    assert legend(ax) == ["2 steps"]
+    with pytest.raises(ValueError, match="step_cost: expected positive levels"):
+        plotting.step_cost([0.0, 1.0], [1.0, 1.0])
+
+
+def test_overlap_matrix_prints_its_entries() -> None:
+    ax = plotting.overlap_matrix([[0.9, 0.1], [0.2, 0.8]], ["generator", "300 K"])
+    assert [text.get_text() for text in ax.texts] == ["0.90", "0.10", "0.20", "0.80"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["generator", "300 K"]
+    with pytest.raises(ValueError, match="expected a square matrix"):
+        plotting.overlap_matrix(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="expected 2 labels, got 1"):
+        plotting.overlap_matrix(np.eye(2), ["a"])
