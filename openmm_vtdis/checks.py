@@ -60,6 +60,8 @@ def choice(name: str, value: object, options: tuple[str, ...]) -> str:
 def temperature(value: object) -> float:
     """Return a temperature in kelvin; it must be finite and positive."""
     try:
+        if isinstance(value, bool | str):
+            raise TypeError(f"{value!r} is no number")
         number = kelvin(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -75,7 +77,10 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
 
     Accepts anything numpy can read and torch tensors. The message names the first bad frame.
     """
-    tensor = torch.as_tensor(real_array(name, x))
+    array = real_array(name, x)
+    if getattr(x, "dtype", None) in (np.dtype(bool), torch.bool):
+        raise ValueError(f"{name}: expected positions in nm, got an array of True and False")
+    tensor = torch.as_tensor(np.ascontiguousarray(array))
     expected = f"(n, {n_particles}, {n_dims})"
     if tensor.ndim != 3 or tuple(tensor.shape[1:]) != (n_particles, n_dims):
         raise ValueError(
@@ -105,7 +110,7 @@ def real_array(name: str, x: object) -> np.ndarray:
         )
     try:
         array = np.asarray(x)
-        if np.iscomplexobj(array):
+        if array.dtype.kind not in "biufO":
             raise TypeError(f"an array of {array.dtype}")
         return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -247,7 +247,7 @@ class DiffusionBoltzmannGenerator:
         """
         frames = self._frames("train", traj, minimum=10)
         handedness = self._reference("train", frames)
-        check_equilibrium(self.target, frames)
+        check_equilibrium("train", self.target, frames)
         check_exchangeable(self.target, frames, self.particles.pairs)
         config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
@@ -361,6 +361,7 @@ class DiffusionBoltzmannGenerator:
         family = make_covariance(covariance, self.space, self.labels, **options)
         generator, size = make_generator(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
+        check_equilibrium("tune", self.target, frames)
         self.handedness = self._reference("tune", frames)
         frames, held_out = split_in_time(frames / self._scale, 0.2)
         ends = (t_min, t_max)
@@ -417,11 +418,11 @@ class DiffusionBoltzmannGenerator:
         progress: bool = True,
     ) -> WeightedEnsemble:
         """Draw n weighted samples by the probability-flow ODE, the costly baseline.
-
         Parameters
         ----------
         divergence
-            "exact" (d Jacobian-vector products a step) or "hutchinson" (one; biased weights).
+            "exact" (d Jacobian-vector products a step) or "hutchinson" (one; biased weights). Both
+            are off by the solver's error, which no diagnostic sees: see that ``n_steps`` is enough.
         solver
             "heun" or "rk4" on the tuned grid (or one of ``n_steps``, with the same ends), or
             adaptive "dopri5".

@@ -5,6 +5,8 @@ document under the key ``openmm_vtdis`` of the safetensors header:
 
     {"format": "openmm-vtdis", "version": 1, "kind": "generator" | "checkpoint", ...}
 
+Beside it stands a CRC of the document and all tensors: a file that was altered is refused.
+
 Writes go to a temporary file in the same directory, are flushed to disk and then renamed, so that
 a file under its final name is always whole.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,20 @@ from torch import Tensor
 
 FORMAT = "openmm-vtdis"
 FORMAT_VERSION = 1
-_KEY = "openmm_vtdis"
+_KEY, _CHECKSUM = "openmm_vtdis", "crc32"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write ``content`` to ``path`` through a temporary file and a rename."""
+    """Write ``content`` to ``path`` through a temporary file and a rename.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` is a folder, or in one that does not exist.
+    """
     path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{path}: expected the name of a file in a folder that exists")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -70,7 +81,8 @@ def write_archive(
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, **metadata}
     document = json.dumps(header, allow_nan=False)
     packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomically(path, serialize(packed, metadata={_KEY: document}))
+    metadata = {_KEY: document, _CHECKSUM: _checksum(document, packed)}
+    return write_atomically(path, serialize(packed, metadata=metadata))
 
 
 def read_archive(
@@ -83,7 +95,7 @@ def read_archive(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, foreign, of another kind, or of a newer format version.
+        If the file is truncated, altered, foreign, of another kind, or of a newer format version.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,11 +111,22 @@ def read_archive(
             metadata = json.loads(document)
             _check_header(path, metadata, kind)
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+            if header.get(_CHECKSUM) != _checksum(document, tensors):
+                raise ValueError(f"{path}: expected a whole archive, got one that was altered")
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise ValueError(
             f"{path}: expected an {FORMAT} archive, got a truncated or foreign file ({error})"
         ) from error
     return tensors, metadata
+
+
+def _checksum(document: str, tensors: Mapping[str, Tensor]) -> str:
+    crc = zlib.crc32(document.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, crc)
+    return str(crc)
 
 
 def _check_header(path: Path, metadata: Any, kind: str) -> None:

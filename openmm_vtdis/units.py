@@ -42,5 +42,7 @@ def nanometers(positions: object) -> object:
     if isinstance(positions, list | tuple) and any(map(unit.is_quantity, positions)):
         return [nanometers(frame) for frame in positions]
     if unit.is_quantity(positions):
+        if not positions.unit.is_compatible(unit.nanometer):  # type: ignore[attr-defined]
+            raise ValueError(f"expected a length, got a Quantity in {positions.unit}")  # type: ignore[attr-defined]
         return positions.value_in_unit(unit.nanometer)  # type: ignore[attr-defined]
     return positions

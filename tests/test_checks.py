@@ -19,7 +19,7 @@ def test_units() -> None:
     assert thermal_energy(temperature_for(2.5)) == pytest.approx(2.5)
 
 
-@pytest.mark.parametrize("bad", [0.0 * unit.kelvin, -5.0, float("nan"), "warm", None])
+@pytest.mark.parametrize("bad", [0.0 * unit.kelvin, -5.0, float("nan"), "warm", "200", True, None])
 def test_temperatures_must_be_positive(bad: object) -> None:
     with pytest.raises(ValueError, match="temperature: expected"):
         checks.temperature(bad)
@@ -55,7 +55,7 @@ def test_configurations_name_the_first_bad_frame() -> None:
         (np.zeros((2, 4, 2)) + 1j, "real numbers, got an array of complex128"),
         (torch.zeros(2, 4, 2, dtype=torch.complex64), "real numbers, got an array of complex64"),
         (np.ma.masked_less(np.zeros((2, 4, 2)), 1.0), "got an array with masked entries"),
-        (np.full((2, 4, 2), "here"), "real numbers, got could not convert"),
+        (np.full((2, 4, 2), "here"), "real numbers, got an array of <U4"),
         ([[1.0], [2.0, 3.0]], "real numbers, got setting an array element"),
     ],
 )
@@ -91,3 +91,10 @@ def test_lists_of_quantities_keep_their_unit() -> None:
     angstrom = [unit.Quantity(10.0 * frame, unit.angstrom) for frame in frames]
     np.testing.assert_allclose(np.asarray(nanometers(angstrom)), frames)
     np.testing.assert_allclose(np.asarray(nanometers(frames)), frames)
+
+
+def test_a_view_of_an_array_will_do() -> None:
+    x = np.arange(16.0).reshape(2, 4, 2)
+    assert checks.configurations("x", x[::-1], 4, 2)[0, 0, 0] == 8.0
+    with pytest.raises(ValueError, match="expected a length, got a Quantity in kelvin"):
+        nanometers(x * unit.kelvin)

@@ -90,3 +90,25 @@ def test_flatten_and_select() -> None:
     assert list(storage.select_prefix(flat, "a.")) == ["b"]
     with pytest.raises(ValueError, match=r"a\.b: expected a tensor, got int"):
         storage.flatten_tensors({"a": {"b": 3}})
+
+
+def test_an_altered_archive_is_refused(tmp_path: Path) -> None:
+    """A digit of the document, and a byte of a tensor."""
+    path = tmp_path / "a.vtdis"
+    storage.write_archive(path, "generator", {"x": torch.arange(50.0)}, {"k": 3000})
+    whole = path.read_bytes()
+    for where in (whole.index(b"3000"), len(whole) - 30):
+        changed = bytearray(whole)
+        changed[where] ^= 0b0001
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="expected a whole archive, got one that was altered"):
+            storage.read_archive(path, "generator")
+    path.write_bytes(whole)
+    assert storage.read_archive(path, "generator")[1]["k"] == 3000
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "x.vtdis"):
+        with pytest.raises(ValueError, match="expected the name of a file in a folder that exists"):
+            storage.write_archive(path, "generator", TENSORS, {})
+    assert list(tmp_path.iterdir()) == []

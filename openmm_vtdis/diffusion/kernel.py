@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openmm_vtdis import checks
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Isotropic, ReverseStep
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.laplace import LaplaceRange, laplace_posterior
@@ -116,6 +117,8 @@ class DiffusionKernel:
     def flow_schedule(self, n_steps: int | None = None) -> Schedule:
         """The grid for a flow, which cannot jump: the first step is cut up like its neighbour."""
         schedule = self.schedule
+        if n_steps is not None:
+            checks.positive_integer("n_steps", n_steps, minimum=2)
         shares = [1.0] * schedule.n_steps
         if self.jumps:
             first, second = schedule.tensor[:3].log().diff().tolist()

@@ -166,7 +166,10 @@ def make_schedule(
         if schedule == "karras":
             return Schedule.karras(n_steps, low, high, rho)
         return Schedule.geometric(n_steps, low, high)
-    grid = schedule if isinstance(schedule, Schedule) else Schedule(tuple(schedule))
+    if isinstance(schedule, Schedule):
+        grid = schedule
+    else:
+        grid = Schedule(tuple(checks.real_array("schedule", schedule).ravel().tolist()))
     if n_steps is not None and grid.n_steps != n_steps:
         raise ValueError(
             f"schedule: expected {n_steps + 1} noise levels for n_steps={n_steps}, "

@@ -74,10 +74,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         checks.positive_integer("n_iterations", self.n_iterations)
         checks.positive_integer("batch_size", self.batch_size)
-        for name in ("learning_rate", "final_learning_rate", "gradient_clip", "log_t_std", "t_min"):
+        checks.positive_integer("warmup", self.warmup, minimum=0)
+        for name in (
+            "learning_rate", "final_learning_rate", "gradient_clip", "log_t_std", "t_min", "t_max",
+        ):  # fmt: skip
             checks.positive_number(name, getattr(self, name))
         checks.fraction("ema_decay", self.ema_decay)
         checks.choice("precision", self.precision, ("float32", "bfloat16"))
+        if not isinstance(self.log_t_mean, int | float) or not math.isfinite(self.log_t_mean):
+            raise ValueError(f"log_t_mean: expected a finite number, got {self.log_t_mean!r}")
         if self.t_max <= self.t_min:
             raise ValueError(f"expected t_min < t_max, got {self.t_min} and {self.t_max}")
 
@@ -186,6 +191,10 @@ class Trainer:
             denoiser has the weights that it had before.
         """
         path = None if checkpoint is None else Path(checkpoint)
+        if not isinstance(checkpoint_seconds, int | float) or not checkpoint_seconds >= 0.0:
+            raise ValueError(
+                f"checkpoint_seconds: expected a number >= 0, got {checkpoint_seconds!r}"
+            )
         evaluate_every = checks.positive_integer("evaluate_every", evaluate_every)
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"checkpoint: expected a path in a folder that exists, got {path}")

@@ -139,7 +139,7 @@ class Diagnostics:
         enough = self.n - self.n_zero_weight >= MINIMUM_FOR_PARETO
         if enough and math.isnan(self.pareto_k):  # resampled
             verdict = "reliability unknown"
-        outside = f" ({self.n_outside} of wrong stereochemistry)" if self.n_outside else ""
+        outside = f" ({self.n_outside} outside the target)" if self.n_outside else ""
         return (
             f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "
             f"weight {self.largest_weight_share:.2%}, Pareto k {self.pareto_k:.2f} "

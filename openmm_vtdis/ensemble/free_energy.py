@@ -69,10 +69,18 @@ class FreeEnergy(Estimate):
     n_target: int
     statistical_inefficiency: float
 
+    @property
+    def disagreement(self) -> float:
+        """One-sided averages apart, in their standard errors: far from zero where the two sides do
+        not belong together (of two tunings, say), or where a tail has not been sampled.
+        """
+        return float(self.from_generated.z(self.from_target.value, self.from_target.stderr))
+
     def __str__(self) -> str:
         return (
             f"{super().__str__()} kT (overlap {self.overlap:.3f}, {self.n_generated} generated and "
-            f"{self.n_target} target samples, one in {self.statistical_inefficiency:.1f})"
+            f"{self.n_target} target samples, one in {self.statistical_inefficiency:.1f}; the two "
+            f"sides alone differ by {abs(self.disagreement):.1f} standard errors)"
         )
 
 

@@ -110,7 +110,8 @@ class PooledEnsemble:
             return self._solution.compute_free_energy_differences()
 
     def _state(self, state: int) -> int:
-        if not 0 <= state < len(self.n_samples) - 1:
+        whole = isinstance(state, int | np.integer) and not isinstance(state, bool)
+        if not whole or not 0 <= state < len(self.n_samples) - 1:
             raise ValueError(
                 f"state: expected one of 0 to {len(self.n_samples) - 2}, got {state!r}"
             )
@@ -138,7 +139,9 @@ def mbar(
         For each state its MD, in the order of time: an mdtraj Trajectory, an array (n_k, M, D) in
         nm, or None if there is none.
     log_weights
-        For each state what ``noise()`` of the generator gave for those frames: (n_k,), or None.
+        For each state what ``noise()`` of the generator gave for those frames, relative to the
+        generator's own state in all of them and by the tuning that ``generated`` is of: (n_k,), or
+        None.
     subsample
         Use one frame in as many as count as one, by the energies of the frames in their state.
 
@@ -153,6 +156,12 @@ def mbar(
             "mbar: expected a WeightedEnsemble of generated samples, got "
             f"{type(generated).__name__}"
         )
+    generated.check_as_drawn("mbar")
+    for name, values in {"states": states, "frames": frames, "log_weights": log_weights}.items():
+        if not isinstance(values, list | tuple):
+            raise ValueError(
+                f"mbar: expected a list of {name}, one for each state, got {type(values).__name__}"
+            )
     if not len(states) == len(frames) == len(log_weights) or not len(states):
         raise ValueError(
             "mbar: expected frames and log weights (or None) for each state, got "
@@ -214,6 +223,12 @@ def _frames(
         raise ValueError(
             f"mbar: expected frames of state {k} of shape {(len(lw), *shape)}, one for each log "
             f"weight, got {x.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
+    if len(bad):
+        raise ValueError(
+            f"mbar: expected finite positions, got NaN or infinity in {len(bad)} frames of state "
+            f"{k}, the first at index {bad[0]}"
         )
     lost = int(np.isneginf(lw).sum())
     if lost:

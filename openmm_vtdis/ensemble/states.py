@@ -46,7 +46,9 @@ def state_energies(name: str, target: Any, positions: np.ndarray) -> np.ndarray:
             f"one of {space.n_particles} in {space.n_dims}"
         )
     with torch.no_grad():
-        energies = torch.as_tensor(target.reduced_energy(torch.tensor(positions)))
+        energies = torch.as_tensor(
+            target.reduced_energy(torch.tensor(np.ascontiguousarray(positions)))
+        )
     u = np.asarray(energies.detach().cpu(), dtype=np.float64)
     if u.shape != (n,):
         raise ValueError(f"{name}: expected energies of shape ({n},), got {u.shape}")

@@ -229,7 +229,19 @@ class WeightedEnsemble:
     @property
     def _resampled(self) -> bool:
         """Whether the spread of the weights has been turned into duplicates of samples."""
-        return _mentions_resampling(self.metadata)
+        return _mentions("resampled_from", self.metadata)
+
+    def check_as_drawn(self, name: str) -> None:
+        """Raise ValueError unless these are samples as one kernel of the generator drew them."""
+        if self._resampled:
+            raise ValueError(f"{name}: expected samples as drawn, got resampled ones")
+        if _mentions("reweighted", self.metadata):
+            raise ValueError(
+                f"{name}: expected samples weighted for the generator's own Hamiltonian and "
+                "temperature, as noise() is, got reweighted ones; mbar() takes other states"
+            )
+        if "concatenated" in self.metadata:
+            raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
 
     # -- estimates ----------------------------------------------------------------------------
     def log_z(self) -> Estimate:
@@ -337,11 +349,16 @@ class WeightedEnsemble:
         Raises
         ------
         ValueError
-            If the two sides hardly overlap, with the overlap; or if this ensemble was resampled,
-            so that its weights no longer know where it is from.
+            If the two sides hardly overlap, with the overlap; or if these samples are not as one
+            kernel of the generator drew them: resampled, reweighted, or of several kernels.
+
+        Notes
+        -----
+        Both sides must be of one tuning, and of its own Hamiltonian and temperature, which an array
+        cannot tell: tune, then sample *and* noise. For a flow, ``sample_ode`` and ``noise_ode``.
+        For other temperatures there is :func:`mbar`.
         """
-        if self._resampled:
-            raise ValueError("free_energy: expected samples as drawn, got resampled ones")
+        self.check_as_drawn("free_energy")
         return bar(
             self.log_weights,
             target_log_weights,
@@ -399,6 +416,7 @@ class WeightedEnsemble:
             log_weights=log_weights,
             reduced_energies=u_new,
             temperature=getattr(target, "temperature", None),
+            metadata={**self.metadata, "reweighted": True},
         )
 
     # -- elsewhere ----------------------------------------------------------------------------
@@ -472,9 +490,9 @@ def _frozen(name: str, values: object) -> Array:
     return array
 
 
-def _mentions_resampling(metadata: dict[str, Any]) -> bool:
+def _mentions(key: str, metadata: dict[str, Any]) -> bool:
     parts = metadata.get("concatenated", [])
-    return "resampled_from" in metadata or any(map(_mentions_resampling, parts))
+    return key in metadata or any(_mentions(key, part) for part in parts)
 
 
 def _json_copy(metadata: object) -> dict[str, Any]:

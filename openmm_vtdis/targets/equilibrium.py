@@ -45,10 +45,11 @@ def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(blocks.std()) / math.sqrt(len(blocks))
 
 
-def check_equilibrium(target: Target, x: Tensor) -> None:
+def check_equilibrium(name: str, target: Target, x: Tensor) -> None:
     """Refuse frames (n, M, D), nm, that are exploded; warn of frames of another ensemble.
 
-    Energies are looked at on up to a thousand frames, and on all that are unusually large.
+    Energies are looked at on up to a thousand frames, and on all that are unusually large. Messages
+    begin with ``name``.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def check_equilibrium(target: Target, x: Tensor) -> None:
     finite = torch.isfinite(energies)
     if not bool(finite.all()):
         raise ValueError(
-            f"train: expected frames of finite energy, got {int((~finite).sum())} of {len(index)} "
+            f"{name}: expected frames of finite energy, got {int((~finite).sum())} of {len(index)} "
             f"without, the first at index {int(index[~finite].min())}; check the length unit (nm) "
             "and the order of the atoms"
         )
@@ -71,10 +72,10 @@ def check_equilibrium(target: Target, x: Tensor) -> None:
     exploded = energies > highest
     if bool(exploded.any()):
         raise ValueError(
-            f"train: expected equilibrium frames, got {int(exploded.sum())} of {len(index)} that "
+            f"{name}: expected equilibrium frames, got {int(exploded.sum())} of {len(index)} that "
             f"exploded, the first at index {int(index[exploded].min())}, of up to "
             f"{float(energies.max()):.4g} kT where half of them have less than "
-            f"{float(energies.median()):.4g} kT; remove them"
+            f"{float(energies.median()):.4g} kT; check the length unit (nm), or remove them"
         )
     ratio, error = virial_ratio(target, x[every])
     if not abs(ratio - 1.0) < max(_TOLERANCE, _SIGMAS * error):
@@ -83,10 +84,10 @@ def check_equilibrium(target: Target, x: Tensor) -> None:
             wanted = f" ({target.temperature:.4g} K is the target's)"
             looks = f", as if they were at {ratio * target.temperature:.4g} K" if ratio > 0 else ""
         logger.warning(
-            "train: <x.grad u> / d is %.3g ± %.2g over the frames, where equilibrium has exactly "
+            "%s: <x.grad u> / d is %.3g ± %.2g over the frames, where equilibrium has exactly "
             "1%s; check their temperature%s, length unit (nm), force field, and that they were "
             "made without constraints",
-            ratio, error, looks, wanted,
+            name, ratio, error, looks, wanted,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,11 @@ def test_bad_settings_of_a_run_are_refused_before_it_starts(tmp_path: Path) -> N
         make_trainer().run(tmp_path / "nowhere" / "run.ckpt", progress=False)
     with pytest.raises(ValueError, match="evaluate_every: expected an integer >= 1, got 0"):
         make_trainer().run(evaluate_every=0, progress=False)
+    with pytest.raises(ValueError, match="checkpoint_seconds: expected a number >= 0, got 'a'"):
+        make_trainer().run(checkpoint_seconds="a", progress=False)  # type: ignore[arg-type]
+    for name, value in (("warmup", -3), ("t_max", "a"), ("log_t_mean", math.nan)):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            TrainingConfig.of("train", n_iterations=2, **{name: value})
 
 
 def test_a_checkpoint_of_another_network_or_other_frames_is_refused(tmp_path: Path) -> None:

@@ -201,6 +201,52 @@ def test_what_cannot_be_pooled() -> None:
         pool.expectation(np.zeros(3))
 
 
+def test_samples_that_noise_does_not_belong_to_are_refused() -> None:
+    target, gen = exact_generator(0.7, Space(4, 2))
+    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    ensemble = gen.sample(300, seed=2, progress=False)
+    x = target.sample(300, seed=3).numpy()
+    lw = gen.noise(x, seed=7, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 10, n_trajectories=500, progress=False)
+    both = WeightedEnsemble.concatenate([ensemble, gen.sample(300, seed=2, progress=False)])
+    for other, message in (
+        (ensemble.reweight(warmer(target)), "got reweighted ones"),
+        (ensemble.resample(seed=0), "got resampled ones"),
+        (both, "samples of one kernel, got several"),
+    ):
+        with pytest.raises(ValueError, match=f"free_energy: .*{message}"):
+            other.free_energy(lw)
+        with pytest.raises(ValueError, match=f"mbar: .*{message}"):
+            mbar(other, [target], [x], [lw])
+    assert abs(ensemble.free_energy(lw).disagreement) < 4.0
+
+
+def test_two_tunings_disagree() -> None:
+    """What an array of log weights cannot tell, the two one-sided averages do."""
+    generated, target = work(2_000, 1.0, 10)
+    assert abs(bar(generated, target).disagreement) < 4.0
+    assert abs(bar(generated, target - 0.5).disagreement) > 4.0
+
+
+def test_frames_are_checked_and_may_be_views() -> None:
+    target, gen = exact_generator(0.7, Space(4, 2))
+    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    ensemble = gen.sample(300, seed=2, progress=False)
+    x = target.sample(300, seed=3).numpy()
+    lw = gen.noise(x[::-1], seed=7, progress=False)
+    assert abs(mbar(ensemble, [target], [x[::-1]], [lw]).log_z().z(0.0)) < 4.0
+    bad = x.copy()
+    bad[3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity in 1 frames of state 0.*index 3"):
+        mbar(ensemble, [target], [bad], [lw])
+    with pytest.raises(ValueError, match="expected a list of states, one for each state, got"):
+        mbar(ensemble, target, [x], [lw])  # type: ignore[arg-type]
+    pool = mbar(ensemble, [target], [x], [lw])
+    for state in ("a", 0.5, True):
+        with pytest.raises(ValueError, match="state: expected one of 0 to 0"):
+            pool.log_z(state)  # type: ignore[arg-type]
+
+
 def test_a_generated_sample_without_weight_has_none_in_the_pool() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
     gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)

@@ -49,9 +49,9 @@ def test_the_virial_holds_without_a_centre_of_mass() -> None:
 def test_frames_of_another_temperature_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     target = springs()
     with caplog.at_level(logging.WARNING):
-        check_equilibrium(target, exact_frames(target, 2000, 300.0))
+        check_equilibrium("train", target, exact_frames(target, 2000, 300.0))
         assert not caplog.records
-        check_equilibrium(target, exact_frames(target, 2000, 600.0))
+        check_equilibrium("train", target, exact_frames(target, 2000, 600.0))
     assert "equilibrium has exactly 1, as if they were at" in caplog.text
     assert "(300 K is the target's)" in caplog.text
 
@@ -61,12 +61,12 @@ def test_exploded_frames_are_refused() -> None:
     x = exact_frames(target, 2000, 300.0)
     x[[17, 1040]] *= 30.0  # 1040 is not among the thousand that are looked at anyhow
     with pytest.raises(ValueError, match="got 2 of 1001 that exploded, the first at index 17, of"):
-        check_equilibrium(target, x)
+        check_equilibrium("train", target, x)
 
 
 def test_a_large_frame_of_low_energy_is_no_explosion() -> None:
     narrow = GaussianMixture(torch.zeros(2, 3, 1), [0.9, 0.1], [0.01, 100.0], Space(3, 1, False))
-    check_equilibrium(narrow, narrow.sample(500, seed=0))
+    check_equilibrium("train", narrow, narrow.sample(500, seed=0))
 
 
 def test_frames_without_a_finite_energy_are_refused() -> None:
@@ -78,4 +78,4 @@ def test_frames_without_a_finite_energy_are_refused() -> None:
     x = target.space.standard_normal(50, torch.Generator().manual_seed(1))
     x[20, 1] = x[20, 3]
     with pytest.raises(ValueError, match="got 1 of 50 without, the first at index 20"):
-        check_equilibrium(target, target.space.project(x))
+        check_equilibrium("train", target, target.space.project(x))
