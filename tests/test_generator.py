@@ -338,7 +338,7 @@ def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> N
     x = target.sample(200, seed=1)
     energy = target.reduced_energy
     target.reduced_energy = lambda y: torch.where(y[:, 0, 0] < 0, torch.nan, energy(y))  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="trajectories that are not; check the frames' energies"):
+    with pytest.raises(ValueError, match="tune: expected frames of finite energy"):
         gen.tune(x, 5, method=method, sgd_iterations=3, n_trajectories=100, progress=False)
     assert gen.kernel is None
 

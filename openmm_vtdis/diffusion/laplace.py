@@ -90,10 +90,10 @@ def find_range(
     """Measure where the Laplace approximation is better than the denoiser, and where it is exact.
 
     The first ends where the gain in the denoising error ``|x_0 - mean|^2 / t^2``, added up over
-    log t from the lowest level, is largest; the search stops where half of it is lost again. The
-    KL divergence of the posterior from the Gaussian is half the variance of the log weights of
+    log t from the lowest level, is largest; the search stops where half of it is surely lost again.
+    The KL divergence of the posterior from the Gaussian is half the variance of the log weights of
     draws from the latter; the jump is from the highest level below which it is at most
-    ``JUMP_COST``.
+    ``JUMP_COST``, and all below it goes by the Gaussian too.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def find_range(
     clean = frames[index.to(frames.device)].to(device, torch.float64)
     noise = space.standard_normal(len(clean), generator)
     levels = Schedule.geometric(N_LEVELS - 1, t_min, t_max).times
-    gain, best, level, jump, exact = 0.0, 0.0, 0.0, 0.0, True
+    gain, variance, best, level, jump, exact = 0.0, 0.0, 0.0, 0.0, 0.0, True
     bar = progress_bar(len(levels), "range of the Laplace approximation", progress)
     for t in levels:
         errors, spreads = [], []
@@ -125,16 +125,17 @@ def find_range(
             if exact:
                 spreads.append(_jump_cost(energy, space, x, posterior, t, generator))
         gain += float(torch.cat(errors).mean())
+        variance += float(torch.cat(errors).var()) / len(clean)
         if gain > best:
             best, level = gain, t
         if exact:
             exact = float(torch.cat(spreads).mean()) <= JUMP_COST
             jump = t if exact else jump
         bar.update()
-        if gain < 0.5 * best:
+        if not exact and gain + 4.0 * math.sqrt(variance) < 0.5 * best:
             break
     bar.close()
-    return LaplaceRange(level, min(jump, level))
+    return LaplaceRange(max(level, jump), jump)
 
 
 def _jump_cost(

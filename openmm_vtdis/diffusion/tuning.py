@@ -144,10 +144,11 @@ def prepare(
         kernel = kernel.with_schedule(
             adapt(kernel.schedule, kernel.denoiser, frames, generator, batch_size, progress, n)
         )
-    if laplace and kernel.energy is not None and isinstance(family, StateCovariance):
+    low, high = kernel.schedule.times[0], min(kernel.schedule.times[-1], 1.0)
+    wanted = laplace and low < high and isinstance(family, StateCovariance)
+    if wanted and kernel.energy is not None:
         found = find_range(
-            kernel.energy, kernel.denoiser, frames, kernel.schedule.times[0],
-            min(kernel.schedule.times[-1], 1.0), generator, batch_size, progress,
+            kernel.energy, kernel.denoiser, frames, low, high, generator, batch_size, progress,
             min(LAPLACE_FRAMES, n_frames),
         )  # fmt: skip
         kernel = kernel.with_laplace(found, jump=schedule is not None)

@@ -14,8 +14,16 @@ it knows: its error is below that of both one-sided averages,
 which come with it for comparison. Its *overlap* is 1 where the two states are one and 0 where they
 do not meet (1 minus the second eigenvalue of the overlap matrix, Klimovich et al. 2015).
 
-Frames of MD are correlated. What enters the estimate is f(log w), f the Fermi function of BAR; the
-statistical inefficiency of that series says how many frames count as one.
+Frames of MD are correlated: g of them count as one. All m are used, each with the weight 1/g, so
+that they count as m' = m / g. With f(x) = 1 / (1 + exp(-(log w + F + log m'/n))), the chance that x
+is of the target's side, F = -log Z and its variance are
+
+    n <f>_p = m' <1 - f>_q,        (n Var_p f + m' Var_q f) / S^2,
+    S = n <f (1 - f)>_p + m' <f (1 - f)>_q,        overlap = S (1/n + 1/m'),
+
+where g is the statistical inefficiency of f over the frames. (Thinning the frames to every g-th
+instead leaves a slow part of log w correlated, under the white noise of the noising, and its errors
+too small.)
 """
 
 from __future__ import annotations
@@ -35,8 +43,10 @@ from scipy.special import expit
 from openmm_vtdis import checks
 from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights, log_mean_weight
 
-LEAST_COMMON = 10.0
-"""Fewest samples, overlap times the smaller number, that two states must have in common."""
+LEAST_COMMON, LARGE = 10.0, 0.1
+"""Fewest samples, overlap times the smaller number, that two states must have in common; and an
+overlap that is enough with any number."""
+LEAST_BLOCKS = 100
 _NOTHING = 700.0
 """Reduced energy above all others at which a sample has no weight in double precision."""
 
@@ -56,9 +66,9 @@ class FreeEnergy(Estimate):
     from_generated, from_target
         The one-sided averages.
     n_generated, n_target
-        Samples used of either side.
+        Samples of either side.
     statistical_inefficiency
-        Target samples given for each one used.
+        g: target samples that count as one.
     """
 
     overlap: float
@@ -79,8 +89,8 @@ class FreeEnergy(Estimate):
     def __str__(self) -> str:
         return (
             f"{super().__str__()} kT (overlap {self.overlap:.3f}, {self.n_generated} generated and "
-            f"{self.n_target} target samples, one in {self.statistical_inefficiency:.1f}; the two "
-            f"sides alone differ by {abs(self.disagreement):.1f} standard errors)"
+            f"{self.n_target} target samples, {self.statistical_inefficiency:.1f} of which count "
+            f"as one; the two sides alone differ by {abs(self.disagreement):.1f} standard errors)"
         )
 
 
@@ -101,9 +111,9 @@ def bar(
     target_log_weights
         (m,) of noised target samples, in the order of the MD.
     subsample
-        Use one frame in g, the statistical inefficiency, which is measured.
+        Count g frames as one, g being measured.
     n_bootstraps, seed
-        Of the second error estimate; 0 leaves it out.
+        Of the second error estimate (by blocks of frames); 0 leaves it out.
 
     Raises
     ------
@@ -127,56 +137,61 @@ def bar(
         )
     if np.isneginf(generated).all():
         raise ValueError("free_energy: expected a generated sample with weight, got none")
-    g, value = 1.0, _root(generated, target)
+    g, n_bootstraps = 1.0, n_bootstraps or 0
     if checks.boolean("subsample", subsample):
-        g = statistical_inefficiency(_is_target(target + value, generated, target))
-        target = target[subsample_indices(len(target), g)]
-        value = _root(generated, target)
-    work = -np.concatenate([generated, target]) - value
-    u, counts = np.stack([np.zeros_like(work), work]), [len(generated), len(target)]
-    solution = solve_mbar(u, counts)
-    overlap = float(solution.compute_overlap()["scalar"])
-    check_overlap("free_energy", overlap, min(counts))
-    result = solution.compute_free_energy_differences()
+        g = statistical_inefficiency(_is_target(generated, target, 1.0)[1])
+    value = _root(generated, target, g)
+    ours, theirs = _is_target(generated, target, g)
+    n, m = len(generated), len(target) / g
+    common = n * (ours * (1.0 - ours)).mean() + m * (theirs * (1.0 - theirs)).mean()
+    overlap = float(common * (1.0 / n + 1.0 / m))
+    check_overlap("free_energy", overlap, min(n, m))
     bootstrap = math.nan
     if n_bootstraps:
         rng = np.random.default_rng(seed)
-        sides = (generated, target)
-        again = [_root(*(rng.choice(lw, len(lw)) for lw in sides)) for _ in range(n_bootstraps)]
+        again = [
+            _root(rng.choice(generated, n), _blocks(target, g, rng), g) for _ in range(n_bootstraps)
+        ]
         bootstrap = float(np.std(again, ddof=1))
-    one_sided = log_mean_weight(generated)
+    generated_side, target_side = log_mean_weight(generated), log_mean_weight(-target)
     return FreeEnergy(
-        value=value + float(result["Delta_f"][0, 1]),
-        stderr=float(result["dDelta_f"][0, 1]),
+        value=value,
+        stderr=float(np.sqrt(n * ours.var() + m * theirs.var()) / common),
         overlap=overlap,
         bootstrap_stderr=bootstrap,
-        from_generated=Estimate(-one_sided.value, one_sided.stderr),
-        from_target=log_mean_weight(-target),
-        n_generated=len(generated),
+        from_generated=Estimate(-generated_side.value, generated_side.stderr),
+        from_target=Estimate(target_side.value, math.sqrt(g) * target_side.stderr),
+        n_generated=n,
         n_target=len(target),
         statistical_inefficiency=g,
     )
 
 
-def _is_target(log_weights: Array, generated: Array, target: Array) -> Array:
-    """Probability that a sample with this log(w / Z) is one of the target, not a generated one."""
-    return expit(math.log(len(target) / len(generated)) + log_weights)
+def _is_target(generated: Array, target: Array, g: float) -> tuple[Array, Array]:
+    """f on either side, at the root."""
+    shift = _root(generated, target, g) + math.log(len(target) / g / len(generated))
+    return expit(generated + shift), expit(target + shift)
 
 
-def _root(generated: Array, target: Array) -> float:
-    """-log Z at which as many samples are expected to be of the target as there are.
-
-    That is BAR's equation, monotonic in -log Z: pymbar starts from here, since its own solvers can
-    take minutes from elsewhere.
-    """
-    everything = np.concatenate([generated, target])
-    finite = everything[np.isfinite(everything)]
+def _root(generated: Array, target: Array, g: float) -> float:
+    """-log Z by BAR's equation, whose two sides are monotonic in it."""
+    offset = math.log(len(target) / g / len(generated))
+    finite = np.concatenate([generated[np.isfinite(generated)], target])
 
     def excess(value: float) -> float:
-        return float(_is_target(everything + value, generated, target).sum()) - len(target)
+        ours, theirs = expit(generated + (value + offset)), expit(-target - (value + offset))
+        return float(ours.sum() - theirs.sum() / g)
 
-    margin = 50.0 + math.log(len(everything))
+    margin = 50.0 + abs(offset) + math.log(len(finite))
     return float(brentq(excess, -finite.max() - margin, -finite.min() + margin))
+
+
+def _blocks(series: Array, g: float, rng: np.random.Generator) -> Array:
+    """As many frames again, in blocks of a few g of neighbours, from a ring."""
+    length = min(len(series), max(1, math.ceil(5.0 * (g - 1.0))))
+    starts = rng.integers(len(series), size=math.ceil(len(series) / length))
+    index = (starts[:, None] + np.arange(length)) % len(series)
+    return series[index.ravel()[: len(series)]]
 
 
 # -- pymbar, and nothing else that it does -----------------------------------------------------
@@ -197,22 +212,34 @@ def solve_mbar(u: Array, n_samples: ArrayLike, initial: Array | None = None) -> 
             raise ValueError(f"free_energy: expected states that overlap, got {error}") from error
 
 
-def check_overlap(name: str, overlap: float, n_samples: int) -> None:
+def check_overlap(name: str, overlap: float, n_samples: float) -> None:
     """Raise ValueError where an estimate would rest on next to nothing."""
-    if not overlap * n_samples >= LEAST_COMMON:
+    if not (overlap >= LARGE or overlap * n_samples >= LEAST_COMMON):
         raise ValueError(
             f"{name}: expected states that overlap, got an overlap of {overlap:.2g} with "
-            f"{n_samples} samples: about {overlap * n_samples:.1f} of them in common, of "
+            f"{n_samples:.0f} samples: about {overlap * n_samples:.1f} of them in common, of "
             f"{LEAST_COMMON:.0f} needed. Draw more, take more steps, or train longer"
         )
 
 
 def statistical_inefficiency(series: Array) -> float:
-    """How many frames of a series (n,) count as one, at least 1 (Chodera et al. 2007)."""
+    """How many frames of a series (n,) count as one, at least 1.
+
+    The estimator of pymbar (Chodera et al. 2007) sums the autocorrelation up to its first zero,
+    which white noise makes come early. It is therefore applied to means of blocks too, in which
+    noise is less and a slow part is not, as long as there are ``LEAST_BLOCKS`` of them; the largest
+    result counts.
+    """
     if len(series) < 3 or np.ptp(series) == 0.0:
         return 1.0
+    found, size = [], 1
     with quiet_pymbar() as pymbar:
-        return float(pymbar.timeseries.statistical_inefficiency(series))
+        while size == 1 or len(series) // size >= LEAST_BLOCKS:
+            blocks = series[: len(series) // size * size].reshape(-1, size).mean(axis=1)
+            ratio = size * blocks.var() / series.var()
+            found.append(ratio * pymbar.timeseries.statistical_inefficiency(blocks))
+            size *= 2
+    return float(max(1.0, *found))
 
 
 def subsample_indices(n: int, g: float) -> Array:

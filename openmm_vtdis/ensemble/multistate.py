@@ -26,6 +26,7 @@ from scipy.special import logsumexp
 from openmm_vtdis import checks
 from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights
 from openmm_vtdis.ensemble.free_energy import (
+    LEAST_COMMON,
     check_overlap,
     quiet_pymbar,
     solve_mbar,
@@ -99,10 +100,12 @@ class PooledEnsemble:
         if not np.isfinite(values[alive]).all():
             raise ValueError("expectation: expected finite values wherever a sample has weight")
         # pymbar takes logarithms of values, of which some, or all, may be zero
-        low, high = values[alive].min(), values[alive].max()
-        shift = low - max(high - low, 1.0)
+        low, width = values[alive].min(), np.ptp(values[alive])
+        if width == 0.0:
+            return Estimate(low, 0.0)
+        shift = low - width
         with quiet_pymbar():
-            found = self._solution.compute_expectations(np.where(alive, values - shift, 1.0))
+            found = self._solution.compute_expectations(np.where(alive, values - shift, width))
         return Estimate(shift + found["mu"][k], found["sigma"][k])
 
     def _differences(self) -> Any:
@@ -124,7 +127,7 @@ def mbar(
     frames: Sequence[Any],
     log_weights: Sequence[ArrayLike | None],
     *,
-    subsample: bool = True,
+    subsample: bool | Sequence[float] = True,
 ) -> PooledEnsemble:
     """Pool generated samples with MD in one or more states.
 
@@ -143,13 +146,16 @@ def mbar(
         generator's own state in all of them and by the tuning that ``generated`` is of: (n_k,), or
         None.
     subsample
-        Use one frame in as many as count as one, by the energies of the frames in their state.
+        Use one frame in as many as count as one. True: their number g is measured on the energies
+        of the frames in their state and on their log weights, which do not see every slow motion.
+        If an observable changes more slowly, its errors come out too small: give a number g for
+        each state instead. False uses all frames.
 
     Raises
     ------
     ValueError
-        If the first state is not that of the ensemble, shapes differ, a frame has no weight, or
-        some states overlap with no other.
+        If the first state is not that of the ensemble, shapes differ, a frame has no weight, some
+        states overlap with no other, or a state is reached by hardly any sample.
     """
     if not isinstance(generated, WeightedEnsemble):
         raise ValueError(
@@ -167,6 +173,8 @@ def mbar(
             "mbar: expected frames and log weights (or None) for each state, got "
             f"{len(states)} states, {len(frames)} and {len(log_weights)}"
         )
+    if isinstance(subsample, list | tuple) and len(subsample) != len(states):
+        raise ValueError(f"mbar: expected a g for each of {len(states)} states, got {subsample}")
     n_dims = generated.positions.shape[2]
     targets = [as_target("mbar", state, generated.topology, n_dims) for state in states]
     positions, proposal, counts = [generated.positions], [generated.log_weights], [len(generated)]
@@ -178,8 +186,12 @@ def mbar(
         if traj is not None and lw is not None:
             x, weights = _frames(k, traj, lw, generated.positions.shape[1:])
             g = 1.0
-            if checks.boolean("subsample", subsample):
-                g = statistical_inefficiency(state_energies("mbar", targets[k], x))
+            if isinstance(subsample, list | tuple):
+                g = max(1.0, checks.positive_number("subsample", subsample[k]))
+            elif checks.boolean("subsample", subsample):
+                series = (state_energies("mbar", targets[k], x), weights)
+                g = max(map(statistical_inefficiency, series))
+            if g > 1.0:
                 keep = subsample_indices(len(x), g)
                 x, weights = x[keep], weights[keep]
         positions.append(x)
@@ -201,6 +213,7 @@ def mbar(
     u = np.concatenate([row[None], u])
     solution = solve_mbar(u, n_samples, initial=_one_sided(u, len(generated)))
     _check_connected(solution, n_samples)
+    _check_reached(solution)
     return PooledEnsemble(pooled, n_samples, u, np.asarray(inefficiencies), solution)
 
 
@@ -256,3 +269,14 @@ def _check_connected(solution: Any, n_samples: Array) -> None:
     if len(sampled) > 1:
         second = np.sort(np.linalg.eigvals(matrix).real)[-2]
         check_overlap("mbar", float(1.0 - second), int(n_samples[sampled].min()))
+
+
+def _check_reached(solution: Any) -> None:
+    """Every state must be met by more than a handful of samples: 1 / sum W^2 of them."""
+    reached = 1.0 / np.square(np.asarray(solution.W_nk)[:, 1:]).sum(axis=0)
+    for k, number in enumerate(reached):
+        if not number >= LEAST_COMMON:
+            raise ValueError(
+                f"mbar: expected samples that reach state {k}, got {number:.1f} effective ones of "
+                f"{LEAST_COMMON:.0f} needed"
+            )
