@@ -118,10 +118,10 @@ class Profile:
 
     def __init__(self, gen: DiffusionBoltzmannGenerator, grid: Schedule) -> None:
         self.dim = gen.space.dim
-        levels = Schedule.geometric(300, grid.times[0], grid.times[-1]).tensor
-        frames = frames_of(gen, 20_000, seed=11) / gen.length
+        levels = Schedule.geometric(200, grid.times[0], grid.times[-1]).tensor
+        frames = frames_of(gen, 10_000, seed=11) / gen.length
         errors = denoising_errors(
-            gen.denoiser, frames, levels, torch.Generator().manual_seed(12), 20_000, progress=False
+            gen.denoiser, frames, levels, torch.Generator().manual_seed(12), 10_000, progress=False
         )
         self.tau, self.errors = levels.log().numpy(), errors.numpy()
         areas = 0.5 * (self.errors[1:] + self.errors[:-1]) * np.diff(self.tau)

@@ -160,6 +160,21 @@ def test_between_two_modes_the_exact_denoiser_is_taken() -> None:
     assert float(above.mean()) > JUMP_COST + 4.0 * float(above.std()) / 4_000**0.5
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mode_that_the_gaussian_misses_is_seen(seed: int) -> None:
+    """Two far, narrow modes: draws from the Gaussian around either never see the other."""
+    space = Space(2, 2)
+    apart = torch.tensor([[0.5, 0.0], [-0.5, 0.0]], dtype=torch.float64)
+    target = GaussianMixture(torch.stack([apart, -apart]), [0.01, 0.01], [0.5, 0.5], space)
+    exact = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
+    found = find_range(
+        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, generator(seed),
+        progress=False,
+    )  # fmt: skip
+    # At a level t the other mode has the posterior weight exp(-2 / t^2) or more, if x is between
+    assert 0.0 < found.jump < 0.5
+
+
 def jump_divergence(oracle: Oracle, level: float) -> Tensor:
     """log p(x_0 | x_1) by Bayes, all densities being known, less that of the kernel: (4,000,)."""
     grid = Schedule((1e-4, level, 1.1 * level))
