@@ -116,10 +116,12 @@ def frames_of(gen: DiffusionBoltzmannGenerator, n: int, seed: int) -> Tensor:
 class Profile:
     """The divergence of any grid, from denoising errors of many frames at many levels."""
 
-    def __init__(self, gen: DiffusionBoltzmannGenerator, grid: Schedule) -> None:
+    def __init__(
+        self, gen: DiffusionBoltzmannGenerator, grid: Schedule, n_frames: int = 20_000
+    ) -> None:
         self.dim = gen.space.dim
-        levels = Schedule.geometric(200, grid.times[0], grid.times[-1]).tensor
-        frames = frames_of(gen, 10_000, seed=11) / gen.length
+        levels = Schedule.geometric(300, grid.times[0], grid.times[-1]).tensor
+        frames = frames_of(gen, n_frames, seed=11) / gen.length
         errors = denoising_errors(
             gen.denoiser, frames, levels, torch.Generator().manual_seed(12), 10_000, progress=False
         )
@@ -149,7 +151,7 @@ def test_the_divergence_is_that_of_trajectories() -> None:
         assert gen.kernel is not None
         grid = gen.kernel.schedule
         log_w = gen.noise(fresh, seed=7, progress=False)
-        excess[t_max] = log_w.mean() - Profile(gen, grid).divergence(grid)
+        excess[t_max] = log_w.mean() - Profile(gen, grid, 8_000).divergence(grid)
         stderr = log_w.std() / np.sqrt(len(log_w))
     assert abs(excess[None]) < 4.0 * stderr + 2e-3
     assert excess[7.0] > 4.0 * stderr + 2e-3
