@@ -418,6 +418,7 @@ class DiffusionBoltzmannGenerator:
         progress: bool = True,
     ) -> WeightedEnsemble:
         """Draw n weighted samples by the probability-flow ODE, the costly baseline.
+
         Parameters
         ----------
         divergence
@@ -435,9 +436,8 @@ class DiffusionBoltzmannGenerator:
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
         )  # fmt: skip
-        metadata: dict[str, Any] = {"method": "probability-flow ODE"}
+        metadata: dict[str, Any] = {"method": "probability-flow ODE", "times": list(grid.times)}
         metadata |= {"divergence": divergence, "solver": solver}
-        metadata["times"] = list(grid.times)
         return self._units.ensemble(x, -log_p, self.topology, metadata)
 
     def noise(
