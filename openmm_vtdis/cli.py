@@ -35,7 +35,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CHUNK = 1_000
+CHUNK = 200
 """Samples between two points where an interrupted ``sample`` can go on."""
 
 
