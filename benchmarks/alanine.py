@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of, unweighted
+from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
@@ -86,7 +86,7 @@ def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
     for label, values, md_values in rows:
         md = reference.mean(md_values)
         cells = [label]
-        for weighted in (unweighted(ensemble), ensemble):
+        for weighted in (ensemble.unweighted(), ensemble):
             estimate = weighted.expectation(values)
             cells += [str(estimate), f"{estimate.z(md.value, md.stderr):+.1f}"]
         text += f"| {' | '.join([*cells, str(md)])} |\n"
@@ -118,7 +118,7 @@ def draw_profile(ensemble: WeightedEnsemble, reference: Reference, figure: Figur
     degrees = np.rad2deg(dihedrals(ensemble.to_mdtraj())[0])
     density, stderr = reference.histogram(np.rad2deg(reference.phi), EDGES)
     free_energy_profile(density, EDGES, stderr, ax, label="MD")
-    for label, weighted in (("raw", unweighted(ensemble)), ("reweighted", ensemble)):
+    for label, weighted in (("raw", ensemble.unweighted()), ("reweighted", ensemble)):
         density, _, stderr = weighted.histogram(degrees, EDGES)
         free_energy_profile(density, EDGES, stderr, ax, label=f"generated, {label}")
     ax.set(xlabel=r"$\phi$ / degrees", xticks=[-180, -90, 0, 90, 180])

@@ -156,17 +156,11 @@ def forward_part(log_w: Tensor | np.ndarray) -> Row:
     }
 
 
-def unweighted(ensemble: WeightedEnsemble) -> WeightedEnsemble:
-    """The samples as they came: those with a finite energy have equal weights."""
-    finite = np.isfinite(ensemble.reduced_energies)
-    return ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
-
-
 def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
     """What generated samples tell."""
     about = ensemble.diagnostics()
     energy = ensemble.expectation(ensemble.reduced_energies)
-    raw = unweighted(ensemble).expectation(ensemble.reduced_energies)
+    raw = ensemble.unweighted().expectation(ensemble.reduced_energies)
     log_z = ensemble.log_z()
     return {
         "reverse_ess": ess_with_error(reverse_ess, ensemble.log_weights),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import mdtraj
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,8 +29,7 @@ def draw(name: str) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
     n, reference = SYSTEMS[name]
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     ensemble = gen.sample(n, seed=0)
-    finite = np.isfinite(ensemble.reduced_energies)
-    raw = ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
+    raw = ensemble.unweighted()
     print(f"\n{name}, {gen.kernel.schedule.n_steps} steps")
     print(ensemble.diagnostics())
     print(f"log Z                 {ensemble.log_z()}")

@@ -147,8 +147,7 @@ def analyze(options: argparse.Namespace) -> None:
     """What weighted samples say, alone or together with MD."""
     ensemble = WeightedEnsemble.load(options.samples)
     print(ensemble.diagnostics())
-    finite = np.isfinite(ensemble.reduced_energies)
-    raw = ensemble.with_log_weights(np.where(finite, 0.0, -np.inf))
+    raw = ensemble.unweighted()
     print(f"<u> raw          {raw.expectation(ensemble.reduced_energies)} kT")
     print(f"<u> reweighted   {ensemble.expectation(ensemble.reduced_energies)} kT")
     print(f"-log Z one-sided {-ensemble.log_z().value:.4f} ± {ensemble.log_z().stderr:.2g} kT")

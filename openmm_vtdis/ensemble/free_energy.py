@@ -47,8 +47,6 @@ LEAST_COMMON, LARGE = 10.0, 0.1
 """Fewest samples, overlap times the smaller number, that two states must have in common; and an
 overlap that is enough with any number."""
 LEAST_BLOCKS = 100
-_NOTHING = 700.0
-"""Reduced energy above all others at which a sample has no weight in double precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,7 @@ def bar(
     """
     generated = check_log_weights(log_weights)
     target = check_log_weights(target_log_weights)
-    if n_bootstraps:
+    if n_bootstraps != 0:
         checks.positive_integer("n_bootstraps", n_bootstraps, minimum=2)
     if min(len(generated), len(target)) < 2:
         raise ValueError(
@@ -137,11 +135,11 @@ def bar(
         )
     if np.isneginf(generated).all():
         raise ValueError("free_energy: expected a generated sample with weight, got none")
-    g, n_bootstraps = 1.0, n_bootstraps or 0
+    g = 1.0
     if checks.boolean("subsample", subsample):
-        g = statistical_inefficiency(_is_target(generated, target, 1.0)[1])
+        g = statistical_inefficiency(_is_target(generated, target, g)[1])
     value = _root(generated, target, g)
-    ours, theirs = _is_target(generated, target, g)
+    ours, theirs = _is_target(generated, target, g, value)
     n, m = len(generated), len(target) / g
     common = n * (ours * (1.0 - ours)).mean() + m * (theirs * (1.0 - theirs)).mean()
     overlap = float(common * (1.0 / n + 1.0 / m))
@@ -167,9 +165,12 @@ def bar(
     )
 
 
-def _is_target(generated: Array, target: Array, g: float) -> tuple[Array, Array]:
-    """f on either side, at the root."""
-    shift = _root(generated, target, g) + math.log(len(target) / g / len(generated))
+def _is_target(
+    generated: Array, target: Array, g: float, value: float | None = None
+) -> tuple[Array, Array]:
+    """f on either side; at the root if no value of -log Z is given."""
+    value = _root(generated, target, g) if value is None else value
+    shift = value + math.log(len(target) / g / len(generated))
     return expit(generated + shift), expit(target + shift)
 
 
@@ -194,24 +195,7 @@ def _blocks(series: Array, g: float, rng: np.random.Generator) -> Array:
     return series[index.ravel()[: len(series)]]
 
 
-# -- pymbar, and nothing else that it does -----------------------------------------------------
-def solve_mbar(u: Array, n_samples: ArrayLike, initial: Array | None = None) -> Any:
-    """``pymbar.MBAR`` of reduced energies (K, N), +inf allowed, and sample numbers (K,).
-
-    Raises
-    ------
-    ValueError
-        If its equations have no solution that can be found: the states do not overlap.
-    """
-    finite = np.isfinite(u)
-    u = np.where(finite, u, u[finite].max() + _NOTHING)
-    with quiet_pymbar() as pymbar:
-        try:
-            return pymbar.MBAR(u, np.asarray(n_samples), initial_f_k=initial)
-        except (pymbar.utils.ParameterError, pymbar.utils.ConvergenceError) as error:
-            raise ValueError(f"free_energy: expected states that overlap, got {error}") from error
-
-
+# -- shared with the pool of several states ----------------------------------------------------
 def check_overlap(name: str, overlap: float, n_samples: float) -> None:
     """Raise ValueError where an estimate would rest on next to nothing."""
     if not (overlap >= LARGE or overlap * n_samples >= LEAST_COMMON):
@@ -240,11 +224,6 @@ def statistical_inefficiency(series: Array) -> float:
             found.append(ratio * pymbar.timeseries.statistical_inefficiency(blocks))
             size *= 2
     return float(max(1.0, *found))
-
-
-def subsample_indices(n: int, g: float) -> Array:
-    """Every g-th of n frames: integer positions."""
-    return np.unique(np.round(np.arange(0.0, n - 0.5, g)).astype(int))
 
 
 @contextmanager

@@ -29,13 +29,14 @@ from openmm_vtdis.ensemble.free_energy import (
     LEAST_COMMON,
     check_overlap,
     quiet_pymbar,
-    solve_mbar,
     statistical_inefficiency,
-    subsample_indices,
 )
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 from openmm_vtdis.units import nanometers
+
+_NOTHING = 700.0
+"""Reduced energy above all others at which a sample has no weight in double precision."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -192,7 +193,7 @@ def mbar(
                 series = (state_energies("mbar", targets[k], x), weights)
                 g = max(map(statistical_inefficiency, series))
             if g > 1.0:
-                keep = subsample_indices(len(x), g)
+                keep = np.unique(np.round(np.arange(0.0, len(x) - 0.5, g)).astype(int))
                 x, weights = x[keep], weights[keep]
         positions.append(x)
         proposal.append(weights)
@@ -211,17 +212,28 @@ def mbar(
     if not np.isfinite(row).all():
         raise ValueError("mbar: expected frames with a finite energy in the first state")
     u = np.concatenate([row[None], u])
-    solution = solve_mbar(u, n_samples, initial=_one_sided(u, len(generated)))
+    solution = _solve(u, n_samples)
     _check_connected(solution, n_samples)
     _check_reached(solution)
     return PooledEnsemble(pooled, n_samples, u, np.asarray(inefficiencies), solution)
 
 
-def _one_sided(u: Array, n_generated: int) -> Array:
-    """-log Z of each state (K + 1,) from the generated samples alone: where to start."""
-    log_w = u[0, :n_generated] - u[:, :n_generated]
-    f = math.log(n_generated) - logsumexp(log_w, axis=1)
-    return np.where(np.isfinite(f), f, 0.0)
+def _solve(u: Array, n_samples: Array) -> Any:
+    """``pymbar.MBAR`` of reduced energies (K + 1, N), +inf allowed, and numbers (K + 1,).
+
+    It starts from the generated samples' own -log Z of each state: from elsewhere it can take long.
+    """
+    log_w = u[0, : n_samples[0]] - u[:, : n_samples[0]]
+    one_sided = math.log(n_samples[0]) - logsumexp(log_w, axis=1)
+    finite = np.isfinite(u)
+    u = np.where(finite, u, u[finite].max() + _NOTHING)
+    with quiet_pymbar() as pymbar:
+        try:
+            return pymbar.MBAR(
+                u, n_samples, initial_f_k=np.where(np.isfinite(one_sided), one_sided, 0.0)
+            )
+        except (pymbar.utils.ParameterError, pymbar.utils.ConvergenceError) as error:
+            raise ValueError(f"mbar: expected states that overlap, got {error}") from error
 
 
 def _frames(

@@ -40,7 +40,7 @@ from openmm_vtdis.ensemble.diagnostics import (
     log_mean_weight,
     reverse_ess,
 )
-from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
+from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar, quiet_pymbar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.random import Seed, make_generator
@@ -158,6 +158,11 @@ class WeightedEnsemble:
     def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
         """The same samples with other log weights (n,)."""
         return dataclasses.replace(self, log_weights=log_weights)  # type: ignore[arg-type]
+
+    def unweighted(self) -> WeightedEnsemble:
+        """The samples as they came: those with a finite energy have equal weights."""
+        finite = np.isfinite(self.reduced_energies)
+        return self.with_log_weights(np.where(finite, 0.0, -math.inf))
 
     def with_metadata(self, metadata: dict[str, Any]) -> WeightedEnsemble:
         """The same samples with other notes."""
@@ -342,7 +347,7 @@ class WeightedEnsemble:
         target_log_weights
             (m,) what ``noise()`` of the generator gives for frames of MD, in their order.
         subsample
-            Use one frame in as many as count as one; the number is measured and in the result.
+            Count g correlated frames as one; g is measured and stands in the result.
         n_bootstraps, seed
             Of a second error estimate; 0 leaves it out.
 
@@ -443,7 +448,8 @@ class WeightedEnsemble:
         They are resampled in proportion to the weights (default: as many as there are), without
         velocities; missing dimensions are padded with zeros.
         """
-        from openmmtools.states import SamplerState
+        with quiet_pymbar():  # which openmmtools imports
+            from openmmtools.states import SamplerState
 
         x = self.resample(n, seed).positions
         if x.shape[2] > 3:

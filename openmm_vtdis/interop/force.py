@@ -15,6 +15,7 @@ network as a pickle, which OpenMM executes on reading: share such XML only with 
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 
@@ -41,7 +42,7 @@ class Score(nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """For OpenMM's forces, which ask for both."""
         y = positions[None, :, : self.n_dims].to(torch.float64) / self.length
-        y = y - y.mean(dim=1, keepdim=True) if self.denoiser.space.centred else y
+        y = self.denoiser.space.project(y)
         level = torch.full((1,), self.level, dtype=torch.float64, device=y.device)
         shift = self.denoiser(y, level) - y
         shift = self.denoiser.space.project(shift)[0]
@@ -72,7 +73,7 @@ def score_force(
     Parameters
     ----------
     gen
-        A trained generator; T is its temperature.
+        A trained generator; T is its temperature. Training it further does not change the force.
     sigma
         Noise level, in nm or with a unit of length.
     backend
@@ -95,7 +96,11 @@ def score_force(
         raise ValueError("score_force: expected a trained generator of a temperature")
     level = checks.positive_number("sigma", nanometers(sigma))
     score = Score(
-        gen.denoiser, gen.length, level, thermal_energy(gen.temperature), gen.space.n_dims
+        copy.deepcopy(gen.denoiser),
+        gen.length,
+        level,
+        thermal_energy(gen.temperature),
+        gen.space.n_dims,
     )
     if backend == "torch":
         return _torch_force(score, gen)
@@ -113,7 +118,7 @@ def _torch_force(score: Score, gen: DiffusionBoltzmannGenerator) -> openmm.Force
     except (ImportError, OSError) as error:
         raise ImportError(
             'score_force: backend="torch" needs openmm-torch, which does not import here '
-            f'({error}); see docs/forces.md, or use backend="python"'
+            f'({error}); see docs/ecosystem.md, or use backend="python"'
         ) from error
     example = torch.randn(gen.space.n_particles, 3, device=gen.device)
     with torch.no_grad():

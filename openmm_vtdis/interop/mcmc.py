@@ -41,14 +41,22 @@ class Proposals:
     """A generator, its random numbers, and what it has drawn ahead."""
 
     def __init__(
-        self, path: Path, device: str, batch_size: int, n_steps: int | None, seed: int | None
+        self,
+        path: Path,
+        device: str,
+        batch_size: int,
+        n_steps: int | None,
+        seed: int | None,
+        n_before: int = 0,
     ) -> None:
         self.gen = DiffusionBoltzmannGenerator.load(path, device=device)
         if self.gen.kernel is None:
             raise ValueError(f"{path}: expected a tuned generator; call tune() before save()")
         self.batch_size, self.n_steps = batch_size, n_steps
-        self.torch_rng = make_generator(seed, self.gen.device)
-        self.rng = np.random.default_rng(seed)
+        # A run that is resumed must not propose again what its states have come from
+        sequence = np.random.SeedSequence(None if seed is None else [seed, n_before])
+        self.torch_rng = make_generator(int(sequence.generate_state(1)[0]), self.gen.device)
+        self.rng = np.random.default_rng(sequence)
         self._stock: list[tuple[np.ndarray, float]] = []
 
     def draw(self) -> tuple[np.ndarray, float]:
@@ -94,7 +102,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     device
         Where the network runs.
     seed
-        Of the random numbers, which all copies of the move in a process share.
+        Of the random numbers, which all copies of the move in a process share; a resumed run draws
+        others.
 
     Attributes
     ----------
@@ -200,7 +209,9 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
                     f"{self.archive}: expected the generator that this move was made with, got a "
                     "file that has changed since; make a new move"
                 )
-            _PROPOSALS[key] = Proposals(Path(self.archive), self.device, *settings)
+            _PROPOSALS[key] = Proposals(
+                Path(self.archive), self.device, *settings, n_before=self.n_proposed
+            )
         return _PROPOSALS[key]
 
 

@@ -7,15 +7,19 @@ import subprocess
 import sys
 
 import numpy as np
+import openmm
 import pymbar
 import pytest
 import torch
+from openmm import unit
+from openmmtools.states import ThermodynamicState
 
-from openmm_vtdis import WeightedEnsemble
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import FreeEnergy, mbar
 from openmm_vtdis.ensemble.free_energy import bar
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget
 from tests.conftest import exact_generator
 
 LOG_Z = -37.25
@@ -336,6 +340,46 @@ def test_a_first_state_that_is_slightly_another_is_refused() -> None:
     near = GaussianMixture(target.means, 1.001 * target.variances, target.weights, target.space)
     with pytest.raises(ValueError, match="the one that the ensemble is weighted for"):
         mbar(ensemble, [near], [None], [None])
+
+
+def springs(temperature: float) -> tuple[OpenMMTarget, float]:
+    """Three particles, springs of no length between them, and the exact log Z."""
+    system, force = openmm.System(), openmm.HarmonicBondForce()
+    for _ in range(3):
+        system.addParticle(12.0)
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        force.addBond(i, j, 0.0, 300.0)
+    system.addForce(force)
+    variance = 8.31446261815324e-3 * temperature / 900.0
+    return OpenMMTarget(system, None, temperature), 3.0 * math.log(2.0 * math.pi * variance)
+
+
+def test_md_of_another_temperature_in_openmm_units() -> None:
+    """log Z in nm at both, <u> = 3 at both; the second state is one of openmmtools."""
+    (cold, log_z_cold), (warm, log_z_warm) = springs(300.0), springs(450.0)
+    variances = [math.exp(log_z / 3.0) / (2.0 * math.pi) for log_z in (log_z_cold, log_z_warm)]
+    exact = GaussianMixtureDenoiser(  # but for its width: the weights are not flat
+        cold.space, torch.ones(1), torch.zeros(1, 3, 3), torch.tensor([1.15 * variances[0]])
+    )
+    gen = DiffusionBoltzmannGenerator.from_denoiser(cold, exact.scaled(0.05), 0.05)
+    rng = torch.Generator().manual_seed(1)
+    frames = [v**0.5 * cold.space.standard_normal(3_000, rng) for v in variances]
+    gen.tune(frames[0], 12, n_trajectories=1_000, progress=False)
+    ensemble = gen.sample(3_000, seed=2, progress=False)
+    noised = [gen.noise(x, seed=3 + k, progress=False) for k, x in enumerate(frames)]
+    state = ThermodynamicState(warm.system, 450.0 * unit.kelvin)
+    pool = mbar(ensemble, [cold, state], [x.numpy() for x in frames], noised)
+    for k, (target, log_z) in enumerate(((cold, log_z_cold), (warm, log_z_warm))):
+        assert abs(pool.log_z(k).z(log_z)) < 4.0
+        energies = target.reduced_energy(torch.tensor(pool.positions)).numpy()
+        assert abs(pool.expectation(energies, k).z(3.0)) < 4.0
+    assert abs(ensemble.free_energy(noised[0]).z(-log_z_cold)) < 4.0
+    # Controls: the length of the model forgotten on one side, and kJ/mol for kT
+    jacobian = cold.space.dim * math.log(0.05)
+    off = mbar(ensemble, [cold, state], [x.numpy() for x in frames], [w + jacobian for w in noised])
+    assert abs(off.log_z(0).z(log_z_cold)) > 10.0
+    in_kj = pool.expectation(2.494 * cold.reduced_energy(torch.tensor(pool.positions)).numpy(), 0)
+    assert abs(in_kj.z(3.0)) > 10.0
 
 
 def test_a_generated_sample_without_weight_has_none_in_the_pool() -> None:

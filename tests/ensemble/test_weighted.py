@@ -573,3 +573,10 @@ def test_a_resampled_ensemble_does_not_know_whether_it_is_reliable(
     ensemble: WeightedEnsemble,
 ) -> None:
     assert "reliability unknown" in str(ensemble.resample(seed=0).diagnostics())
+
+
+def test_unweighted_samples_are_those_with_an_energy() -> None:
+    ensemble = WeightedEnsemble(
+        np.zeros((4, 2, 3)), [1.0, -np.inf, 3.0, -np.inf], [0.0, np.inf, 1.0, 5.0]
+    )
+    np.testing.assert_array_equal(ensemble.unweighted().log_weights, [0.0, -np.inf, 0.0, 0.0])

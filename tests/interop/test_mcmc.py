@@ -16,6 +16,7 @@ from openmmtools import cache, mcmc, multistate, states, utils
 from pymbar import timeseries
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.interop import mcmc as module
 from openmm_vtdis.units import thermal_energy
@@ -93,6 +94,37 @@ def test_it_leaves_the_boltzmann_distribution_as_it_is(
     assert series.std() ** 2 == pytest.approx(3.0, rel=0.35)
     assert 0.1 < move.fraction_accepted < 0.97
     assert move.statistics["n_proposed"] == 1_500
+
+
+def test_both_kinds_of_weights_have_one_known_log_z(archive: Path) -> None:
+    """A factor in one of them changes only how often a step is taken, which no average shows."""
+    proposals = module.Proposals(archive, "cpu", 1_000, None, 11)
+    target = proposals.gen.target
+    exact = 3.0 * math.log(2.0 * math.pi * thermal_energy(TEMPERATURE) / (3.0 * STIFFNESS))
+
+    def energies_of(x: list[np.ndarray]) -> np.ndarray:
+        return target.reduced_energy(torch.tensor(np.stack(x))).numpy()
+
+    drawn = [proposals.draw() for _ in range(1_000)]
+    log_w = np.array([ratio for _, ratio in drawn]) - energies_of([x for x, _ in drawn])
+    frames = list(gaussian_frames(300))
+    log_v = np.array([proposals.renew(x) for x in frames]) - energies_of(frames)
+    assert abs(log_mean_weight(log_w).z(exact)) < 4.0
+    assert abs(log_mean_weight(-log_v).z(-exact)) < 4.0
+    assert abs(log_mean_weight(-(log_v + 1.0)).z(-exact)) > 4.0  # control
+
+
+def test_a_resumed_run_draws_others(archive: Path) -> None:
+    """Its states have come from the first ones: they would not be independent."""
+    move = DiffusionMove(archive, batch_size=5, seed=12)
+    first = [move._proposals().draw()[0] for _ in range(5)]
+    move.n_proposed = 5
+    module._PROPOSALS.clear()  # as in another process
+    second = [move._proposals().draw()[0] for _ in range(5)]
+    assert min(np.abs(a - b).max() for a in first for b in second) > 1e-6
+    module._PROPOSALS.clear()
+    again = DiffusionMove(archive, batch_size=5, seed=12)
+    np.testing.assert_array_equal(first[0], again._proposals().draw()[0])
 
 
 def test_weights_that_are_off_show(
