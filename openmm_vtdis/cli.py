@@ -41,9 +41,8 @@ CHUNK = 200
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    parser = make_parser()
     try:
-        options = parse(parser, sys.argv[1:] if arguments is None else list(arguments))
+        options = parse(sys.argv[1:] if arguments is None else list(arguments))
         options.run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"openmm-vtdis: {error}", file=sys.stderr)
@@ -212,14 +211,17 @@ def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     return DiffusionBoltzmannGenerator.load(name, device=device)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and that of each command by its name."""
     parser = argparse.ArgumentParser(prog="openmm-vtdis", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
+    by_name: dict[str, argparse.ArgumentParser] = {}
 
     def command(run: Any) -> argparse.ArgumentParser:
-        one = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0])
+        one = by_name[run.__name__] = commands.add_parser(
+            run.__name__, help=run.__doc__.splitlines()[0]
+        )
         one.set_defaults(run=run)
         one.add_argument("--config", help="TOML file with a table of options for each command")
         one.add_argument("--seed", type=int, default=0)
@@ -276,10 +278,10 @@ def make_parser() -> argparse.ArgumentParser:
     one = command(demo)
     one.add_argument("name", nargs="?", default="dw4", help=", ".join(pretrained.names()))
     one.add_argument("-n", type=int, default=1_000)
-    return parser
+    return parser, by_name
 
 
-def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """Options of the command line, before those of a ``--config`` file, before the defaults.
 
     Raises
@@ -287,22 +289,21 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     ValueError
         If the file is not TOML or has an option that the command does not know.
     """
-    name = next((a for a in arguments if not a.startswith("-")), None)
-    path = _config_path(arguments)
+    parser, by_name = make_parser()
+    name, path = next((a for a in arguments if a in by_name), None), _config_path(arguments)
     if path is None or name is None:
         return parser.parse_args(arguments)
     try:
-        tables = tomllib.loads(Path(path).read_text())
+        settings = tomllib.loads(Path(path).read_text()).get(name, {})
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: expected TOML, got {error}") from error
-    settings = tables.get(name, {})
-    one = parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index,call-overload]
-    actions = {action.dest: action for action in one._actions}
+    actions = {action.dest: action for action in by_name[name]._actions}
     for key, value in settings.items():
         dest = key.replace("-", "_")
         if dest not in actions:
             raise ValueError(f"{path}: expected options of {name}, got {key!r}")
-        one.set_defaults(**{dest: value})
+        many = actions[dest].nargs == "+" and not isinstance(value, list)
+        by_name[name].set_defaults(**{dest: [value] if many else value})
         actions[dest].required = False
     return parser.parse_args(arguments)
 

@@ -64,6 +64,8 @@ def test_from_files_to_samples(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "-log Z by BAR" in text
     ensemble = WeightedEnsemble.load(samples)
     assert abs(ensemble.expectation(ensemble.reduced_energies).z(3.0)) < 4.0
+    exact = 3.0 * np.log(2.0 * np.pi * thermal_energy(TEMPERATURE) / (3.0 * STIFFNESS))
+    assert abs(ensemble.log_z().z(exact)) < 4.0
     assert run(folder, "info", archive) == 0
     assert "grid          6 steps" in capsys.readouterr().out
 
@@ -120,6 +122,11 @@ def test_options_from_a_file_stand_behind_those_given(
     assert "alpha2, 4 steps" in capsys.readouterr().out
     assert run(folder, "tune", archive, f"--config={config}", "--steps", "3") == 0
     assert "alpha2, 3 steps" in capsys.readouterr().out
+    config.write_text(f'[tune]\ntrajectory = "{folder / "md.dcd"}"\nsteps = 5\n')
+    more = ["--config", str(config), "--trajectories", "300", "-o", str(tmp_path / "t.vtdis")]
+    assert run(folder, "tune", archive, *more) == 0
+    text = capsys.readouterr().out
+    assert "alpha2, 5 steps" in text
     config.write_text("[tune]\nstep = 4\n")
     assert run(folder, "tune", archive, "--config", str(config)) == 2
     assert "expected options of tune, got 'step'" in capsys.readouterr().err
