@@ -18,6 +18,7 @@ isotropic covariance and every mean coefficient.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -41,6 +42,7 @@ from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.fitting import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import LaplaceRange, find_range
 from openmm_vtdis.diffusion.ode import Flow
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
@@ -103,12 +105,13 @@ def trajectories(
     split: str,
     n: int,
     progress: bool,
-    grid: str,
+    variant: str,
 ) -> Trajectories:
     """n forward trajectories from one split's frames, simulated once."""
     label = f"{case.name}-{kernel.schedule.n_steps}-{type(family).__name__}-{split}-{n}"
-    path = CACHE / f"{label}{'' if grid == 'geometric' else '-' + grid}.safetensors"
-    fingerprint = torch.tensor([*kernel.schedule.times, fingerprint_of(case.gen)])
+    path = CACHE / f"{label}-{variant}.safetensors"
+    level = 0.0 if kernel.laplace is None else kernel.laplace.level
+    fingerprint = torch.tensor([*kernel.schedule.times, level, fingerprint_of(case.gen)])
     if path.exists():
         stored = load_file(path)
         if torch.equal(stored["fingerprint"], fingerprint):
@@ -183,6 +186,21 @@ def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
     return counter.get_total_flops() / 8 / 1e6
 
 
+def kernel_gigaflops(kernel: DiffusionKernel) -> float:
+    """Matrix-product GFLOPs of a trajectory: all steps, with what their covariances need.
+
+    The energy's own derivatives, where they are used, and eigendecompositions are not products of
+    matrices and do not count.
+    """
+    with FlopCounterMode(display=False) as counter:
+        for n in range(1, kernel.schedule.n_steps + 1):
+            noise = kernel.space.standard_normal(4, torch.Generator().manual_seed(n))
+            x = (1.0 + kernel.schedule.times[n] ** 2) ** 0.5 * noise
+            with torch.no_grad():
+                kernel.covariance.at(kernel.step(n, x))
+    return counter.get_total_flops() / 4 / 1e9
+
+
 class Table:
     """Rows of one system, stored whenever one is added."""
 
@@ -219,12 +237,17 @@ class Table:
 # -- methods ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Method:
-    """How a kernel is fitted: objective, family, whether the mean is, and on which grid."""
+    """How a kernel is fitted: objective, family, whether the mean is, and on which grid.
+
+    ``laplace``: with the Laplace approximation at low noise, and its jump.
+    """
 
     objective: str = "alpha2"
     family: str = "isotropic"
     tune_mean: bool = False
     grid: str = "geometric"
+    laplace: bool = False
+    rank: int = 0
 
 
 METHODS: dict[str, Method] = {
@@ -235,17 +258,20 @@ METHODS: dict[str, Method] = {
     "time network, alpha = 2": Method(family="time-network"),
     "diagonal, alpha = 2": Method(family="diagonal"),
     "full, alpha = 2": Method(family="full"),
-    "hessian, alpha = 2": Method(family="hessian"),
-    "pairwise, alpha = 2": Method(family="pairwise"),
-    "tweedie, alpha = 2": Method(family="tweedie"),
     "isotropic, adaptive grid": Method(grid="adaptive"),
-    "hessian, adaptive grid": Method(family="hessian", grid="adaptive"),
-    "pairwise, adaptive grid": Method(family="pairwise", grid="adaptive"),
-    "tweedie, adaptive grid": Method(family="tweedie", grid="adaptive"),
+    "hessian": Method(family="hessian", grid="adaptive", laplace=True),
+    "pairwise": Method(family="pairwise", grid="adaptive", laplace=True),
+    "pairwise, no Laplace": Method(family="pairwise", grid="adaptive"),
+    "pairwise, geometric grid": Method(family="pairwise"),
+    "krylov 2": Method(family="krylov", grid="adaptive", laplace=True, rank=2),
+    "krylov 4": Method(family="krylov", grid="adaptive", laplace=True, rank=4),
+    "krylov 8": Method(family="krylov", grid="adaptive", laplace=True, rank=8),
+    "tweedie": Method(family="tweedie", grid="adaptive", laplace=True),
+    "tweedie, no Laplace": Method(family="tweedie", grid="adaptive"),
 }
 ISOTROPIC = tuple(METHODS)[:5]
 MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:7])
-OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "tweedie")
+OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "krylov", "tweedie")
 """Families that need a pass of their own; the others share the three numbers a step."""
 
 
@@ -272,34 +298,53 @@ class Bench:
         if grid not in self.grids:
             fine = Schedule.geometric(1_000, *self.times)
             if grid == "adaptive":
-                frames = self.gen.space.project(self.case.train / self.gen.length)
-                generator = torch.Generator().manual_seed(FIT_SEED)
-                fine = adapt(fine, self.gen.denoiser, frames, generator, progress=False)
+                fine = adapt(fine, self.gen.denoiser, self.frames, self.seeded(), progress=False)
             self.grids[grid] = fine
         schedule = self.grids[grid].resampled(n_steps)
         return DiffusionKernel.ddpm(self.gen.denoiser, schedule, self.gen.model_energy)
 
-    def data(
-        self, n_steps: int, family: Fittable, split: str, grid: str = "geometric"
-    ) -> Trajectories:
+    @property
+    def frames(self) -> Tensor:
+        """Training frames in model units."""
+        return self.gen.space.project(self.case.train / self.gen.length)
+
+    @staticmethod
+    def seeded() -> torch.Generator:
+        """A stream for what is measured before a fit."""
+        return torch.Generator().manual_seed(FIT_SEED)
+
+    @functools.cached_property
+    def laplace_range(self) -> LaplaceRange:
+        """Where the Laplace approximation is used, measured once for every number of steps."""
+        low, high, energy = self.times[0], min(self.times[1], 1.0), self.gen.model_energy
+        return find_range(
+            energy, self.gen.denoiser, self.frames, low, high, self.seeded(), progress=False
+        )
+
+    def untuned(self, method: Method, n_steps: int) -> DiffusionKernel:
+        """The kernel that a method's trajectories are simulated with."""
+        kernel = self.ddpm(n_steps, method.grid)
+        return kernel.with_laplace(self.laplace_range) if method.laplace else kernel
+
+    def data(self, n_steps: int, family: Fittable, split: str, method: Method) -> Trajectories:
         """Forward trajectories of a split under the untuned kernel."""
         n = self.options.fit_trajectories if split == "train" else self.options.samples
-        kernel, progress = self.ddpm(n_steps, grid), self.options.progress
-        return trajectories(self.case, kernel, family, split, n, progress, grid)
+        kernel, progress = self.untuned(method, n_steps), self.options.progress
+        variant = f"{method.grid}{'-laplace' if method.laplace else ''}-{method.rank}"
+        return trajectories(self.case, kernel, family, split, n, progress, variant)
 
     def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionKernel, Tensor, Row]:
         """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
-        kernel, space = self.ddpm(n_steps, method.grid), self.gen.space
+        kernel, space = self.untuned(method, n_steps), self.gen.space
         schedule = kernel.schedule
-        family: Covariance = make_covariance(method.family, space, self.gen.labels)
+        options: Row = {"rank": method.rank} if method.rank else {}
+        family: Covariance = make_covariance(method.family, space, self.gen.labels, **options)
         if method.family in OWN_STATISTICS:
-            train, test = (
-                self.data(n_steps, family, split, method.grid) for split in ("train", "test")
-            )
+            train, test = (self.data(n_steps, family, split, method) for split in ("train", "test"))
         else:
             mean = MeanGains(space, self.gen.labels, torch.zeros(1, 2))
             raw_train, raw_test = (
-                self.data(n_steps, mean, split, method.grid) for split in ("train", "test")
+                self.data(n_steps, mean, split, method) for split in ("train", "test")
             )
             if method.tune_mean:
                 gains = split_fit(mean, raw_train, schedule, method.objective).fitted.gains
@@ -328,7 +373,7 @@ class Bench:
         row = {**forward_part(log_w), **self.reverse(kernel, label, n_reverse), **cost}
         eta = kernel.covariance.eta(kernel.schedule)[:, 0].detach()
         row |= {"eta": eta.tolist(), "times": list(kernel.schedule.times)}
-        row["gflops_per_sample"] = n_steps * megaflops(self.gen) / 1e3
+        row["gflops_per_sample"] = kernel_gigaflops(kernel)
         self.keep(label, n_steps, forward=log_w.numpy())
         self.table.add(label, n_steps, row)
 
@@ -379,7 +424,7 @@ class Bench:
         mean = MeanGains(gen.space, gen.labels, torch.zeros(1, 2))
         stored, test = (
             Trajectories(d.base, mean.isotropic_statistics(d.statistics, kernel.mean_gains))
-            for d in (self.data(n_steps, mean, split) for split in ("train", "test"))
+            for d in (self.data(n_steps, mean, split, Method()) for split in ("train", "test"))
         )
         generator = torch.Generator().manual_seed(SGD_SEED)
         frames = self.case.train / gen.length

@@ -253,7 +253,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     frames(one, required=True)
     one.add_argument("-o", "--output", help="default: the archive itself")
     one.add_argument("--steps", type=int, default=100, help="network evaluations a sample")
-    one.add_argument("--covariance", default="isotropic")
+    one.add_argument("--covariance", default="auto")
     one.add_argument("--objective", default="alpha2")
     one.add_argument("--schedule", default="adaptive")
     one.add_argument("--trajectories", type=int, default=10_000)

@@ -20,7 +20,7 @@ from torch import Tensor
 from openmm_vtdis import checks, pretrained
 from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
-from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.choice import candidates
 from openmm_vtdis.diffusion.denoiser import (
     Denoiser,
     PreconditionedDenoiser,
@@ -222,8 +222,6 @@ class DiffusionBoltzmannGenerator:
         ----------
         traj
             Unweighted samples at this generator's temperature.
-        n_iterations
-            Optimiser steps.
         checkpoint
             File to write every ``checkpoint_seconds`` and to resume from if it exists.
         held_out
@@ -304,7 +302,7 @@ class DiffusionBoltzmannGenerator:
         self,
         traj: Frames,
         n_steps: int | None = None,
-        covariance: str = "isotropic",
+        covariance: str = "auto",
         objective: str = "alpha2",
         schedule: str | Schedule | Sequence[float] = "adaptive",
         n_trajectories: int = 10_000,
@@ -332,9 +330,10 @@ class DiffusionBoltzmannGenerator:
         n_steps
             N, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
-            "isotropic", "diagonal", "block", "full", "low-rank" (with ``rank``), "time-network",
-            "tweedie" (the denoiser's Jacobian: d times the cost), "hessian" (the energy's), or
-            "pairwise" (after :meth:`train_covariance`).
+            "auto" (most effective samples a second, :mod:`~openmm_vtdis.diffusion.choice`),
+            "isotropic", "diagonal", "block", "full", "low-rank" (``rank``), "time-network",
+            "tweedie" (the denoiser's Jacobian: d times the cost), "krylov" (``rank`` products with
+            it), "hessian" (the energy's), or "pairwise" (after :meth:`train_covariance`).
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
@@ -357,26 +356,28 @@ class DiffusionBoltzmannGenerator:
         config = TuningConfig(
             objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
         )
-        options: dict[str, Any] = {"rank": rank} if covariance == "low-rank" else {}
-        family = make_covariance(covariance, self.space, self.labels, **options)
+        differentiable = self.target.twice_differentiable
+        families = candidates(
+            covariance, objective, self._denoiser, self.labels, differentiable, rank
+        )
         generator, size = make_generator(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
         check_equilibrium("tune", self.target, frames)
         self.handedness = self._reference("tune", frames)
         frames, held_out = split_in_time(frames / self._scale, 0.2)
-        ends = (t_min, t_max)
-        if isinstance(schedule, str) and None in ends:
+        ends, name = (t_min, t_max), schedule if isinstance(schedule, str) else None
+        if name and None in ends:
             ends = self._units.default_range(frames, *ends)
         grid = make_schedule(schedule, n_steps, *ends, rho)
         kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
-        name = schedule if isinstance(schedule, str) else None
-        laplace = checks.boolean("laplace", laplace) and self.target.twice_differentiable
-        kernel = tuning.prepare(
-            kernel, family, frames, generator, name, laplace, n_trajectories, size, progress
+        laplace = checks.boolean("laplace", laplace) and differentiable
+        kernel, family, reason = tuning.prepare(
+            kernel, families, frames, generator, name, laplace, n_trajectories, size, progress
         )
         self.kernel, report = tuning.tune(
-            kernel, family, self.model_energy, frames, held_out, generator, config, size, progress
-        )
+            kernel, family, self.model_energy, frames, held_out, generator, config, size, progress,
+            reason,
+        )  # fmt: skip
         return report
 
     # -- sampling -----------------------------------------------------------------------------
@@ -391,8 +392,7 @@ class DiffusionBoltzmannGenerator:
     ) -> WeightedEnsemble:
         """Draw n weighted samples by the tuned reverse diffusion.
 
-        ``n_steps`` other than the tuned number needs a covariance that holds for any grid
-        ("time-network", "tweedie", "hessian", "pairwise").
+        ``n_steps`` other than the tuned number: not with "block", "full" or "low-rank".
 
         A sample whose energy is NaN or infinite gets log w = -inf and is counted by
         ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same

@@ -52,7 +52,7 @@ def new_generator() -> DiffusionBoltzmannGenerator:
 def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
     gen = new_generator()
     gen.train(frames, 200, batch_size=64, learning_rate=3e-3, progress=False)
-    gen.tune(frames, 20, n_trajectories=500, progress=False)
+    gen.tune(frames, 20, "isotropic", n_trajectories=500, progress=False)
     return gen
 
 
@@ -73,7 +73,7 @@ def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
         bench.system, None, bench.temperature, n_dims=2, network="egnn-2x16", seed=0
     )
     gen.train(frames, 50, batch_size=32, progress=False)
-    gen.tune(frames, 6, n_trajectories=200, progress=False)
+    gen.tune(frames, 6, "isotropic", n_trajectories=200, progress=False)
     exact = gen.noise(frames, seed=1, progress=False)
     with torch.autocast("cpu", torch.bfloat16):
         rough = gen.noise(frames, seed=1, progress=False)
@@ -87,7 +87,7 @@ def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
 def test_report_and_ensemble_of_a_trained_generator(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray
 ) -> None:
-    report = trained.tune(frames, 20, n_trajectories=500, progress=False)
+    report = trained.tune(frames, 20, "isotropic", n_trajectories=500, progress=False)
     assert report.eta.shape == (20, 1)
     assert report.times.shape == (21,)
     assert report.n_network_evaluations == 500 * 20
@@ -123,7 +123,7 @@ def test_weights_do_not_depend_on_orientation_or_order_of_the_input(
 def test_both_directions_estimate_one_log_z(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray
 ) -> None:
-    trained.tune(frames, 60, n_trajectories=2000, progress=False)
+    trained.tune(frames, 60, "isotropic", n_trajectories=2000, progress=False)
     generated = trained.sample(3000, seed=3, progress=False).log_z()
     noised = trained.noise(np.tile(frames, (4, 1, 1)), seed=4, progress=False)
     mean = np.exp(-(noised - noised.mean()))
@@ -151,14 +151,20 @@ def test_a_sample_with_infinite_energy_gets_no_weight(
     np.testing.assert_array_equal(ensemble.log_weights[keep], clean.log_weights[keep])
 
 
-def test_a_time_network_samples_with_any_number_of_steps(
-    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+@pytest.mark.parametrize("covariance", ["isotropic", "time-network"])
+def test_one_tuning_serves_other_numbers_of_steps(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, covariance: str
 ) -> None:
-    trained.tune(frames, 20, "time-network", n_trajectories=500, progress=False)
+    trained.tune(frames, 20, covariance, n_trajectories=500, progress=False)
     ensemble = trained.sample(100, n_steps=35, seed=0, progress=False)
     assert len(ensemble.metadata["times"]) == 36
     assert trained.noise(frames[:50], n_steps=7, seed=0, progress=False).shape == (50,)
-    trained.tune(frames, 20, n_trajectories=500, progress=False)
+
+
+def test_a_covariance_between_classes_belongs_to_its_grid(
+    trained: DiffusionBoltzmannGenerator, frames: np.ndarray
+) -> None:
+    trained.tune(frames, 20, "block", n_trajectories=500, progress=False)
     with pytest.raises(ValueError, match="expected parameters for 35 steps, got 20"):
         trained.sample(100, n_steps=35)
 
@@ -339,7 +345,9 @@ def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> N
     energy = target.reduced_energy
     target.reduced_energy = lambda y: torch.where(y[:, 0, 0] < 0, torch.nan, energy(y))  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="tune: expected frames of finite energy"):
-        gen.tune(x, 5, method=method, sgd_iterations=3, n_trajectories=100, progress=False)
+        gen.tune(
+            x, 5, "isotropic", method=method, sgd_iterations=3, n_trajectories=100, progress=False
+        )
     assert gen.kernel is None
 
 
@@ -347,8 +355,8 @@ def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
     target, gen = exact_generator()
     x = target.sample(200, seed=1)
     with pytest.raises(ValueError, match="t_min: expected a finite number > 0, got 0.0"):
-        gen.tune(x, 5, t_min=0.0, n_trajectories=100, progress=False)
-    gen.tune(x, 5, n_trajectories=100, progress=False)
+        gen.tune(x, 5, "isotropic", t_min=0.0, n_trajectories=100, progress=False)
+    gen.tune(x, 5, "isotropic", n_trajectories=100, progress=False)
     for bad in (0, -1, 2.5):
         with pytest.raises(ValueError, match="batch_size: expected an integer >= 1"):
             gen.sample(10, batch_size=bad, progress=False)  # type: ignore[arg-type]
@@ -462,7 +470,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     x = target.sample(200, seed=1)
     options = {"n_trajectories": 100, "progress": False}
     with pytest.raises(ValueError, match='tune_mean: expected False with objective="ddpm"'):
-        gen.tune(x, 5, objective="ddpm", tune_mean=True, **options)
+        gen.tune(x, 5, "isotropic", objective="ddpm", tune_mean=True, **options)
     with pytest.raises(ValueError, match="tune_mean: expected True or False, got 'no'"):
         gen.tune(x, 5, tune_mean="no", **options)  # type: ignore[arg-type]
     wide = gaussian_mixture(200)
@@ -489,8 +497,10 @@ def test_a_denoiser_on_another_space_is_refused() -> None:
 def test_forward_ess_of_the_ddpm_baseline_is_lower(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray
 ) -> None:
-    baseline = trained.tune(frames, 20, objective="ddpm", n_trajectories=1000, progress=False)
-    tuned = trained.tune(frames, 20, n_trajectories=1000, progress=False)
+    baseline = trained.tune(
+        frames, 20, "isotropic", objective="ddpm", n_trajectories=1000, progress=False
+    )
+    tuned = trained.tune(frames, 20, "isotropic", n_trajectories=1000, progress=False)
     assert tuned.forward_ess_test > baseline.forward_ess_test
     assert np.allclose(baseline.eta, 1.0)
     assert forward_ess(trained.noise(frames, seed=1, progress=False)) > 0.0

@@ -143,7 +143,7 @@ def test_log_z_of_a_restricted_target_is_known(topology: app.Topology) -> None:
     target, gen = chiral_mixture(topology)
     exact = inside_fraction(gen, target.sample(400_000, seed=1))
     fold, gen.handedness = gen.handedness, None
-    gen.tune(target.sample(4_000, seed=2), 20, n_trajectories=4_000, progress=False)
+    gen.tune(target.sample(4_000, seed=2), 20, "isotropic", n_trajectories=4_000, progress=False)
     gen.handedness = fold
     ensemble = gen.sample(6_000, seed=3, progress=False)
     x = torch.tensor(ensemble.positions)
@@ -168,7 +168,7 @@ def test_log_z_of_a_restricted_target_is_known(topology: app.Topology) -> None:
 def test_frames_of_the_wrong_handedness_are_refused() -> None:
     target, gen = chiral_mixture(bromochlorofluoromethane())
     with pytest.raises(ValueError, match=r"tune: expected the handedness .* \(C0 of MOL 1\)"):
-        gen.tune(target.sample(500, seed=1), 5, n_trajectories=200, progress=False)
+        gen.tune(target.sample(500, seed=1), 5, "isotropic", n_trajectories=200, progress=False)
 
 
 def test_a_dipeptide_trained_on_both_hands_is_refused_unless_any(tmp_path) -> None:
@@ -186,7 +186,7 @@ def test_a_dipeptide_trained_on_both_hands_is_refused_unless_any(tmp_path) -> No
     again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "aldp.vtdis"))
     assert again.handedness == gen.handedness is not None
     with pytest.raises(ValueError, match="tune: expected the handedness"):
-        again.tune(both, 2, n_trajectories=100, progress=False)
+        again.tune(both, 2, "isotropic", n_trajectories=100, progress=False)
     anyhow = DiffusionBoltzmannGenerator(
         dipeptide.system, dipeptide.topology, 800.0, stereochemistry="any", **options
     )

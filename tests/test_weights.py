@@ -107,7 +107,7 @@ def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
     length = 0.03
     gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact.scaled(length), length)
     noise = target.space.standard_normal(2000, torch.Generator().manual_seed(1))
-    gen.tune(math.sqrt(variance) * noise, 40, n_trajectories=1500, progress=False)
+    gen.tune(math.sqrt(variance) * noise, 40, "isotropic", n_trajectories=1500, progress=False)
     ensemble = gen.sample(4000, seed=2, progress=False)
     expected = 1.5 * math.log(2.0 * math.pi * variance)
     assert abs(ensemble.log_z().z(expected)) < 4.0
@@ -120,7 +120,7 @@ def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
 
 def test_negative_control_a_missing_jacobian_shifts_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
     target, gen = exact_generator(length=0.7)
-    gen.tune(target.sample(2000, seed=1), 40, n_trajectories=1500, progress=False)
+    gen.tune(target.sample(2000, seed=1), 40, "isotropic", n_trajectories=1500, progress=False)
     monkeypatch.setattr(ModelUnits, "log_jacobian", 0.0)
     ensemble = gen.sample(3000, seed=2, progress=False)
     assert abs(ensemble.log_z().z(0.0)) > 20.0
@@ -129,7 +129,9 @@ def test_negative_control_a_missing_jacobian_shifts_log_z(monkeypatch: pytest.Mo
 
 def test_probability_flow_weights_have_the_known_log_z() -> None:
     target, gen = exact_generator(length=0.7)
-    gen.tune(target.sample(500, seed=1), 80, n_trajectories=200, t_max=60.0, progress=False)
+    gen.tune(
+        target.sample(500, seed=1), 80, "isotropic", n_trajectories=200, t_max=60.0, progress=False
+    )
     ensemble = gen.sample_ode(200, seed=2, progress=False)
     assert ensemble.log_z().value == pytest.approx(0.0, abs=0.05)
     assert ensemble.ess > 0.95
@@ -155,5 +157,5 @@ def test_a_denoiser_that_leaves_the_space_does_not_bias_the_weights() -> None:
     drifting = lambda x, t: exact(x, t) + 0.3  # noqa: E731
     drifting.space = target.space  # type: ignore[attr-defined]
     other = DiffusionBoltzmannGenerator.from_denoiser(target, drifting, 0.7)
-    other.tune(target.sample(2000, seed=1), 40, n_trajectories=1000, progress=False)
+    other.tune(target.sample(2000, seed=1), 40, "isotropic", n_trajectories=1000, progress=False)
     assert abs(other.sample(2000, seed=2, progress=False).log_z().z(0.0)) < 4.0

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,11 +95,20 @@ class DiffusionKernel:
         Raises
         ------
         ValueError
-            If the covariance or the mean coefficients were fitted step by step.
+            If the covariance was fitted step by step and does not transfer ("block", "full",
+            "low-rank").
         """
-        if n_steps == self.schedule.n_steps:
+        old = self.schedule
+        if n_steps == old.n_steps:
             return self
-        return dataclasses.replace(self, schedule=self.schedule.resampled(n_steps, self.jumps))
+        new = old.resampled(n_steps, self.jumps)
+        gains = None
+        if self.gains is not None:
+            share = (self.gains / (1.0 - old.ratios)).numpy()
+            share = np.interp(new.tensor[1:].log(), old.tensor[1:].log(), share)
+            gains = (1.0 - new.ratios) * torch.tensor(share)
+        covariance = self.covariance.resampled(old, new)
+        return dataclasses.replace(self, schedule=new, covariance=covariance, gains=gains)
 
     def with_laplace(self, found: LaplaceRange, jump: bool = True) -> DiffusionKernel:
         """The same kernel with the Laplace approximation, and the jump in its grid if asked."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
+from openmm_vtdis.diffusion import choice
 from openmm_vtdis.diffusion.adaptive import N_FRAMES as GRID_FRAMES
 from openmm_vtdis.diffusion.adaptive import adapt
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
@@ -89,6 +91,10 @@ class TuningReport:
         (N + 1,) noise levels, in units of the model's length.
     objective
         "alpha2", "kl" or "ddpm".
+    covariance
+        Name of the family.
+    reason
+        Why "auto" chose it; None where it was asked for by name.
     n_network_evaluations
         Configurations that went through the network.
     n_trajectories
@@ -102,6 +108,8 @@ class TuningReport:
     eta: np.ndarray
     times: np.ndarray
     objective: str
+    covariance: str
+    reason: str | None
     n_network_evaluations: int
     n_trajectories: int
     n_iterations: int
@@ -109,17 +117,18 @@ class TuningReport:
     seconds: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.objective}, {len(self.times) - 1} steps: forward ESS "
+        text = (
+            f"{self.covariance}, {self.objective}, {len(self.times) - 1} steps: forward ESS "
             f"{self.forward_ess_test:.2%} held out ({self.forward_ess_train:.2%} fitted), "
             f"{self.n_trajectories} trajectories, {self.n_iterations} iterations in "
             f"{self.fit_seconds:.2f} s, {self.seconds:.0f} s in all"
         )
+        return text if self.reason is None else f"{text}\n{self.reason}"
 
 
 def prepare(
     kernel: DiffusionKernel,
-    family: Covariance,
+    families: Sequence[Covariance],
     frames: Tensor,
     generator: torch.Generator,
     schedule: str | None = "adaptive",
@@ -127,17 +136,23 @@ def prepare(
     n_frames: int = GRID_FRAMES,
     batch_size: int = 256,
     progress: bool = True,
-) -> DiffusionKernel:
-    """What is measured before the fit: an adaptive grid, the range of the Laplace approximation.
+) -> tuple[DiffusionKernel, Covariance, str | None]:
+    """What is measured before the fit: an adaptive grid, the range of the Laplace approximation,
+    and which covariance is best.
 
     Parameters
     ----------
-    family
-        Which covariance; only one that depends on the state goes with the approximation.
+    families
+        Covariances to choose from. Only those that depend on the state go with the approximation.
     schedule
         Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
     n_frames
         Frames to measure on, no more than this many.
+
+    Returns
+    -------
+    tuple
+        The kernel, the family, and why it was chosen (None if there was no choice).
     """
     if schedule == "adaptive":
         n = min(GRID_FRAMES, n_frames)
@@ -145,14 +160,23 @@ def prepare(
             adapt(kernel.schedule, kernel.denoiser, frames, generator, batch_size, progress, n)
         )
     low, high = kernel.schedule.times[0], min(kernel.schedule.times[-1], 1.0)
-    wanted = laplace and low < high and isinstance(family, StateCovariance)
-    if wanted and kernel.energy is not None:
+    kernels = {family.kind: kernel for family in families}
+    by_state = [family.kind for family in families if isinstance(family, StateCovariance)]
+    if by_state and laplace and low < high and kernel.energy is not None:
         found = find_range(
             kernel.energy, kernel.denoiser, frames, low, high, generator, batch_size, progress,
             min(LAPLACE_FRAMES, n_frames),
         )  # fmt: skip
-        kernel = kernel.with_laplace(found, jump=schedule is not None)
-    return kernel
+        better = kernel.with_laplace(found, jump=schedule is not None)
+        kernels |= dict.fromkeys(by_state, better)
+    if len(families) == 1:
+        return kernels[families[0].kind], families[0], None
+    n = min(choice.N_PILOT, n_frames)
+    pilots = choice.run_pilots(
+        kernels, families, kernel.energy, frames, generator, n, batch_size, progress  # type: ignore[arg-type]
+    )  # fmt: skip
+    best = max(families, key=lambda family: pilots[family.kind].log_rate)
+    return kernels[best.kind], best, choice.explain(pilots)
 
 
 def collect(
@@ -184,6 +208,7 @@ def tune(
     config: TuningConfig,
     batch_size: int = 256,
     progress: bool = True,
+    reason: str | None = None,
 ) -> tuple[DiffusionKernel, TuningReport]:
     """Fit a family of covariances, and the mean if asked, to a kernel.
 
@@ -197,6 +222,8 @@ def tune(
         Of the target, in model units.
     frames, held_out
         (n, M, D) equilibrium configurations in model units: to fit, and for the report.
+    reason
+        Why this family, for the report.
 
     Returns
     -------
@@ -248,6 +275,8 @@ def tune(
         eta=best.fitted.eta(schedule).detach().numpy(),
         times=np.asarray(schedule.times),
         objective=config.objective,
+        covariance=family.kind,
+        reason=reason,
         n_network_evaluations=n_simulated * schedule.n_steps,
         n_trajectories=n_simulated,
         n_iterations=best.n_iterations,

@@ -2,6 +2,7 @@
 
     python -m openmm_vtdis.pretrained.train dw4
     python -m openmm_vtdis.pretrained.train aldp-800K --data-only
+    python -m openmm_vtdis.pretrained.train lj13 --keep-network    # only what comes after it
 
 Everything is seeded. Reference data are made in shards of independent chains, each kept under
 ``runs/`` with a convergence report; interrupted, the script goes on from there when called again.
@@ -82,8 +83,34 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "dw4": Recipe("egnn-4x128", 20_000, 256, 5_000, 20, 2_000, 50, 20, 100),
-    "lj13": Recipe("egnn-4x64", 18_000, 256, 2_000, 50, 2_000, 20, 20, 200),
+    "dw4": Recipe(
+        "egnn-4x128",
+        20_000,
+        256,
+        5_000,
+        20,
+        2_000,
+        50,
+        20,
+        100,
+        head_iterations=3_000,
+        covariance="pairwise",
+        schedule="adaptive",
+    ),
+    "lj13": Recipe(
+        "egnn-4x64",
+        18_000,
+        256,
+        2_000,
+        50,
+        2_000,
+        20,
+        20,
+        200,
+        head_iterations=3_000,
+        covariance="pairwise",
+        schedule="adaptive",
+    ),
     "aldp-800K": Recipe(
         "egnn-5x64",
         20_000,
@@ -109,10 +136,29 @@ def build_system(name: str) -> BenchmarkSystem:
     return builders[name]()  # type: ignore[operator]
 
 
-def reference_frames(name: str, split: str, folder: Path = Path("runs")) -> np.ndarray:
-    """Reference configurations, made once and kept under ``folder``: (n, M, D) float64 nm."""
-    n_shards = RECIPES[name].n_shards if split == "train" else 1
-    return np.concatenate([_shard(name, split, k, folder) for k in range(n_shards)])
+def reference_frames(
+    name: str, split: str, folder: Path = Path("runs"), n_frames: int | None = None
+) -> np.ndarray:
+    """Reference configurations, made once and kept under ``folder``: (n, M, D) float64 nm.
+
+    ``n_frames``: the first ones, for which only their shards are made. None: all.
+    """
+    n_shards = _n_shards(RECIPES[name], n_frames) if split == "train" else 1
+    return np.concatenate([_shard(name, split, k, folder) for k in range(n_shards)])[:n_frames]
+
+
+def _n_shards(recipe: Recipe, n_frames: int | None) -> int:
+    """Shards of the training data that hold the first n_frames."""
+    if n_frames is None:
+        return recipe.n_shards
+    return min(recipe.n_shards, -(-n_frames // (recipe.n_chains * recipe.n_samples)))
+
+
+def _reports(name: str, n_frames: int | None = None) -> list[str]:
+    """Lines of the convergence reports of the training data."""
+    shards = range(_n_shards(RECIPES[name], n_frames))
+    paths = [_shard_path(name, "train", k).with_suffix(".txt") for k in shards]
+    return "\n".join(path.read_text() for path in paths).splitlines()
 
 
 def _shard_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:
@@ -180,12 +226,20 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--data-only", action="store_true", help="stop after the reference data")
+    parser.add_argument(
+        "--keep-network", action="store_true", help="the shipped one, instead of a first training"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = RECIPES[options.name]
     if options.iterations:
         recipe = dataclasses.replace(recipe, n_iterations=options.iterations)
+    if options.keep_network:
+        gen = DiffusionBoltzmannGenerator.from_pretrained(options.name, options.device)
+        before = json.loads((FOLDER / f"{options.name}.json").read_text())
+        finish(options.name, gen, recipe, {key: before[key] for key in ("log", "data")})
+        return
     train = reference_frames(options.name, "train")
     if options.data_only:
         reference_frames(options.name, "test")
@@ -209,18 +263,22 @@ def main() -> None:
         precision="bfloat16",
         seed=MODEL_SEED,
     )
-    finish(options.name, gen, recipe, train[: recipe.later_frames], dataclasses.asdict(log))
+    finish(
+        options.name, gen, recipe, {"log": dataclasses.asdict(log), "data": _reports(options.name)}
+    )
 
 
 def finish(
-    name: str,
-    gen: DiffusionBoltzmannGenerator,
-    recipe: Recipe,
-    frames: np.ndarray,
-    log: dict[str, Any],
+    name: str, gen: DiffusionBoltzmannGenerator, recipe: Recipe, first: dict[str, Any]
 ) -> None:
-    """Everything after the first training, whose history is ``log``: archive and record."""
-    logs: dict[str, Any] = {"log": log, "fine": None, "head": None}
+    """Everything after the first training, to archive and record.
+
+    ``first`` is the record of that training: its history ("log") and the reports of its data. Data
+    that are made again, elsewhere, have the same distribution but not the same numbers: those of
+    the later fits have their own reports.
+    """
+    frames = reference_frames(name, "train", n_frames=recipe.later_frames)
+    logs: dict[str, Any] = {"log": first["log"], "fine": None, "head": None}
     if recipe.fine_iterations:
         fine = gen.train(
             frames,
@@ -255,11 +313,11 @@ def finish(
         seed=MODEL_SEED,
     )
     gen.save(FOLDER / f"{name}.vtdis")
-    shards = [_shard_path(name, "train", k) for k in range(recipe.n_shards)]
     record = {
         "recipe": dataclasses.asdict(recipe),
         "seeds": {"train": TRAIN_SEED, "test": TEST_SEED, "model": MODEL_SEED},
-        "data": "\n".join(path.with_suffix(".txt").read_text() for path in shards).splitlines(),
+        "data": first["data"],
+        "later_data": _reports(name, recipe.later_frames),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gen.device}",
         "tuning": str(report),

@@ -147,7 +147,7 @@ def test_the_divergence_is_that_of_trajectories() -> None:
     settings: dict[str, Any] = {"schedule": "geometric", "objective": "kl", "progress": False}
     excess = {}
     for t_max in (None, 7.0):
-        gen.tune(frames, 30, n_trajectories=4_000, t_max=t_max, **settings)
+        gen.tune(frames, 30, "isotropic", n_trajectories=4_000, t_max=t_max, **settings)
         assert gen.kernel is not None
         grid = gen.kernel.schedule
         log_w = gen.noise(fresh, seed=7, progress=False)
@@ -172,5 +172,5 @@ def test_the_measured_grid_is_nearly_the_best() -> None:
 
 def test_weights_stay_exact_on_an_adaptive_grid() -> None:
     gen = two_modes(20)
-    gen.tune(frames_of(gen, 4_000, seed=9), 40, n_trajectories=2_000, progress=False)
+    gen.tune(frames_of(gen, 4_000, seed=9), 40, "isotropic", n_trajectories=2_000, progress=False)
     assert abs(gen.sample(2_000, seed=10, progress=False).log_z().z(0.0)) < 4.0

@@ -19,7 +19,10 @@ from openmm_vtdis.networks import EGNN
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)
-KINDS = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network", "tweedie", "hessian"]
+KINDS = [
+    "isotropic", "diagonal", "block", "full", "low-rank", "time-network", "tweedie", "krylov",
+    "hessian",
+]  # fmt: skip
 
 
 def generator(seed: int) -> torch.Generator:
@@ -158,7 +161,47 @@ def test_another_number_of_steps_needs_a_covariance_for_any_grid() -> None:
     log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
     assert abs(z_of_mean_weight(log_w)) < 4.0
     with pytest.raises(ValueError, match="expected parameters for 17 steps, got 30"):
-        tuned_kernel(oracle, "isotropic", 400).resampled(17)
+        tuned_kernel(oracle, "block", 400).resampled(17)
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal"])
+@pytest.mark.parametrize("n_steps", [12, 60])
+def test_a_tuning_transfers_between_numbers_of_steps(kind: str, n_steps: int) -> None:
+    """Against a fresh fit on the other grid; the control carries eta over without its grid."""
+    oracle = make_oracle(4, 2, True)
+
+    def objective(kernel: DiffusionKernel) -> float:
+        x = oracle.sample(4000, seed=21)
+        paths = forward_paths(kernel, x, generator(22), progress=False)
+        log_w = -oracle.reduced_energy(x) + paths.log_ratio
+        return float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
+
+    tuned = tuned_kernel(oracle, kind, 4000)
+    carried = tuned.resampled(n_steps)
+    other = carried.schedule
+    family = make_covariance(kind, oracle.space, [0, 1, 1, 1])
+    x = oracle.sample(4000, seed=11)
+    ddpm = DiffusionKernel.ddpm(oracle.denoiser, other)
+    paths = forward_paths(ddpm, x, generator(12), family, progress=False)
+    data = Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)  # type: ignore[arg-type]
+    fresh = objective(ddpm.with_covariance(fit(family, data, other, "alpha2").fitted))
+    lost = objective(carried) - fresh
+    assert lost < 0.02
+    n = torch.linspace(0.0, 29.0, n_steps).round().long()
+    naive = tuned.covariance.with_parameters(tuned.covariance.parameters[n])
+    assert objective(ddpm.with_covariance(naive)) - fresh > max(0.03, 3.0 * lost)
+    generated = reverse_paths(carried, 3000, generator(1), progress=False)
+    log_w = -oracle.reduced_energy(generated.x) + generated.log_ratio
+    assert abs(z_of_mean_weight(log_w)) < 4.0
+
+
+def test_mean_coefficients_transfer_too() -> None:
+    """Those of DDPM, 1 - r_n, stay those of DDPM."""
+    oracle = make_oracle(3, 2, True)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    kernel = kernel.with_gains(0.9 * (1.0 - GRID.ratios)).resampled(17)
+    assert kernel.gains is not None
+    torch.testing.assert_close(kernel.gains, 0.9 * (1.0 - kernel.schedule.ratios))
 
 
 def test_same_seed_same_result_and_batches_are_independent_streams() -> None:

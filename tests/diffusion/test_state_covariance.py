@@ -68,6 +68,51 @@ def test_the_jacobian_is_the_posterior_covariance(oracle: Oracle, t: float) -> N
     torch.testing.assert_close(t**2 * jacobian, posterior_covariance(oracle, x, t))
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_krylov_is_exact_on_its_space(oracle: Oracle, rank: int) -> None:
+    """C v_1 for the start v_1 is in the space of two products, but not in that of one."""
+    t, space = 0.9, oracle.space
+    x = oracle.sample(20, seed=1) + t * space.standard_normal(20, generator(2))
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, Schedule((0.5, t, 10.0)))
+    step = kernel.step(1, x)
+    family = make_covariance("krylov", space, [0] * space.n_particles, rank=rank)
+    exact = posterior_covariance(oracle, x, t) / t**2
+    start = space.reduce(x - step.denoised).flatten(1)[:, :, None]
+    start = start / start.norm(dim=1, keepdim=True)
+    found = family.shape(step)  # type: ignore[attr-defined]
+    torch.testing.assert_close(start.mT @ found @ start, start.mT @ exact @ start)
+    if rank > 1:
+        torch.testing.assert_close(found @ start, exact @ start)
+    elif space.dim > 1:
+        assert float((found @ start - exact @ start).abs().max()) > 1e-3
+
+
+def test_krylov_turns_with_the_configuration() -> None:
+    space = Space(5, 3)
+    torch.manual_seed(0)
+    network = EGNN([0, 1, 1, 1, 1], 3, n_layers=2, n_hidden=16).double()
+    for p in network.parameters():
+        p.data = p.data + 0.2 * torch.randn_like(p)
+    kernel = DiffusionKernel.ddpm(PreconditionedDenoiser(network, space), GRID)
+    family = make_covariance("krylov", space, [0, 1, 1, 1, 1], torch.zeros(1, 22), rank=3)
+    x, residual = (space.standard_normal(3, generator(seed)) for seed in (1, 2))
+    turn = random_rotations(3, 3, generator(3))
+    turn[:, :, 0] *= -1.0
+    order = [0, 3, 1, 2, 4]
+    before = family.at(kernel.step(7, x)).log_prob(residual)
+    x, residual = ((y @ turn)[:, order] for y in (x, residual))
+    torch.testing.assert_close(
+        family.at(kernel.step(7, x)).log_prob(residual), before, rtol=0.0, atol=1e-9
+    )
+    still = family.at(kernel.step(7, x)).log_prob(residual.flip(1))
+    assert float((still - before).abs().max()) > 1e-3
+    # as many products as dimensions: the whole Jacobian
+    whole = make_covariance("krylov", space, [0, 1, 1, 1, 1], rank=100)
+    exact = make_covariance("tweedie", space, [0, 1, 1, 1, 1])
+    step = kernel.step(7, x)
+    torch.testing.assert_close(whole.shape(step), exact.shape(step))  # type: ignore[attr-defined]
+
+
 def test_log_prob_is_the_dense_gaussian(oracle: Oracle) -> None:
     space = oracle.space
     family = arbitrary(space)
@@ -190,8 +235,9 @@ def test_it_beats_isotropic_with_an_exact_denoiser() -> None:
     assert objective["tweedie"] < 0.5 * objective["isotropic"]
 
 
+@pytest.mark.parametrize("kind", ["tweedie", "krylov"])
 @pytest.mark.parametrize("case", ["coincident", "collinear", "far"])
-def test_degenerate_configurations_stay_positive_definite(case: str) -> None:
+def test_degenerate_configurations_stay_positive_definite(case: str, kind: str) -> None:
     space = Space(4, 3)
     torch.manual_seed(0)
     denoiser = PreconditionedDenoiser(EGNN([0] * 4, 3, n_layers=2, n_hidden=16), space)
@@ -203,7 +249,7 @@ def test_degenerate_configurations_stay_positive_definite(case: str) -> None:
     else:
         x = 1e4 * x
     kernel = DiffusionKernel.ddpm(denoiser, Schedule.geometric(3, 1e-3, 50.0))
-    family = Tweedie(space, [0] * 4, torch.zeros(1, 22))
+    family = make_covariance(kind, space, [0] * 4, torch.zeros(1, 22))
     for n in (1, 3):
         scatter = family.at(kernel.step(n, space.project(x)))
         assert bool(torch.isfinite(scatter.vectors).all())
@@ -405,7 +451,7 @@ def test_a_checkpoint_for_another_denoiser_is_refused(tmp_path: Path) -> None:
 
 
 # -- one bad configuration --------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["tweedie", "hessian", "pairwise"])
+@pytest.mark.parametrize("kind", ["tweedie", "krylov", "hessian", "pairwise"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_configuration_that_is_not_finite_stays_alone(kind: str, bad: float) -> None:
     kernel = pairwise_kernel(Space(4, 2))

@@ -166,7 +166,7 @@ def test_bad_input() -> None:
 @pytest.mark.parametrize("space", [None, Space(4, 2)], ids=str)
 def test_an_exact_generator_has_a_known_log_z(space: Space | None) -> None:
     target, gen = exact_generator(0.7, space)
-    gen.tune(target.sample(2_000, seed=1), 12, n_trajectories=1_500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 12, "isotropic", n_trajectories=1_500, progress=False)
     ensemble = gen.sample(3_000, seed=2, progress=False)
     log_v = gen.noise(target.sample(3_000, seed=3), seed=4, progress=False)
     result = ensemble.free_energy(log_v)
@@ -185,7 +185,7 @@ def warmer(target: GaussianMixture) -> GaussianMixture:
 def pooled(shift: float = 0.0, with_second: bool = True):  # type: ignore[no-untyped-def]
     target, gen = exact_generator(0.7, Space(4, 2))
     other = warmer(target)
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=1_500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=1_500, progress=False)
     frames = [target.sample(1_500, seed=3), other.sample(1_500, seed=5) if with_second else None]
     weights = [None if x is None else gen.noise(x, seed=7, progress=False) + shift for x in frames]
     arrays = [None if x is None else x.numpy() for x in frames]
@@ -224,7 +224,7 @@ def test_frames_whose_weights_are_off_show() -> None:
 
 def test_what_cannot_be_pooled() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     x = target.sample(300, seed=3).numpy()
     lw = gen.noise(x, seed=7, progress=False)
@@ -251,11 +251,11 @@ def test_what_cannot_be_pooled() -> None:
 
 def test_samples_that_noise_does_not_belong_to_are_refused() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     x = target.sample(300, seed=3).numpy()
     lw = gen.noise(x, seed=7, progress=False)
-    gen.tune(target.sample(2_000, seed=1), 10, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 10, "isotropic", n_trajectories=500, progress=False)
     both = WeightedEnsemble.concatenate([ensemble, gen.sample(300, seed=2, progress=False)])
     for other, message in (
         (ensemble.reweight(warmer(target)), "got reweighted ones"),
@@ -278,7 +278,7 @@ def test_two_tunings_disagree() -> None:
 
 def test_frames_are_checked_and_may_be_views() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     x = target.sample(300, seed=3).numpy()
     lw = gen.noise(x[::-1], seed=7, progress=False)
@@ -302,7 +302,7 @@ def test_frames_are_thinned_by_the_energies_of_their_own_state() -> None:
     """Frames of state 1 in the order of its energy: it is the slowest that they can be."""
     target, gen = exact_generator(0.7, Space(4, 2))
     other = warmer(target)
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     x = other.sample(1_000, seed=5)
     slow = x[other.reduced_energy(x).argsort()]
     ensemble = gen.sample(500, seed=2, progress=False)
@@ -317,7 +317,7 @@ def test_frames_are_thinned_by_the_energies_of_their_own_state() -> None:
 
 def test_states_that_no_sample_reaches_are_refused() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(500, seed=2, progress=False)
     apart = torch.tensor([[3.0, 0.0], [-3.0, 0.0]]).repeat(2, 1)
     far = GaussianMixture(target.means + apart, target.variances, target.weights, target.space)
@@ -335,7 +335,7 @@ def test_averages_have_no_scale(scale: float) -> None:
 
 def test_a_first_state_that_is_slightly_another_is_refused() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     near = GaussianMixture(target.means, 1.001 * target.variances, target.weights, target.space)
     with pytest.raises(ValueError, match="the one that the ensemble is weighted for"):
@@ -364,7 +364,7 @@ def test_md_of_another_temperature_in_openmm_units() -> None:
     gen = DiffusionBoltzmannGenerator.from_denoiser(cold, exact.scaled(0.05), 0.05)
     rng = torch.Generator().manual_seed(1)
     frames = [v**0.5 * cold.space.standard_normal(3_000, rng) for v in variances]
-    gen.tune(frames[0], 12, n_trajectories=1_000, progress=False)
+    gen.tune(frames[0], 12, "isotropic", n_trajectories=1_000, progress=False)
     ensemble = gen.sample(3_000, seed=2, progress=False)
     noised = [gen.noise(x, seed=3 + k, progress=False) for k, x in enumerate(frames)]
     state = ThermodynamicState(warm.system, 450.0 * unit.kelvin)
@@ -384,7 +384,7 @@ def test_md_of_another_temperature_in_openmm_units() -> None:
 
 def test_a_generated_sample_without_weight_has_none_in_the_pool() -> None:
     target, gen = exact_generator(0.7, Space(4, 2))
-    gen.tune(target.sample(2_000, seed=1), 20, n_trajectories=500, progress=False)
+    gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(2_000, seed=2, progress=False)
     rng = np.random.default_rng(0)
     lost = rng.random(2_000) < 0.3

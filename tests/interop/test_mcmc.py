@@ -46,7 +46,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     frames = gaussian_frames(4_000)
     gen.train(frames, 60, batch_size=64, learning_rate=5e-3, progress=False)
-    gen.tune(frames, 4, n_trajectories=2_000, progress=False)
+    gen.tune(frames, 4, "isotropic", n_trajectories=2_000, progress=False)
     return gen.save(tmp_path_factory.mktemp("move") / "springs.vtdis")
 
 

@@ -19,6 +19,7 @@ from openmm_vtdis.diffusion.covariance.base import (
 )
 from openmm_vtdis.diffusion.covariance.classes import Block, ClassCovariance, Diagonal, Isotropic
 from openmm_vtdis.diffusion.covariance.hessian import Hessian
+from openmm_vtdis.diffusion.covariance.krylov import Krylov
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
 from openmm_vtdis.diffusion.covariance.pairwise import Pairwise
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
@@ -27,6 +28,7 @@ from openmm_vtdis.geometry import Space
 
 __all__ = [
     "FAMILIES",
+    "RANKED",
     "Block",
     "ClassCovariance",
     "Covariance",
@@ -35,6 +37,7 @@ __all__ = [
     "Fittable",
     "Hessian",
     "Isotropic",
+    "Krylov",
     "LowRank",
     "MatrixScatter",
     "Pairwise",
@@ -45,9 +48,11 @@ __all__ = [
     "make_covariance",
 ]
 
-_ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Hessian, Pairwise)
+_ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Krylov, Hessian, Pairwise)
 FAMILIES: dict[str, type[Covariance]] = {cls.kind: cls for cls in _ALL}
 """Families by name, for :func:`make_covariance` and archives."""
+RANKED = ("low-rank", "krylov")
+"""Those that take a ``rank``."""
 
 
 def make_covariance(

@@ -204,6 +204,17 @@ class Covariance(Fittable):
                 "tune again for this schedule"
             )
 
+    def resampled(self, old: Schedule, new: Schedule) -> Self:
+        """The family fitted for the grid ``old``, on another grid.
+
+        Raises
+        ------
+        ValueError
+            If its parameters belong to the steps of the old one.
+        """
+        self.check_schedule(new)
+        return self
+
     @property
     def options(self) -> dict[str, Any]:
         """JSON-able constructor options beyond labels."""

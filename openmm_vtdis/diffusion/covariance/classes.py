@@ -26,6 +26,7 @@ import functools
 import math
 from abc import abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -33,6 +34,9 @@ from typing_extensions import Self
 from openmm_vtdis.diffusion.covariance.base import Covariance, MatrixScatter, ReverseStep, Scatter
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import LOG_2PI, Space
+
+LEAST_ETA = 0.1
+"""Least variance, in units of v_n, on a grid that a covariance was not fitted for."""
 
 
 class ClassCovariance(Covariance):
@@ -139,6 +143,25 @@ class ClassCovariance(Covariance):
         return out
 
 
+def transferred(eta: Tensor, old: Schedule, new: Schedule) -> Tensor:
+    """Variances in units of v_n, (N, K), from one grid to another: (N', K).
+
+    On any grid the variance closest to the true kernel's is eta_n = 1 + (1 - r_n) / r_n g(t_n),
+    where g is the denoising error over t^2 and knows of no grid. What a fit says about g is linear
+    in log t between the levels of the old grid, and constant outside.
+    """
+    excess = ((eta - 1.0) / _gain(old)[:, None]).numpy()
+    there, here = (grid.tensor[1:].log().numpy() for grid in (old, new))
+    columns = [np.interp(here, there, column) for column in excess.T]
+    g = torch.tensor(np.stack(columns, axis=1), dtype=torch.float64)
+    return (1.0 + _gain(new)[:, None] * g).clamp_min(LEAST_ETA)
+
+
+def _gain(schedule: Schedule) -> Tensor:
+    """(1 - r_n) / r_n, (N,)."""
+    return (1.0 - schedule.ratios) / schedule.ratios
+
+
 def _constant(space: Space, schedule: Schedule) -> Tensor:
     """1/2 sum_n d log(2 pi v_n): the part of -log p that no family changes."""
     return 0.5 * space.dim * (schedule.variances.log() + LOG_2PI).sum()
@@ -174,6 +197,10 @@ class Isotropic(ClassCovariance):
 
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
         return torch.zeros(schedule.n_steps, 1, dtype=torch.float64)
+
+    def resampled(self, old: Schedule, new: Schedule) -> Self:
+        """The excess of eta over one, interpolated; see :func:`transferred`."""
+        return self.with_parameters(-transferred((-self.parameters).exp(), old, new).log())
 
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)
@@ -224,6 +251,12 @@ class Diagonal(ClassCovariance):
 
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
         return torch.ones(schedule.n_steps, len(self.multiplicity), dtype=torch.float64)
+
+    def resampled(self, old: Schedule, new: Schedule) -> Self:
+        """The excess of eta over one, interpolated; see :func:`transferred`."""
+        if self.parameters.shape[0] == 1:
+            return self
+        return self.with_parameters(1.0 / transferred(1.0 / self.parameters, old, new))
 
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)

@@ -1,0 +1,96 @@
+"""What a step of each covariance costs, next to the isotropic one in the same run.
+
+    python -m benchmarks.step_time
+
+The three shipped systems, one thread: seconds of a step of the reverse process (network,
+covariance, a draw and its log density), for steps that go by the network and for those, at low
+noise, that go by the Laplace approximation. Rounds over all methods alternate and the median
+counts, so that a busy machine hits all alike. Writes ``docs/tables/step-time.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import LaplaceRange
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.storage import write_atomically
+
+METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")
+GRID = Schedule((0.1, 0.3, 0.33, 10.0))
+"""The step that is timed is the second: t = 0.33."""
+
+
+def kernels(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionKernel]:
+    """One kernel a method, all untuned."""
+    plain = DiffusionKernel.ddpm(gen.denoiser, GRID, gen.model_energy)
+    found = {"isotropic": plain}
+    for name in METHODS[1:]:
+        kind, _, rank = ("hessian" if name == "Laplace" else name).partition(" ")
+        options = {"rank": int(rank)} if rank else {}
+        family = make_covariance(kind, gen.space, gen.labels, **options)  # type: ignore[arg-type]
+        kernel = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+        if name == "Laplace":
+            kernel = kernel.with_laplace(LaplaceRange(1.0), jump=False)
+        found[name] = kernel
+    return found
+
+
+def seconds(kernel: DiffusionKernel, x: torch.Tensor) -> float:
+    """Of one step for configurations (B, M, D)."""
+    generator = torch.Generator().manual_seed(0)
+    began = time.perf_counter()
+    step = kernel.step(2, x)
+    scatter = kernel.covariance.at(step)
+    residual = scatter.sample(len(x), generator)
+    scatter.log_prob(residual)
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def measure(name: str, n_rounds: int) -> str:
+    """One line of the table."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    found = kernels(gen)
+    size = gen.batch_size()
+    noise = gen.space.standard_normal(size, torch.Generator().manual_seed(1))
+    x = (1.0 + GRID.times[2] ** 2) ** 0.5 * noise
+    rounds = [[seconds(kernel, x) for kernel in found.values()] for _ in range(n_rounds + 1)]
+    ratios = np.array(rounds[1:])
+    base = float(np.median(ratios[:, 0]))
+    spread = ratios / ratios[:, :1]
+    cells = [
+        f"{np.median(spread[:, k]):.2f} ({spread[:, k].min():.2f}-{spread[:, k].max():.2f})"
+        for k in range(1, len(METHODS))
+    ]
+    return f"| {name} | {1e6 * base / size:.0f} µs | {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    text = f"| | isotropic | {' | '.join(METHODS[1:])} |\n|{'---|' * (len(METHODS) + 1)}\n"
+    for name in options.systems:
+        text += measure(name, options.rounds)
+        print(text.splitlines()[-1], flush=True)
+    text += (
+        "\nSeconds of a step and configuration, then multiples of it: the median (and range) over "
+        f"{options.rounds} alternating rounds, one thread, torch {torch.__version__}.\n"
+    )
+    write_atomically(DOCS / "tables" / "step-time.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()

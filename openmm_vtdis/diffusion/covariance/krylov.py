@@ -1,0 +1,94 @@
+r"""The denoiser's Jacobian from a few products: low rank plus a multiple of the identity.
+
+k steps of Arnoldi's iteration with J = dD/dx, from the direction of the noise that the denoiser
+sees, v_1 = (x_n - D) / |x_n - D|, give an orthonormal basis V (d, k) of the Krylov space and
+H = V^T J V. The covariance over t_n^2 is
+
+    C = V sym(H)_+ V^T + sigma (I - V V^T),   sigma = (d H_11 - tr H) / (d - k), no less than zero,
+
+in which d H_11, Hutchinson's estimate with the one direction v_1, stands for the trace of J. The
+start turns and permutes with the configuration, and so does C. The cost is k Jacobian-vector
+products a step; k = d gives "tweedie".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from openmm_vtdis import checks
+from openmm_vtdis.diffusion.covariance.base import ReverseStep
+from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.geometry import Space
+
+_BREAKDOWN = 1e-10
+"""A new direction this short, next to its image, is no direction: the space is invariant."""
+
+
+def krylov_basis(
+    denoiser: object, space: Space, x: Tensor, start: Tensor, t: float, k: int
+) -> tuple[Tensor, Tensor]:
+    """V (B, d, k) and V^T J V (B, k, k), float64, for x and start (B, M, D).
+
+    Columns that the iteration does not reach are zero, and so are their rows and columns of the
+    second.
+    """
+    level = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+    basis: list[Tensor] = []
+    images: list[Tensor] = []
+    new = space.reduce(start.to(torch.float64)).flatten(1)
+    scale = torch.ones_like(new[:, :1])
+    for _ in range(k):
+        length = new.norm(dim=1, keepdim=True)
+        kept = torch.isfinite(length) & (length > _BREAKDOWN * scale)
+        basis.append(torch.where(kept, new / length, 0.0))
+        tangent = space.expand(basis[-1].reshape(len(x), space.rank, space.n_dims))
+        _, derivative = torch.func.jvp(  # type: ignore[misc]
+            lambda y: denoiser(y, level),  # type: ignore[operator]
+            (x.contiguous(),),
+            (tangent.to(x.dtype),),
+        )
+        images.append(space.reduce(derivative.to(torch.float64)).flatten(1))
+        new, scale = images[-1], images[-1].norm(dim=1, keepdim=True)
+        for _ in range(2):  # once more against rounding
+            for old in basis:
+                new = new - (old * new).sum(dim=1, keepdim=True) * old
+    v = torch.stack(basis, dim=2)
+    return v, v.mT @ torch.stack(images, dim=2)
+
+
+class Krylov(StateCovariance):
+    """C from ``rank`` Jacobian-vector products; see the module."""
+
+    kind = "krylov"
+
+    def __init__(
+        self, space: Space, labels: Sequence[int], parameters: Tensor, rank: int = 4
+    ) -> None:
+        super().__init__(space, labels, parameters)
+        self.rank = checks.positive_integer("rank", rank)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
+
+    def with_parameters(self, parameters: Tensor) -> Self:
+        return type(self)(self.space, self.labels, parameters, self.rank)
+
+    def shape(self, step: ReverseStep) -> Tensor:
+        """C at x_n."""
+        d = self.space.dim
+        k = min(self.rank, d)
+        v, small = krylov_basis(
+            step.denoiser, self.space, step.x, step.x - step.denoised, step.t, k
+        )
+        identity = torch.eye(d, dtype=torch.float64, device=step.x.device)
+        inside = v @ (0.5 * (small + small.mT)) @ v.mT
+        rank = v.square().sum(dim=(1, 2))
+        trace = torch.diagonal(small, dim1=1, dim2=2).sum(dim=1)
+        rest = ((d * small[:, 0, 0] - trace) / (d - rank).clamp_min(0.5)).clamp_min(0.0)
+        return inside + rest[:, None, None] * (identity - v @ v.mT)
