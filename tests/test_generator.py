@@ -56,6 +56,21 @@ def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
     return gen
 
 
+@torch.no_grad()
+def test_everything_works_where_gradients_are_off(frames: np.ndarray, tmp_path: Path) -> None:
+    gen = new_generator()
+    before = [p.clone() for p in gen.network.parameters()]
+    gen.train(frames, 3, batch_size=8, progress=False)
+    assert any(not torch.equal(a, b) for a, b in zip(before, gen.network.parameters(), strict=True))
+    gen.train_covariance(frames, 3, batch_size=8, progress=False)
+    for method in ("convex", "sgd"):
+        options = {"n_trajectories": 100, "sgd_iterations": 2, "progress": False}
+        gen.tune(frames, 4, "hessian", method=method, **options)  # type: ignore[arg-type]
+    gen = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "model.vtdis"))
+    assert np.isfinite(gen.sample(5, seed=0, progress=False).log_weights).all()
+    assert not torch.is_grad_enabled()
+
+
 def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> None:
     bench = double_well()
     gen = DiffusionBoltzmannGenerator(

@@ -98,6 +98,7 @@ def log_weights(covariance: Fittable, trajectories: Trajectories, schedule: Sche
     )
 
 
+@torch.enable_grad()
 def fit(
     family: F,
     trajectories: Trajectories,
@@ -163,6 +164,7 @@ def fit(
     )
 
 
+@torch.enable_grad()
 def fit_sgd(
     family: F,
     draw: Callable[[int], Trajectories],

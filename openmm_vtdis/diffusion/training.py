@@ -235,6 +235,7 @@ class Trainer:
                     kept = "" if path is None else f"; the same call goes on from {path}"
                     raise KeyboardInterrupt(f"training: at iteration {self.iteration}{kept}")
 
+    @torch.enable_grad()
     def _step(self) -> float:
         config, generator = self.config, self.generator
         n_frames, device = len(self.frames), self.frames.device

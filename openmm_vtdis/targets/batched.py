@@ -77,10 +77,10 @@ class BatchedEnergy(nn.Module):
             with torch.enable_grad():
                 chunk = chunk.to(torch.float64).requires_grad_(True)
                 energy = self.energies(chunk).sum(dim=0)
-            if energy.requires_grad:
-                (gradient,) = torch.autograd.grad(energy.sum(), chunk, materialize_grads=True)
-            else:
-                gradient = torch.zeros_like(chunk)
+                total = energy.sum()
+            gradient = torch.zeros_like(chunk)
+            if total.requires_grad:
+                (gradient,) = torch.autograd.grad(total, chunk, materialize_grads=True)
             energies.append(energy.detach())
             forces.append(-gradient)
         if not energies:
