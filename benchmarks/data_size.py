@@ -37,7 +37,7 @@ def measure(n: int, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
         bench.system, None, bench.temperature, n_dims=2, network=NETWORK, seed=SEED
     )
     log = gen.train(train[:n], N_ITERATIONS, batch_size=BATCH_SIZE, seed=SEED, progress=False)
-    report = gen.tune(train[:n], N_STEPS, seed=SEED, progress=False)
+    report = gen.tune(train[:n], N_STEPS, "isotropic", seed=SEED, progress=False)
     return {
         "n": n,
         "loss": log.losses[-1],
