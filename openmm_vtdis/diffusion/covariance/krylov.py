@@ -1,7 +1,7 @@
 r"""The denoiser's Jacobian from a few products: low rank plus a multiple of the identity.
 
 k steps of Arnoldi's iteration with J = dD/dx, from the direction of the noise that the denoiser
-sees, v_1 = (x_n - D) / |x_n - D|, give an orthonormal basis V (d, k) of the Krylov space and
+sees, v_1 = x_n - D over its length, give an orthonormal basis V (d, k) of the Krylov space and
 H = V^T J V. The covariance over t_n^2 is
 
     C = V sym(H)_+ V^T + sigma (I - V V^T),   sigma = (d H_11 - tr H) / (d - k), no less than zero,
