@@ -222,6 +222,8 @@ class DiffusionBoltzmannGenerator:
         ----------
         traj
             Unweighted samples at this generator's temperature.
+        n_iterations
+            Optimiser steps.
         checkpoint
             File to write every ``checkpoint_seconds`` and to resume from if it exists.
         held_out
@@ -330,7 +332,7 @@ class DiffusionBoltzmannGenerator:
         n_steps
             N, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
-            "auto" (most effective samples a second, :mod:`~openmm_vtdis.diffusion.choice`),
+            "auto" (most effective samples for the work, :mod:`~openmm_vtdis.diffusion.choice`),
             "isotropic", "diagonal", "block", "full", "low-rank" (``rank``), "time-network",
             "tweedie" (the denoiser's Jacobian: d times the cost), "krylov" (``rank`` products with
             it), "hessian" (the energy's), or "pairwise" (after :meth:`train_covariance`).
@@ -371,12 +373,9 @@ class DiffusionBoltzmannGenerator:
         grid = make_schedule(schedule, n_steps, *ends, rho)
         kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
         laplace = checks.boolean("laplace", laplace) and differentiable
-        kernel, family, reason = tuning.prepare(
-            kernel, families, frames, generator, name, laplace, n_trajectories, size, progress
-        )
         self.kernel, report = tuning.tune(
-            kernel, family, self.model_energy, frames, held_out, generator, config, size, progress,
-            reason,
+            kernel, families, self.model_energy, frames, held_out, generator, config, name, laplace,
+            size, progress,
         )  # fmt: skip
         return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import openmm
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture, gaussian_mixture
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
 
 
 @dataclass
@@ -76,3 +77,15 @@ def exact_generator(
         target.space, target.weights, target.means, target.variances
     ).scaled(length)
     return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length, labels)
+
+
+def springs(temperature: float) -> tuple[OpenMMTarget, float]:
+    """Three particles, springs of no length between them, and the exact log Z."""
+    system, force = openmm.System(), openmm.HarmonicBondForce()
+    for _ in range(3):
+        system.addParticle(12.0)
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        force.addBond(i, j, 0.0, 300.0)
+    system.addForce(force)
+    variance = 8.31446261815324e-3 * temperature / 900.0
+    return OpenMMTarget(system, None, temperature), 3.0 * math.log(2.0 * math.pi * variance)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import openmm
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.ensemble import Estimate
 from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.targets import OpenMMTarget, double_well, lennard_jones, sample_hmc
+from tests.conftest import springs
 
 
 def annealed(
@@ -58,15 +58,7 @@ def annealed(
 
 def test_annealing_knows_the_log_z_of_springs() -> None:
     """The oracle's own test: three harmonic springs, a Gaussian integral."""
-    system, force = openmm.System(), openmm.HarmonicBondForce()
-    for _ in range(3):
-        system.addParticle(1.0)
-    for i, j in ((0, 1), (1, 2), (0, 2)):
-        force.addBond(i, j, 0.0, 300.0)
-    system.addForce(force)
-    target = OpenMMTarget(system, None, 300.0)
-    kT = 300.0 * 0.00831446261815324
-    exact = 3.0 * math.log(2.0 * math.pi * kT / 900.0)
+    target, exact = springs(300.0)
     found = annealed(target, 0.3, 0.03, 600, 60)
     assert abs(found.z(exact)) < 4.0
     assert found.stderr < 0.1
@@ -84,6 +76,10 @@ def test_double_well() -> None:
     assert abs(found.z(-ais.value, ais.stderr)) < 4.0
     assert abs(Estimate(found.value + 1.0, found.stderr).z(-ais.value, ais.stderr)) > 4.0  # control
     assert np.isfinite(found.disagreement)
+    # each side alone, against annealing at full length (the slow test below, to 0.008)
+    log_z = ensemble.log_z()
+    assert abs(log_z.z(29.670, 0.008)) < 4.0
+    assert abs(Estimate(log_z.value + math.log(1.15), log_z.stderr).z(29.670, 0.008)) > 4.0
 
 
 @pytest.mark.slow

@@ -27,12 +27,12 @@ COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-netwo
 
 @pytest.mark.parametrize("tune_mean", [False, True], ids=["", "mean"])
 @pytest.mark.parametrize("space", [None, Space(4, 2), Space(4, 3)], ids=str)
-@pytest.mark.parametrize("covariance", [*COVARIANCES, "tweedie", "hessian"])
+@pytest.mark.parametrize("covariance", [*COVARIANCES, "tweedie", "krylov", "hessian"])
 def test_log_z_is_known_with_a_length_scale_that_is_not_one(
     covariance: str, space: Space | None, tune_mean: bool
 ) -> None:
     target, gen = exact_generator(0.7, space)
-    n = 1_000 if covariance in ("tweedie", "hessian") else 3_000
+    n = 1_000 if covariance in ("tweedie", "krylov", "hessian") else 3_000
     gen.tune(
         target.sample(2000, seed=1), 40, covariance, n_trajectories=n // 2, rank=2,
         tune_mean=tune_mean, progress=False,
@@ -43,6 +43,25 @@ def test_log_z_is_known_with_a_length_scale_that_is_not_one(
     inverse = np.exp(-log_v)
     z = (inverse.mean() - 1.0) / (inverse.std() / math.sqrt(len(inverse)))
     assert abs(z) < 4.0
+
+
+@pytest.mark.parametrize("n_steps", [25, 60])
+def test_log_z_is_known_with_a_tuning_that_was_carried_over(n_steps: int) -> None:
+    """Covariance and mean coefficients of 40 steps at another number, in units that are not nm."""
+    target, gen = exact_generator(0.7, Space(4, 3))
+    frames = target.sample(2000, seed=1)
+    gen.tune(frames, 40, "diagonal", n_trajectories=1500, tune_mean=True, progress=False)
+    assert gen.kernel is not None
+    assert gen.kernel.gains is not None
+    log_z = gen.sample(3000, n_steps=n_steps, seed=2, progress=False).log_z()
+    assert abs(log_z.z(0.0)) < 4.0
+    log_v = gen.noise(target.sample(3000, seed=3), n_steps=n_steps, seed=4, progress=False)
+    inverse = np.exp(-log_v)
+    stderr = inverse.std() / math.sqrt(len(inverse))
+    assert abs(inverse.mean() - 1.0) < 4.0 * stderr
+    # The control: a factor of 1.2 in the weight
+    assert abs(log_z.value + math.log(1.2)) > 4.0 * log_z.stderr
+    assert abs((inverse / 1.2).mean() - 1.0) > 4.0 * stderr
 
 
 def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:

@@ -1,22 +1,23 @@
 r"""Which covariance: a pilot run decides.
 
-Every candidate, untuned, is tried on the same few forward trajectories. Its effective samples a
-second are estimated as exp(-Var log w) over the seconds that a trajectory takes: a few hundred
-trajectories tell a variance, where they would not tell a mean of weights. Candidates are
+Every candidate, untuned, is tried on the same few forward trajectories, and exp(-Var log w) over
+the price of a trajectory estimates its effective samples for the work. (A few hundred trajectories
+tell a variance, where they would not tell a mean of weights.) The price is counted, not timed, in
+network evaluations, so that the same seed makes the same choice::
 
-    isotropic   always;
-    pairwise    if the network has a pair head;
-    hessian     if the energy can be differentiated twice.
+    isotropic   1 a step; always a candidate
+    pairwise    PAIRWISE a step; if the network has a pair head
+    hessian     1 + d SECOND_DERIVATIVE a step; if the energy can be differentiated twice
 
-"tweedie" and "krylov" are none: what they gain over "pairwise" has not paid for their
-Jacobian-vector products in any system that was measured. The others, "diagonal" to "time-network",
-are for comparison.
+and a step that goes by the Laplace approximation costs what one of "hessian" does. Both constants
+are rounded from ``benchmarks/step_time.py``. "tweedie" and "krylov" are no candidates, at one
+evaluation and a half, and four, for each of their Jacobian-vector products; the others, "diagonal"
+to "time-network", are for comparison.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance import RANKED, Covariance, Energy, make_covariance
+from openmm_vtdis.diffusion.covariance import (
+    FAMILIES,
+    Covariance,
+    Energy,
+    Ranked,
+    make_covariance,
+)
 from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
@@ -32,6 +39,8 @@ from openmm_vtdis.diffusion.sampling import forward_paths
 
 N_PILOT = 256
 """Trajectories of a candidate."""
+PAIRWISE, SECOND_DERIVATIVE = 1.4, 0.15
+"""Prices in network evaluations: a step of "pairwise"; one gradient of the energy's gradient."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +51,17 @@ class Pilot:
     ----------
     variance
         Of log w over forward trajectories.
-    seconds
-        A trajectory took, on this machine at that moment.
+    price
+        Of a trajectory, in network evaluations.
     """
 
     variance: float
-    seconds: float
+    price: float
 
     @property
-    def log_rate(self) -> float:
-        """Log of the effective samples a second."""
-        return -self.variance - math.log(self.seconds)
+    def log_yield(self) -> float:
+        """Log of the effective samples for a network evaluation."""
+        return -self.variance - math.log(self.price)
 
 
 def candidates(
@@ -74,9 +83,19 @@ def candidates(
             kinds.append("hessian")
     families = []
     for kind in kinds:
-        options: dict[str, Any] = {"rank": rank} if kind in RANKED else {}
+        ranked = issubclass(FAMILIES.get(kind, Covariance), Ranked)
+        options: dict[str, Any] = {"rank": rank} if ranked else {}
         families.append(make_covariance(kind, denoiser.space, labels, **options))
     return families
+
+
+def price(kernel: DiffusionKernel, kind: str) -> float:
+    """Network evaluations that a trajectory costs, see the module."""
+    second = 1.0 + kernel.space.dim * SECOND_DERIVATIVE
+    level = 0.0 if kernel.laplace is None else kernel.laplace.level
+    n_laplace = sum(t <= level for t in kernel.schedule.times[1:])
+    one = {"isotropic": 1.0, "pairwise": PAIRWISE, "hessian": second}[kind]
+    return n_laplace * second + (kernel.schedule.n_steps - n_laplace) * one
 
 
 def run_pilots(
@@ -89,39 +108,39 @@ def run_pilots(
     batch_size: int = 256,
     progress: bool = True,
 ) -> dict[str, Pilot]:
-    """Try families (of the kernels under their names) on n frames drawn from (n', M, D)."""
+    """Try families (of the kernels under their names) on n frames drawn from (n', M, D).
+
+    All see the same frames and the same noise.
+    """
     index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
     x = frames[index.to(frames.device)]
-    energies = energy(x).cpu()
+    energies, start = energy(x).cpu(), generator.get_state()
     pilots = {}
     for family in families:
-        kernel, state = kernels[family.kind], isinstance(family, StateCovariance)
-        schedule = kernel.schedule
-        if state:
-            untuned = family.with_parameters(family.ddpm_parameters(schedule))
+        kernel = kernels[family.kind]
+        generator.set_state(start)
+        if isinstance(family, StateCovariance):
+            untuned = family.with_parameters(family.ddpm_parameters(kernel.schedule))
             kernel = kernel.with_covariance(untuned)
-        began = time.perf_counter()
-        paths = forward_paths(
-            kernel, x, generator, None if state else family, batch_size, progress  # type: ignore[arg-type]
-        )  # fmt: skip
-        seconds = (time.perf_counter() - began) / n
-        cost = -paths.log_reverse
-        if paths.statistics is not None:
-            cost = family.cost(
-                family.initial(paths.statistics, schedule), paths.statistics, schedule
-            )
-        log_w = paths.log_forward - energies + cost
+            paths = forward_paths(kernel, x, generator, None, batch_size, progress)
+            log_p = paths.log_reverse
+        else:
+            paths = forward_paths(kernel, x, generator, family, batch_size, progress)
+            statistics: Tensor = paths.statistics  # type: ignore[assignment]
+            initial = family.initial(statistics, kernel.schedule)
+            log_p = -family.cost(initial, statistics, kernel.schedule)
+        log_w = paths.log_forward - energies - log_p
         log_w = log_w[torch.isfinite(log_w)]
         variance = float(log_w.var()) if 2 * len(log_w) > n else math.inf
-        pilots[family.kind] = Pilot(variance, seconds)
+        pilots[family.kind] = Pilot(variance, price(kernel, family.kind))
     return pilots
 
 
 def explain(pilots: Mapping[str, Pilot]) -> str:
     """Why the best one is: a sentence."""
-    best = max(pilots, key=lambda kind: pilots[kind].log_rate)
+    best = max(pilots, key=lambda kind: pilots[kind].log_yield)
     told = "; ".join(
-        f"{kind}: Var log w {pilot.variance:.2f}, {1e3 * pilot.seconds:.1f} ms a trajectory"
+        f"{kind}: Var log w {pilot.variance:.2f} for {pilot.price:.0f} evaluations"
         for kind, pilot in pilots.items()
     )
-    return f"{best} gives the most effective samples a second ({told})"
+    return f"{best} gives the most effective samples for the work ({told})"

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,9 +103,7 @@ class DiffusionKernel:
         new = old.resampled(n_steps, self.jumps)
         gains = None
         if self.gains is not None:
-            share = (self.gains / (1.0 - old.ratios)).numpy()
-            share = np.interp(new.tensor[1:].log(), old.tensor[1:].log(), share)
-            gains = (1.0 - new.ratios) * torch.tensor(share)
+            gains = (1.0 - new.ratios) * old.carried(self.gains / (1.0 - old.ratios), new)
         covariance = self.covariance.resampled(old, new)
         return dataclasses.replace(self, schedule=new, covariance=covariance, gains=gains)
 

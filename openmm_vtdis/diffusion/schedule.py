@@ -133,10 +133,35 @@ class Schedule:
         return self.tensor[:-1].square() * (1.0 - self.ratios)
 
     @property
+    def widening(self) -> Tensor:
+        """(1 - r_n) / r_n for n = 1..N, shape (N,): see :func:`widening`."""
+        return widening(self.pairs)
+
+    def carried(self, values: Tensor, other: Schedule) -> Tensor:
+        """Values (N, ...) at t_1..t_N, at those of another grid: (N', ...).
+
+        Linear in log t between the levels of this grid, constant outside.
+        """
+        there, here = (grid.tensor[1:].log().numpy() for grid in (self, other))
+        columns = values.reshape(len(values), -1).numpy().T
+        carried = np.stack([np.interp(here, there, column) for column in columns], axis=1)
+        return torch.tensor(carried).reshape(other.n_steps, *values.shape[1:])
+
+    @property
     def increments(self) -> Tensor:
         """Forward variances t_n^2 - t_{n-1}^2, shape (N,)."""
         t = self.tensor
         return t[1:].square() - t[:-1].square()
+
+
+def widening(levels: Tensor) -> Tensor:
+    """(1 - r) / r at levels (N, 2) = (t_{n-1}, t_n): (N,).
+
+    By how much of the posterior's variance over t_n^2 a step from t_n to t_{n-1} is wider than v_n,
+    in units of v_n.
+    """
+    r = (levels[:, 0] / levels[:, 1]).square()
+    return (1.0 - r) / r
 
 
 def make_schedule(

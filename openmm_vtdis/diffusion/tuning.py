@@ -96,7 +96,7 @@ class TuningReport:
     reason
         Why "auto" chose it; None where it was asked for by name.
     n_network_evaluations
-        Configurations that went through the network.
+        Of the trajectories (what was measured before them comes on top).
     n_trajectories
         Trajectories simulated in all, held-out ones included.
     n_iterations, fit_seconds, seconds
@@ -126,33 +126,22 @@ class TuningReport:
         return text if self.reason is None else f"{text}\n{self.reason}"
 
 
-def prepare(
+def _prepare(
     kernel: DiffusionKernel,
     families: Sequence[Covariance],
     frames: Tensor,
     generator: torch.Generator,
-    schedule: str | None = "adaptive",
-    laplace: bool = True,
-    n_frames: int = GRID_FRAMES,
-    batch_size: int = 256,
-    progress: bool = True,
+    schedule: str | None,
+    laplace: bool,
+    n_frames: int,
+    batch_size: int,
+    progress: bool,
 ) -> tuple[DiffusionKernel, Covariance, str | None]:
     """What is measured before the fit: an adaptive grid, the range of the Laplace approximation,
     and which covariance is best.
 
-    Parameters
-    ----------
-    families
-        Covariances to choose from. Only those that depend on the state go with the approximation.
-    schedule
-        Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
-    n_frames
-        Frames to measure on, no more than this many.
-
-    Returns
-    -------
-    tuple
-        The kernel, the family, and why it was chosen (None if there was no choice).
+    Returns the kernel, the family, and why it was chosen (None if there was no choice).
+    ``n_frames``: to measure on, no more than this many.
     """
     if schedule == "adaptive":
         n = min(GRID_FRAMES, n_frames)
@@ -175,7 +164,7 @@ def prepare(
     pilots = choice.run_pilots(
         kernels, families, kernel.energy, frames, generator, n, batch_size, progress  # type: ignore[arg-type]
     )  # fmt: skip
-    best = max(families, key=lambda family: pilots[family.kind].log_rate)
+    best = max(families, key=lambda family: pilots[family.kind].log_yield)
     return kernels[best.kind], best, choice.explain(pilots)
 
 
@@ -200,30 +189,33 @@ def collect(
 
 def tune(
     kernel: DiffusionKernel,
-    family: Covariance,
+    families: Sequence[Covariance],
     energy: Energy,
     frames: Tensor,
     held_out: Tensor,
     generator: torch.Generator,
     config: TuningConfig,
+    schedule: str | None = "adaptive",
+    laplace: bool = True,
     batch_size: int = 256,
     progress: bool = True,
-    reason: str | None = None,
 ) -> tuple[DiffusionKernel, TuningReport]:
-    """Fit a family of covariances, and the mean if asked, to a kernel.
+    """Choose grid and family, and fit the covariance, and the mean if asked, to a kernel.
 
     Parameters
     ----------
     kernel
         Denoiser and grid; its covariance is replaced.
-    family
-        Which covariance; its own parameters are ignored.
+    families
+        Covariances to choose from, or the only one; their own parameters are ignored.
     energy
         Of the target, in model units.
     frames, held_out
         (n, M, D) equilibrium configurations in model units: to fit, and for the report.
-    reason
-        Why this family, for the report.
+    schedule
+        Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
+    laplace
+        Whether families that depend on the state may go by the energy at low noise.
 
     Returns
     -------
@@ -231,10 +223,14 @@ def tune(
         The fitted kernel, and the report.
     """
     began = time.perf_counter()
-    if config.objective == "ddpm" and family.kind != "isotropic":
+    if config.objective == "ddpm" and families[0].kind != "isotropic":
         raise ValueError(
             'covariance: expected "isotropic" with objective="ddpm", which tunes nothing'
         )
+    kernel, family, reason = _prepare(
+        kernel, families, frames, generator, schedule, laplace, config.n_trajectories, batch_size,
+        progress,
+    )  # fmt: skip
     n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10
     n_fit = config.n_trajectories - n_test
     n_simulated = 0
@@ -252,17 +248,17 @@ def tune(
         kernel = kernel.with_gains(mean.fitted.gains)
     data = simulate(family, n_fit, frames)
     train, validation = data[:-n_validation], data[-n_validation:]
-    schedule = kernel.schedule
+    grid = kernel.schedule
     if config.objective == "ddpm":
-        best = Fit(family.with_parameters(family.ddpm_parameters(schedule)), math.nan, 0, 0.0)
+        best = Fit(family.with_parameters(family.ddpm_parameters(grid)), math.nan, 0, 0.0)
     elif config.method == "convex":
-        best = fit(family, train, schedule, config.objective, validation)
+        best = fit(family, train, grid, config.objective, validation)
     else:
         best = fit_sgd(
             family,
             lambda n: simulate(family, n, frames, show=False),
-            schedule,
-            family.ddpm_parameters(schedule),
+            grid,
+            family.ddpm_parameters(grid),
             config.objective,
             config.sgd_iterations,
             config.sgd_batch_size,
@@ -270,14 +266,14 @@ def tune(
         )
     test = simulate(family, n_test, held_out)
     return kernel.with_covariance(best.fitted), TuningReport(
-        forward_ess_train=_forward_ess(log_weights(best.fitted, train, schedule)),
-        forward_ess_test=_forward_ess(log_weights(best.fitted, test, schedule)),
-        eta=best.fitted.eta(schedule).detach().numpy(),
-        times=np.asarray(schedule.times),
+        forward_ess_train=_forward_ess(log_weights(best.fitted, train, grid)),
+        forward_ess_test=_forward_ess(log_weights(best.fitted, test, grid)),
+        eta=best.fitted.eta(grid).detach().numpy(),
+        times=np.asarray(grid.times),
         objective=config.objective,
         covariance=family.kind,
         reason=reason,
-        n_network_evaluations=n_simulated * schedule.n_steps,
+        n_network_evaluations=n_simulated * grid.n_steps,
         n_trajectories=n_simulated,
         n_iterations=best.n_iterations,
         fit_seconds=best.seconds,

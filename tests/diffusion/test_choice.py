@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion import choice
-from openmm_vtdis.diffusion.choice import Pilot, candidates, explain, run_pilots
+from openmm_vtdis.diffusion.choice import Pilot, candidates, explain, price, run_pilots
+from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import LaplaceRange
+from openmm_vtdis.diffusion.sampling import forward_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
@@ -31,16 +32,8 @@ def pilots_of(oracle: Oracle, kinds: list[str], n: int = 2000) -> dict[str, Pilo
     labels = [0] * oracle.space.n_particles
     families = [candidates(kind, "alpha2", oracle.denoiser, labels, True)[0] for kind in kinds]
     x = oracle.sample(n, seed=1)
-    return run_pilots(
-        dict.fromkeys(kinds, kernel),
-        families,
-        oracle.reduced_energy,
-        x,
-        generator(2),
-        n,
-        500,
-        False,
-    )
+    kernels, energy = dict.fromkeys(kinds, kernel), oracle.reduced_energy
+    return run_pilots(kernels, families, energy, x, generator(2), n, 500, False)
 
 
 def test_candidates_are_what_the_generator_has() -> None:
@@ -64,33 +57,41 @@ def test_candidates_are_what_the_generator_has() -> None:
         kinds("best", "alpha2", *rest, True)
 
 
-def test_the_variance_orders_covariances_as_their_weights_do() -> None:
-    pilots = pilots_of(make_oracle(4, 2, True), ["isotropic", "tweedie"])
-    assert pilots["tweedie"].variance < 0.7 * pilots["isotropic"].variance
-    assert pilots["isotropic"].seconds < pilots["tweedie"].seconds
-    best = max(pilots, key=lambda kind: pilots[kind].log_rate)
-    assert explain(pilots).startswith(f"{best} gives the most effective samples a second")
+def test_the_variance_is_that_of_the_weights() -> None:
+    """Against forward trajectories of another stream; an exact denoiser's curvature pays."""
+    oracle = make_oracle(4, 2, True)
+    pilots = pilots_of(oracle, ["isotropic", "hessian"])
+    family = make_covariance("hessian", oracle.space, [0] * 4)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    kernel = kernel.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    x = oracle.sample(2000, seed=3)
+    paths = forward_paths(kernel, x, generator(4), progress=False)
+    log_w = paths.log_ratio - oracle.reduced_energy(x)
+    assert pilots["hessian"].variance == pytest.approx(float(log_w.var()), rel=0.25)
+    shifted = log_w + 0.7 * oracle.reduced_energy(x)  # the control: a wrong part of the energy
+    assert abs(float(shifted.var()) / pilots["hessian"].variance - 1.0) > 0.5
+    best = max(pilots, key=lambda kind: pilots[kind].log_yield)
+    assert explain(pilots).startswith(f"{best} gives the most effective samples for the work")
 
 
-def test_time_counts() -> None:
-    """The same variance in half the time; and a large variance that no speed makes up for."""
-    one = Pilot(1.0, 2e-3)
-    assert one.log_rate < replace(one, seconds=1e-3).log_rate
-    assert Pilot(8.0, 1e-3).log_rate < Pilot(1.0, 1e-1).log_rate
-    slow, oracle = [], make_oracle(3, 2, True)
-    fast = pilots_of(oracle, ["hessian"], 50)["hessian"]
+def test_the_same_seed_makes_the_same_pilots_and_all_see_the_same_noise() -> None:
+    oracle = make_oracle(3, 2, True)
+    both = pilots_of(oracle, ["isotropic", "hessian"], 100)
+    assert both == pilots_of(oracle, ["isotropic", "hessian"], 100)
+    assert both["hessian"] == pilots_of(oracle, ["hessian"], 100)["hessian"]
 
-    def delayed(x: Tensor) -> Tensor:
-        slow.append(len(x))
-        time.sleep(0.02)
-        return oracle.reduced_energy(x)
 
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, delayed)
-    families = candidates("hessian", "alpha2", oracle.denoiser, [0] * 3, True)
-    x = oracle.sample(50, seed=1)
-    pilot = run_pilots({"hessian": kernel}, families, delayed, x, generator(2), 50, 50, False)
-    assert pilot["hessian"].variance == pytest.approx(fast.variance)
-    assert pilot["hessian"].seconds > fast.seconds
+def test_the_price_counts_steps_of_either_kind() -> None:
+    oracle = make_oracle(4, 2, True)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    second = 1.0 + 6 * choice.SECOND_DERIVATIVE
+    assert price(kernel, "isotropic") == 12.0
+    assert price(kernel, "pairwise") == pytest.approx(12.0 * choice.PAIRWISE)
+    assert price(kernel, "hessian") == pytest.approx(12.0 * second)
+    below = kernel.with_laplace(LaplaceRange(GRID.times[4]), jump=False)
+    assert price(below, "pairwise") == pytest.approx(4.0 * second + 8.0 * choice.PAIRWISE)
+    assert Pilot(1.0, 12.0).log_yield > Pilot(1.0, 20.0).log_yield
+    assert Pilot(1.0, 200.0).log_yield > Pilot(8.0, 12.0).log_yield
 
 
 def test_a_candidate_that_fails_on_most_frames_is_not_chosen() -> None:
@@ -103,7 +104,7 @@ def test_a_candidate_that_fails_on_most_frames_is_not_chosen() -> None:
     families = candidates("isotropic", "alpha2", oracle.denoiser, [0] * 3, True)
     x = oracle.sample(50, seed=1)
     pilot = run_pilots({"isotropic": kernel}, families, broken, x, generator(2), 50, 50, False)
-    assert pilot["isotropic"].log_rate == -math.inf
+    assert pilot["isotropic"].log_yield == -math.inf
 
 
 def test_tune_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +118,7 @@ def test_tune_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gen.kernel.covariance.kind == report.covariance
     for favourite in ("isotropic", "hessian"):  # whatever the pilots say is done
         rigged = {
-            kind: Pilot(0.1 if kind == favourite else 5.0, 1e-3)
-            for kind in ("isotropic", "hessian")
+            kind: Pilot(0.1 if kind == favourite else 5.0, 8.0) for kind in ("isotropic", "hessian")
         }
         monkeypatch.setattr(choice, "run_pilots", lambda *args, rigged=rigged: rigged)
         assert gen.tune(frames, 8, n_trajectories=200, progress=False).covariance == favourite

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import numpy as np
-import openmm
 import pymbar
 import pytest
 import torch
@@ -19,8 +18,8 @@ from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import FreeEnergy, mbar
 from openmm_vtdis.ensemble.free_energy import bar
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture, OpenMMTarget
-from tests.conftest import exact_generator
+from openmm_vtdis.targets import GaussianMixture
+from tests.conftest import exact_generator, springs
 
 LOG_Z = -37.25
 
@@ -340,18 +339,6 @@ def test_a_first_state_that_is_slightly_another_is_refused() -> None:
     near = GaussianMixture(target.means, 1.001 * target.variances, target.weights, target.space)
     with pytest.raises(ValueError, match="the one that the ensemble is weighted for"):
         mbar(ensemble, [near], [None], [None])
-
-
-def springs(temperature: float) -> tuple[OpenMMTarget, float]:
-    """Three particles, springs of no length between them, and the exact log Z."""
-    system, force = openmm.System(), openmm.HarmonicBondForce()
-    for _ in range(3):
-        system.addParticle(12.0)
-    for i, j in ((0, 1), (1, 2), (0, 2)):
-        force.addBond(i, j, 0.0, 300.0)
-    system.addForce(force)
-    variance = 8.31446261815324e-3 * temperature / 900.0
-    return OpenMMTarget(system, None, temperature), 3.0 * math.log(2.0 * math.pi * variance)
 
 
 def test_md_of_another_temperature_in_openmm_units() -> None:

@@ -14,6 +14,7 @@ from openmm_vtdis.diffusion.covariance.base import (
     Energy,
     Fittable,
     MatrixScatter,
+    Ranked,
     ReverseStep,
     Scatter,
 )
@@ -28,7 +29,6 @@ from openmm_vtdis.geometry import Space
 
 __all__ = [
     "FAMILIES",
-    "RANKED",
     "Block",
     "ClassCovariance",
     "Covariance",
@@ -41,6 +41,7 @@ __all__ = [
     "LowRank",
     "MatrixScatter",
     "Pairwise",
+    "Ranked",
     "ReverseStep",
     "Scatter",
     "TimeNetwork",
@@ -51,8 +52,6 @@ __all__ = [
 _ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Krylov, Hessian, Pairwise)
 FAMILIES: dict[str, type[Covariance]] = {cls.kind: cls for cls in _ALL}
 """Families by name, for :func:`make_covariance` and archives."""
-RANKED = ("low-rank", "krylov")
-"""Those that take a ``rank``."""
 
 
 def make_covariance(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from openmm_vtdis import checks
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import LOG_2PI, Space
 
@@ -219,3 +220,20 @@ class Covariance(Fittable):
     def options(self) -> dict[str, Any]:
         """JSON-able constructor options beyond labels."""
         return {}
+
+
+class Ranked(Covariance):
+    """A family with one more setting: a rank."""
+
+    def __init__(
+        self, space: Space, labels: Sequence[int], parameters: Tensor, rank: int = 4
+    ) -> None:
+        super().__init__(space, labels, parameters)
+        self.rank = checks.positive_integer("rank", rank)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
+
+    def with_parameters(self, parameters: Tensor) -> Self:
+        return type(self)(self.space, self.labels, parameters, self.rank)

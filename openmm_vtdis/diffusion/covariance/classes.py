@@ -26,7 +26,6 @@ import functools
 import math
 from abc import abstractmethod
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -150,16 +149,8 @@ def transferred(eta: Tensor, old: Schedule, new: Schedule) -> Tensor:
     where g is the denoising error over t^2 and knows of no grid. What a fit says about g is linear
     in log t between the levels of the old grid, and constant outside.
     """
-    excess = ((eta - 1.0) / _gain(old)[:, None]).numpy()
-    there, here = (grid.tensor[1:].log().numpy() for grid in (old, new))
-    columns = [np.interp(here, there, column) for column in excess.T]
-    g = torch.tensor(np.stack(columns, axis=1), dtype=torch.float64)
-    return (1.0 + _gain(new)[:, None] * g).clamp_min(LEAST_ETA)
-
-
-def _gain(schedule: Schedule) -> Tensor:
-    """(1 - r_n) / r_n, (N,)."""
-    return (1.0 - schedule.ratios) / schedule.ratios
+    g = (eta - 1.0) / old.widening[:, None]
+    return (1.0 + new.widening[:, None] * old.carried(g, new)).clamp_min(LEAST_ETA)
 
 
 def _constant(space: Space, schedule: Schedule) -> Tensor:

@@ -13,15 +13,10 @@ products a step; k = d gives "tweedie".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from openmm_vtdis import checks
-from openmm_vtdis.diffusion.covariance.base import ReverseStep
+from openmm_vtdis.diffusion.covariance.base import Ranked, ReverseStep
 from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.geometry import Space
 
@@ -61,23 +56,10 @@ def krylov_basis(
     return v, v.mT @ torch.stack(images, dim=2)
 
 
-class Krylov(StateCovariance):
+class Krylov(Ranked, StateCovariance):
     """C from ``rank`` Jacobian-vector products; see the module."""
 
     kind = "krylov"
-
-    def __init__(
-        self, space: Space, labels: Sequence[int], parameters: Tensor, rank: int = 4
-    ) -> None:
-        super().__init__(space, labels, parameters)
-        self.rank = checks.positive_integer("rank", rank)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"rank": self.rank}
-
-    def with_parameters(self, parameters: Tensor) -> Self:
-        return type(self)(self.space, self.labels, parameters, self.rank)
 
     def shape(self, step: ReverseStep) -> Tensor:
         """C at x_n."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from openmm_vtdis import checks
+from openmm_vtdis.diffusion.covariance.base import Ranked
 from openmm_vtdis.diffusion.covariance.classes import ClassCovariance
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 
 
-class LowRank(ClassCovariance):
+class LowRank(Ranked, ClassCovariance):
     """Sigma_n = v_n (A A^T + alpha I), A of ``rank`` columns that respect the labels (Eq. 8).
 
     Parameters, (N, 1 + k rank): log alpha, and A in class-sum coordinates. Not convex; the fit
@@ -24,16 +19,6 @@ class LowRank(ClassCovariance):
     """
 
     kind = "low-rank"
-
-    def __init__(
-        self, space: Space, labels: Sequence[int], parameters: Tensor, rank: int = 4
-    ) -> None:
-        super().__init__(space, labels, parameters)
-        self.rank = checks.positive_integer("rank", rank)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"rank": self.rank}
 
     @property
     def _columns(self) -> int:
@@ -70,6 +55,3 @@ class LowRank(ClassCovariance):
         columns = 1e-2 * torch.eye(len(self.between), self._columns, dtype=torch.float64)
         row = torch.cat([torch.zeros(1, dtype=torch.float64), columns.flatten()])
         return row.repeat(schedule.n_steps, 1)
-
-    def with_parameters(self, parameters: Tensor) -> Self:
-        return type(self)(self.space, self.labels, parameters, self.rank)

@@ -36,7 +36,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
-from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.schedule import Schedule, widening
 from openmm_vtdis.geometry import LOG_2PI, Space
 
 _FIRST_KNOT, _KNOTS_PER_DECADE, N_KNOTS = -3.0, 2.0, 11
@@ -128,7 +128,7 @@ class StateCovariance(Covariance):
     def at(self, step: ReverseStep) -> Scatter:
         levels = torch.tensor([[step.s, step.t]], dtype=torch.float64, device=step.x.device)
         a, c = self._scales(self.parameters.to(levels.device), levels)
-        gain = c * _gain(levels)
+        gain = c * widening(levels)
         if self.positive and step.posterior is None:
             identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
             matrix = step.variance * (a * identity + gain * finite_or_zero(self.shape(step)))
@@ -145,7 +145,7 @@ class StateCovariance(Covariance):
     def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
         values, square = statistics.chunk(2, dim=-1)
         a, c = self._scales(parameters, schedule.pairs)
-        scale = a[:, None] + (c * _gain(schedule.pairs))[:, None] * values
+        scale = a[:, None] + (c * schedule.widening)[:, None] * values
         terms = (square / scale + scale.log()).sum(dim=(1, 2))
         v = schedule.variances
         return 0.5 * (terms + self.space.dim * (v.log() + LOG_2PI).sum())
@@ -182,9 +182,3 @@ class StateCovariance(Covariance):
         weight, index = position - left, left.to(torch.int64)
         a, c = ((1.0 - weight) * log[index] + weight * log[index + 1] for log in (log_a, log_c))
         return a.exp(), c.exp()
-
-
-def _gain(levels: Tensor) -> Tensor:
-    """(1 - r) / r at levels (N, 2): (N,)."""
-    r = (levels[:, 0] / levels[:, 1]).square()
-    return (1.0 - r) / r

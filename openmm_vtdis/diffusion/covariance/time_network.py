@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from openmm_vtdis.diffusion.covariance.classes import Diagonal
-from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.schedule import Schedule, widening
 
 
 class TimeNetwork(Diagonal):
@@ -41,8 +41,7 @@ class TimeNetwork(Diagonal):
         hidden = torch.tanh(log_t * w1 + b1)
         hidden = torch.tanh(hidden @ w2.reshape(width, width) + b2)
         g = torch.nn.functional.softplus(hidden @ w3.reshape(width, n_classes) + b3 - 3.0)
-        r = (levels[:, :1] / levels[:, 1:]).square()
-        return 1.0 + (1.0 - r) / r * g
+        return 1.0 + widening(levels)[:, None] * g
 
     def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
         return super().cost(1.0 / self._eta(parameters, schedule.pairs), statistics, schedule)
