@@ -62,7 +62,7 @@ class PreconditionedDenoiser(nn.Module):
         return self._combine(x, t, displacement), messages
 
     def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """D(x, t), t (B,), and pair coefficients (B, M, M, 4) from the network's head."""
+        """D(x, t), t (B,), and pair coefficients (B, P, 4) from the network's head."""
         head = getattr(self.network, "pair_head", None)
         if head is None:
             raise ValueError(

@@ -3,10 +3,13 @@ r"""Pair coefficients from the messages of a network: what an elastic network is
 For every pair of particles i, j, four non-negative numbers, from the sum of the two messages that
 the last layer sent between them, their distance in the denoised configuration, and log t. They are
 symmetric in i and j, invariant under rotation and reflection, and permute with the particles.
+
+A configuration of M particles has P = M (M - 1) / 2 pairs, in the order of :func:`pair_indices`.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from openmm_vtdis import checks
@@ -15,6 +18,12 @@ from openmm_vtdis.networks.embedding import NoiseEmbedding, RadialBasis
 N_COEFFICIENTS = 4
 _LARGEST_LOG = 8.0
 """Coefficients lie between exp(-12) and exp(8)."""
+
+
+def pair_indices(n_particles: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The two particles i < j of every pair, row by row: (P,) each."""
+    first, second = torch.triu_indices(n_particles, n_particles, 1, device=device)
+    return first, second
 
 
 class PairHead(nn.Module):
@@ -45,10 +54,13 @@ class PairHead(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, messages: Tensor, denoised: Tensor, log_t: Tensor) -> Tensor:
-        """Messages (B, M, M, H), D (B, M, D) and log t (B,) -> coefficients (B, M, M, 4) > 0."""
-        square = (denoised[:, :, None] - denoised[:, None]).square().sum(dim=-1)
-        edge = self.message(messages + messages.transpose(1, 2))
-        edge = edge + self.distance(self.radial((square + 1e-12).sqrt()))
-        edge = nn.functional.silu(edge + self.noise(log_t)[:, None, None])
+        """Messages (B, M, M, H), D (B, M, D) and log t (B,) -> coefficients (B, P, 4) > 0."""
+        m = denoised.shape[1]
+        i, j = pair_indices(m, denoised.device)
+        flat = messages.flatten(1, 2)
+        both = flat.index_select(1, i * m + j) + flat.index_select(1, j * m + i)
+        square = (denoised[:, i] - denoised[:, j]).square().sum(dim=-1)
+        edge = self.message(both) + self.distance(self.radial((square + 1e-12).sqrt()))
+        edge = nn.functional.silu(edge + self.noise(log_t)[:, None])
         edge = nn.functional.silu(self.hidden(edge))
         return self.exit(edge).clamp(-12.0, _LARGEST_LOG).exp()

@@ -64,7 +64,7 @@ class ReverseStep:
     denoiser, energy
         For families that differentiate them; the energy may not be known.
     pairs
-        (B, M, M, 4) coefficients of the denoiser's pair head, for families that use them.
+        (B, P, 4) coefficients of the denoiser's pair head, for families that use them.
     posterior
         From the energy, at noise levels where the kernel goes by it: ``denoised`` is then its mean,
         and families that depend on the state take its C for theirs.

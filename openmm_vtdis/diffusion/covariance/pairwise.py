@@ -30,35 +30,36 @@ from torch import Tensor
 from openmm_vtdis.diffusion.covariance.base import ReverseStep
 from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_zero
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.networks.pair_head import pair_indices
 
 _WIDTH = 0.1
 """Of the second part where the network says one: it starts out small."""
 
 
 def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
-    """L in reduced coordinates: alpha, beta (B, M, M) symmetric, x (B, M, D) -> (B, d, d).
+    """L in reduced coordinates: alpha, beta (B, P) over pairs, x (B, M, D) -> (B, d, d).
 
-    What stands on the diagonals of alpha and beta does not matter.
+    Pairs stand in the order of :func:`~openmm_vtdis.networks.pair_head.pair_indices`.
     """
-    difference = x[:, :, None] - x[:, None]
-    direction = difference / (difference.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
-    identity = torch.eye(space.n_dims, dtype=x.dtype, device=x.device)
-    springs = alpha[..., None, None] * identity + (
-        beta[..., None, None] * direction[..., :, None] * direction[..., None, :]
-    )
-    others = 1.0 - torch.eye(space.n_particles, dtype=x.dtype, device=x.device)
-    springs = springs * others[:, :, None, None]
-    blocks = -springs
-    index = torch.arange(space.n_particles, device=x.device)
-    blocks[:, index, index] = springs.sum(dim=2)
-    basis = space.basis.to(x)
-    reduced = torch.einsum("rm,bmnij,sn->brisj", basis, blocks, basis)
-    return reduced.reshape(len(x), space.dim, space.dim)
+    m, n_dims = space.n_particles, space.n_dims
+    i, j = pair_indices(m, x.device)
+    difference = x[:, i] - x[:, j]
+    length = (difference.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
+    direction = difference / length
+    springs = beta[..., None, None] * direction[..., :, None] * direction[..., None, :]
+    springs.diagonal(dim1=-2, dim2=-1).add_(alpha[..., None])
+    blocks = x.new_zeros(len(x), m, m, n_dims, n_dims)
+    blocks[:, i, j] = blocks[:, j, i] = -springs
+    blocks.diagonal(dim1=1, dim2=2).copy_(-blocks.sum(dim=2).permute(0, 2, 3, 1))
+    half = space.basis.to(x) @ blocks.flatten(2)
+    half = half.reshape(len(x), space.rank, m, n_dims, n_dims).permute(0, 2, 4, 1, 3)
+    full = space.basis.to(x) @ half.flatten(2)
+    return full.reshape(len(x), space.dim, space.dim)
 
 
 def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
-    """C from pair coefficients (B, M, M, 4), D (B, M, D) and noise levels (B,): (B, d, d)."""
-    square = t.square()[:, None, None]
+    """C from pair coefficients (B, P, 4), D (B, M, D) and noise levels (B,): (B, d, d)."""
+    square = t.square()[:, None]
     alpha_1, beta_1, alpha_2, beta_2 = pairs.unbind(dim=-1)
     m = space.n_particles
     stiff = pair_laplacian(space, square / m * alpha_1, square / m * beta_1, denoised)
