@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,plot]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,plot,docs]"
 	touch $@
 
 demo: $(STAMP)
@@ -39,7 +39,6 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
 # One system at a time with `make bench SYSTEMS=dw4`.

@@ -54,8 +54,8 @@ from openmm_vtdis.targets import gaussian_mixture
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs") / "benchmarks"
 FIT_SEED, TEST_SEED, SAMPLE_SEED, SGD_SEED = 31, 32, 33, 34
-TIME_NETWORK_STEPS = 100
-"""The time network is tuned at this number of steps and used at every other."""
+CARRIED_FROM = 100
+"""Steps that a tuning which is used at every other number of steps too is made for."""
 
 Row = dict[str, Any]
 
@@ -239,7 +239,8 @@ class Table:
 class Method:
     """How a kernel is fitted: objective, family, whether the mean is, and on which grid.
 
-    ``laplace``: with the Laplace approximation at low noise, and its jump.
+    ``laplace``: with the Laplace approximation at low noise, and its jump. ``carried``: tuned at
+    one number of steps only, and carried over to the others.
     """
 
     objective: str = "alpha2"
@@ -248,6 +249,7 @@ class Method:
     grid: str = "geometric"
     laplace: bool = False
     rank: int = 0
+    carried: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -255,12 +257,16 @@ METHODS: dict[str, Method] = {
     "isotropic, KL": Method("kl"),
     "isotropic, alpha = 2": Method(),
     "isotropic and mean, alpha = 2": Method(tune_mean=True),
-    "time network, alpha = 2": Method(family="time-network"),
+    "time network, alpha = 2": Method(family="time-network", carried=True),
     "diagonal, alpha = 2": Method(family="diagonal"),
     "full, alpha = 2": Method(family="full"),
     "isotropic, adaptive grid": Method(grid="adaptive"),
+    "isotropic, adaptive grid, tuned at 100": Method(grid="adaptive", carried=True),
     "hessian": Method(family="hessian", grid="adaptive", laplace=True),
     "pairwise": Method(family="pairwise", grid="adaptive", laplace=True),
+    "pairwise, tuned at 100": Method(
+        family="pairwise", grid="adaptive", laplace=True, carried=True
+    ),
     "pairwise, no Laplace": Method(family="pairwise", grid="adaptive"),
     "pairwise, geometric grid": Method(family="pairwise"),
     "krylov 2": Method(family="krylov", grid="adaptive", laplace=True, rank=2),
@@ -355,10 +361,10 @@ class Bench:
             )
         if method.objective == "ddpm":
             best: Fit[Any] = Fit(kernel.covariance, math.nan, 0, 0.0)
-        elif method.family == "time-network" and n_steps != TIME_NETWORK_STEPS:
-            other, _, cost = self.fitted(method, TIME_NETWORK_STEPS)
-            log_w = log_weights(other.covariance, test, schedule)
-            return kernel.with_covariance(other.covariance), log_w, cost
+        elif method.carried and n_steps != CARRIED_FROM:
+            other, _, cost = self.fitted(method, CARRIED_FROM)
+            carried = other.covariance.resampled(other.schedule, schedule)
+            return kernel.with_covariance(carried), log_weights(carried, test, schedule), cost
         else:
             best = split_fit(family, train, schedule, method.objective)
         kernel = kernel.with_covariance(best.fitted)
@@ -370,7 +376,9 @@ class Bench:
         if not self.table.lacks(label, n_steps):
             return
         kernel, log_w, cost = self.fitted(METHODS[label], n_steps)
-        row = {**forward_part(log_w), **self.reverse(kernel, label, n_reverse), **cost}
+        row = {**forward_part(log_w), **cost}
+        if n_reverse:
+            row |= self.reverse(kernel, label, n_reverse)
         eta = kernel.covariance.eta(kernel.schedule)[:, 0].detach()
         row |= {"eta": eta.tolist(), "times": list(kernel.schedule.times)}
         row["gflops_per_sample"] = kernel_gigaflops(kernel)
@@ -454,7 +462,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", help="default: 25 50 100 200 (400)")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS))
     parser.add_argument("--samples", type=int, default=20_000, help="forward and reverse")
-    parser.add_argument("--reverse-samples", type=int, help="if other than --samples")
+    parser.add_argument("--reverse-samples", type=int, help="if other than --samples; may be 0")
     parser.add_argument("--fit-trajectories", type=int, default=16_000)
     parser.add_argument("--ode", type=int, metavar="RK4_STEPS", help="also the flow")
     parser.add_argument("--ode-samples", type=int, default=20_000)
@@ -467,7 +475,8 @@ def main() -> None:
         steps = options.steps or [25, 50, 100, 200] + ([400] if name == "lj13" else [])
         for n_steps in steps:
             for label in methods:
-                bench.measure(label, n_steps, options.reverse_samples or options.samples)
+                n_reverse = options.reverse_samples
+                bench.measure(label, n_steps, options.samples if n_reverse is None else n_reverse)
         if options.sgd:
             bench.sgd(100, 5_000, 512, fresh=False)
             bench.sgd(100, *options.sgd, fresh=True)

@@ -83,18 +83,61 @@ def table(document: dict[str, Any]) -> str:
 def curves(document: dict[str, Any], ax: Axes) -> None:
     """ESS against steps for every method measured at two or more numbers of steps."""
     for method in METHODS:
+        if METHODS[method].grid != "geometric":
+            continue
         rows = [r for r in document["rows"].values() if r["method"] == method]
         rows.sort(key=lambda r: r["n_steps"])
         if len(rows) > 1:
             forward, reverse = ([r[f"{w}_ess"][0] for r in rows] for w in ("forward", "reverse"))
             ess_curve([r["n_steps"] for r in rows], forward, reverse, method, ax)
+    _legend(ax)
+    ax.set_title(document["system"])
+
+
+BEYOND = (
+    "isotropic, alpha = 2",
+    "isotropic, adaptive grid",
+    "hessian",
+    "pairwise",
+    "tweedie",
+    "PF-ODE, exact",
+)
+"""Methods that the figure of all costs compares."""
+COSTS = {
+    "n_steps": "network evaluations per sample",
+    "gflops_per_sample": "GFLOPs per sample",
+    "seconds_per_1000_samples": "seconds per 1,000 samples",
+}
+
+
+def costs(document: dict[str, Any], figure: Figure) -> bool:
+    """ESS against steps, GFLOPs and seconds; False where no covariance depends on the state."""
+    rows = [r for r in document["rows"].values() if "reverse_ess" in r]
+    if not any(row["method"] in ("hessian", "pairwise", "tweedie") for row in rows):
+        return False
+    axes = figure.subplots(1, 3, sharey=True)
+    for ax, (key, label) in zip(axes, COSTS.items(), strict=True):
+        for method in BEYOND:
+            mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["n_steps"])
+            ways = ([r[f"{way}_ess"][0] for r in mine] for way in ("forward", "reverse"))
+            if mine:
+                ess_curve([r[key] for r in mine], *ways, method, ax)
+        ax.set(xscale="log", xlabel=label, ylabel="ESS / n" if ax is axes[0] else "")
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    _legend(axes[-1])
+    figure.suptitle(document["system"])
+    return True
+
+
+def _legend(ax: Axes) -> None:
+    """One entry a method, outside the axes."""
     solid = [line for line in ax.get_lines() if str(line.get_label()).endswith(", forward")]
     names = [str(line.get_label()).removesuffix(", forward") for line in solid]
     ax.legend(
         solid, names, title="forward (reverse: dashed)", frameon=False, loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
     )  # fmt: skip
-    ax.set_title(document["system"])
 
 
 def etas(document: dict[str, Any], ax: Axes) -> None:
@@ -140,6 +183,9 @@ def main() -> None:
             figure = Figure(figsize=(8.4 if draw is curves else 6.4, 4.2), layout="constrained")
             draw(document, figure.subplots())
             figure.savefig(DOCS / "figures" / f"{path.stem}-{name}.png", dpi=110)
+        figure = Figure(figsize=(12.0, 4.2), layout="constrained")
+        if costs(document, figure):
+            figure.savefig(DOCS / "figures" / f"{path.stem}-costs.png", dpi=110)
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         if samples(path.stem, 100, figure.subplots()):
             figure.savefig(DOCS / "figures" / f"{path.stem}-ess-samples.png", dpi=110)

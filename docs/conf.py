@@ -10,7 +10,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
 ]
-nb_execution_mode = "off"
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 1200
+nb_output_stderr = "remove"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,3 +101,35 @@ def test_snippets_are_found_and_a_broken_one_fails(
     with pytest.raises(AttributeError, match="no_such_method"):
         test_snippets_run(page, namespace)
     assert len(snippets(ROOT / "README.md")) >= 1
+
+
+NOTEBOOK_SIZES = "n_samples, n_frames, n_moves = {}"
+
+
+def build(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", source, folder]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
+    """With the notebook executed, at a small size."""
+    source = tmp_path / "docs"
+    shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("_build"))
+    page = source / "alanine.md"
+    full, small = NOTEBOOK_SIZES.format("150, 50, 10"), NOTEBOOK_SIZES.format("12, 6, 2")
+    assert full in page.read_text()
+    page.write_text(page.read_text().replace(full, small))
+    done = build(source, tmp_path / "html")
+    assert done.returncode == 0, done.stderr
+    assert "proposals accepted" in (tmp_path / "html" / "alanine.html").read_text()
+
+
+def test_a_link_to_nowhere_fails_the_build(tmp_path: Path) -> None:
+    """Control."""
+    source = tmp_path / "docs"
+    source.mkdir()
+    shutil.copy(ROOT / "docs" / "conf.py", source)
+    (source / "index.md").write_text("# Title\n\n{doc}`nowhere`\n")
+    done = build(source, tmp_path / "html")
+    assert done.returncode != 0
+    assert "nowhere" in done.stderr
