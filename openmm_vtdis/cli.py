@@ -10,6 +10,9 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
 line go first. Exit codes: 0; 2 for bad input, with one line that says what was expected; 130 after
 Ctrl-C, which keeps what was done and says how to go on.
+
+``train`` and ``sample`` work over several processes where ``torchrun`` starts them, ``sample``
+under ``srun`` too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openmm
 from openmm import app
 
@@ -28,15 +30,14 @@ from openmm_vtdis import pretrained
 from openmm_vtdis._version import __version__
 from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.processes import from_environment, group, own_device
+from openmm_vtdis.shards import sample_to_file
 from openmm_vtdis.storage import mentions
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-CHUNK = 200
-"""Samples between two points where an interrupted ``sample`` can go on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,25 +65,26 @@ def train(options: argparse.Namespace) -> None:
         options.temperature,
         n_dims=options.n_dims,
         network=options.network,
-        device=options.device,
+        device=own_device(options.device),
         seed=options.seed,
     )
-    try:
-        log = gen.train(
-            options.trajectory,
-            options.iterations,
-            checkpoint=checkpoint,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            progress=options.progress,
-        )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"{interrupt}. The same command goes on.") from None
-    if options.pairs:
-        gen.train_covariance(
-            options.trajectory, options.pairs, seed=options.seed, progress=options.progress
-        )
+    settings: dict[str, Any] = {"seed": options.seed, "progress": options.progress}
+    with group(options.device):
+        try:
+            log = gen.train(
+                options.trajectory,
+                options.iterations,
+                checkpoint=checkpoint,
+                batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                **settings,
+            )
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(f"{interrupt}. The same command goes on.") from None
+        if options.pairs:
+            gen.train_covariance(options.trajectory, options.pairs, **settings)
+    if from_environment()[0] > 0:
+        return
     gen.save(output)
     print(f"held-out denoising loss {log.held_out_losses[-1]:.4f}; wrote {output}")
     print(f"next: openmm-vtdis tune {output} -t {' '.join(options.trajectory)}")
@@ -108,37 +110,27 @@ def tune(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    """Draw weighted samples, chunk by chunk."""
-    gen, output = load(options), Path(options.output)
-    plan = {"seed": options.seed, "n_steps": options.steps, "chunk": CHUNK}
-    done: list[WeightedEnsemble] = []
-    if output.exists():
-        if not options.resume:
-            raise ValueError(f"{output}: exists; give another name, or --resume to go on with it")
-        done.append(WeightedEnsemble.load(output))
-        if done[0].metadata.get("plan") != plan:
-            raise ValueError(
-                f"{output}: expected samples of this plan, {plan}, got "
-                f"{done[0].metadata.get('plan')}"
-            )
-    n = sum(map(len, done))
+    """Draw weighted samples, shard by shard."""
+    output, process = Path(options.output), from_environment()
     try:
-        while n < options.n:
-            size = min(CHUNK, options.n - n)
-            seed = int(np.random.SeedSequence([options.seed, n]).generate_state(1)[0])
-            part = gen.sample(size, n_steps=options.steps, seed=seed, progress=options.progress)
-            done.append(part.with_metadata({**part.metadata, "plan": plan}))
-            n += size
+        complete = sample_to_file(
+            load(options),
+            output,
+            options.n,
+            n_steps=options.steps,
+            seed=options.seed,
+            shard_size=options.shard_size,
+            process=process,
+            progress=options.progress,
+        )
     except KeyboardInterrupt:
-        if not done:
-            raise KeyboardInterrupt("No chunk was complete: nothing was written.") from None
-        WeightedEnsemble.concatenate(done).save(output)
         raise KeyboardInterrupt(
-            f"Kept {n} of {options.n} samples in {output}; --resume draws the rest."
+            f"Whole shards are kept in {output}.shards. The same command goes on."
         ) from None
-    ensemble = WeightedEnsemble.concatenate(done)
-    ensemble.save(output)
-    print(f"{ensemble.diagnostics()}\nwrote {output}")
+    if not complete:
+        print(f"process {process[0]} of {process[1]}: its shards are done")
+        return
+    print(f"{WeightedEnsemble.load(output).diagnostics()}\nwrote {output}")
     print(f"next: openmm-vtdis analyze {output}")
 
 
@@ -205,7 +197,7 @@ def read_system(path: str) -> openmm.System:
 
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
-    name, device = options.archive, getattr(options, "device", "cpu")
+    name, device = options.archive, own_device(getattr(options, "device", "cpu"))
     if not Path(name).exists() and name in pretrained.names():
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
     return DiffusionBoltzmannGenerator.load(name, device=device)
@@ -264,7 +256,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument("-n", type=int, default=10_000)
     one.add_argument("-o", "--output", default="samples.nc", help=".nc or .npz")
     one.add_argument("--steps", type=int, help="if other than the tuned number")
-    one.add_argument("--resume", action="store_true", help="go on with an output that exists")
+    one.add_argument("--shard-size", type=int, help="samples that a killed run can lose at most")
     one.add_argument("--device", default="cpu")
 
     one = command(analyze)

@@ -13,11 +13,12 @@ a file under its final name is always whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,8 +33,11 @@ FORMAT_VERSION = 1
 _KEY, _CHECKSUM = "openmm_vtdis", "crc32"
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write ``content`` to ``path`` through a temporary file and a rename.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside ``path``; what was written there takes the place of ``path``.
+
+    Flushed to disk first; nothing is replaced if an exception passes.
 
     Raises
     ------
@@ -43,20 +47,27 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path}: expected the name of a file in a folder that exists")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return path
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write ``content`` to ``path`` as :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
 
 
 def write_archive(

@@ -73,9 +73,9 @@ def test_from_files_to_samples(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_an_interrupted_sample_goes_on_where_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "CHUNK", 10)
     archive, whole, parts = (str(folder / f) for f in ("model.vtdis", "whole.npz", "parts.npz"))
-    assert run(folder, "sample", archive, "-n", "35", "-o", whole) == 0
+    size = ["-n", "35", "--shard-size", "10"]
+    assert run(folder, "sample", archive, *size, "-o", whole) == 0
     draw, calls = DiffusionBoltzmannGenerator.sample, []
 
     def interrupted(self: DiffusionBoltzmannGenerator, *args: Any, **options: Any) -> Any:
@@ -85,15 +85,16 @@ def test_an_interrupted_sample_goes_on_where_it_was(
         return draw(self, *args, **options)
 
     monkeypatch.setattr(DiffusionBoltzmannGenerator, "sample", interrupted)
-    assert run(folder, "sample", archive, "-n", "35", "-o", parts) == 130
-    assert "Kept 20 of 35 samples in" in capsys.readouterr().err
-    assert run(folder, "sample", archive, "-n", "35", "-o", parts) == 2
-    assert "--resume to go on with it" in capsys.readouterr().err
-    assert run(folder, "sample", archive, "-n", "35", "-o", parts, "--resume") == 0
+    assert run(folder, "sample", archive, *size, "-o", parts) == 130
+    assert f"kept in {parts}.shards" in capsys.readouterr().err
+    assert run(folder, "sample", archive, *size, "-o", parts, "--seed", "1") == 2
+    assert "differ in seed (0 there, 1 here)" in capsys.readouterr().err
+    assert run(folder, "sample", archive, *size, "-o", parts) == 0
+    assert [args[0] for args in calls] == [10, 10, 10, 10, 5]
     a, b = WeightedEnsemble.load(whole), WeightedEnsemble.load(parts)
     np.testing.assert_array_equal(a.log_weights, b.log_weights)
-    assert run(folder, "sample", archive, "-n", "50", "-o", parts, "--resume", "--seed", "1") == 2
-    assert "expected samples of this plan" in capsys.readouterr().err
+    assert run(folder, "sample", archive, *size, "-o", parts) == 2
+    assert "exists; give another name" in capsys.readouterr().err
 
 
 def test_an_interrupted_training_says_how_to_go_on(

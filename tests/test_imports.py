@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
-    {"_version", "units", "checks", "random", "storage", "progress"},
+    {"_version", "units", "checks", "random", "storage", "progress", "processes"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},
@@ -20,7 +20,7 @@ ORDER = [
     {"ensemble"},
     {"pretrained", "archive", "model_units"},
     {"generator", "testing"},
-    {"interop"},
+    {"interop", "shards"},
     {"plotting", "cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -6,6 +6,11 @@ mean and width that reach down to the stiffest modes of a molecule). Adam, linea
 decay, gradient clipping by norm, and an exponential moving average (EMA) of the weights, which is
 what is kept.
 
+In a process group (:mod:`~openmm_vtdis.processes`) every process draws the same batch, takes its
+share of it and sums the gradients over all: weights and random streams stay the same everywhere,
+the result does not depend on the number of processes but for rounding, and process 0 writes the
+checkpoints.
+
 Progress is judged by the held-out denoising loss: EMA weights, frames that training never sees,
 and noise that is the same at every evaluation.
 """
@@ -29,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmm_vtdis import checks, storage
+from openmm_vtdis import checks, processes, storage
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
 
@@ -216,8 +221,10 @@ class Trainer:
         started = time.monotonic() - self._elapsed
         saved = time.monotonic()
         n_iterations = self.config.n_iterations
-        bar = progress_bar(n_iterations, "training", progress, initial=self.iteration)
-        with bar, deferred_interrupt() as interrupted:
+        first = processes.in_group()[0] == 0
+        processes.copy_from_first([*self.denoiser.state_dict().values(), *self.average.values()])
+        bar = progress_bar(n_iterations, "training", progress and first, initial=self.iteration)
+        with bar, deferred_interrupt() as pressed:
             while self.iteration < self.config.n_iterations:
                 self._recent.append(self._step())
                 bar.update()
@@ -226,12 +233,13 @@ class Trainer:
                     self._elapsed = time.monotonic() - started
                     self._record()
                     bar.set_postfix(held_out=f"{self.log.held_out_losses[-1]:.4f}")
-                due = interrupted() or time.monotonic() - saved >= checkpoint_seconds
-                if path is not None and (last or due):
+                interrupted = processes.any_in_group(pressed(), self.frames.device)
+                due = interrupted or time.monotonic() - saved >= checkpoint_seconds
+                if path is not None and first and (last or due):
                     self._elapsed = time.monotonic() - started
                     self.save(path)
                     saved = time.monotonic()
-                if interrupted():
+                if interrupted:
                     kept = "" if path is None else f"; the same call goes on from {path}"
                     raise KeyboardInterrupt(f"training: at iteration {self.iteration}{kept}")
 
@@ -247,9 +255,13 @@ class Trainer:
             group["lr"] = config.learning_rate_at(self.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         mixed = config.precision == "bfloat16"
+        rank, n_processes = processes.in_group()
+        clean, levels, noise = (v[rank::n_processes] for v in (clean, levels, noise))
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            loss = self.denoiser.loss(clean, levels, noise).mean()
+            loss = self.denoiser.loss(clean, levels, noise).sum() / config.batch_size
         loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
+        processes.sum_over_group([loss, *gradients])
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):

@@ -28,7 +28,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -37,7 +37,7 @@ import numpy as np
 from openmm import app
 
 from openmm_vtdis._version import __version__
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage import replacing, write_atomically
 from openmm_vtdis.topology import topology_from_json, topology_to_json
 
 FORMAT = "openmm-vtdis-ensemble"
@@ -70,17 +70,47 @@ def write_ensemble(path: str | os.PathLike[str], contents: Contents) -> Path:
     """Write an ensemble to ``path``, as NetCDF (.nc) or npz (.npz) by its suffix, atomically."""
     path = Path(path)
     pack = {".nc": _pack_netcdf, ".npz": _pack_npz}[_suffix(path)]
-    topology = contents["topology"]
     arrays = _arrays(contents)
+    return write_atomically(path, pack(path, arrays, _document(contents, _checksum([arrays]))))
+
+
+def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
+    """Write one NetCDF file with the samples of many ensembles, of which one is read at a time.
+
+    Temperature, topology and metadata are those of the first: all are taken for parts of one run.
+    """
+    path, first = Path(path), read_ensemble(parts[0])
+    document = _document(first, _checksum(_Parts(parts)))
+    with replacing(path) as temporary:
+        file = _create_netcdf(path, first["positions"].shape, document, temporary)
+        for part in parts:
+            _append(file, _arrays(read_ensemble(part)))
+        file.close()
+    return path
+
+
+class _Parts:
+    """Arrays of the ensembles in files, read one by one, as often as asked."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (_arrays(read_ensemble(path)) for path in self.paths)
+
+
+def _document(contents: Contents, checksum: int) -> str:
+    """All of an ensemble but its arrays, as JSON."""
+    topology = contents["topology"]
     document = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "temperature": contents["temperature"],
         "topology": None if topology is None else topology_to_json(topology),
         "metadata": contents["metadata"],
-        "crc32": _checksum(arrays),
+        "crc32": checksum,
     }
-    return write_atomically(path, pack(path, arrays, json.dumps(document, allow_nan=False)))
+    return json.dumps(document, allow_nan=False)
 
 
 def read_ensemble(path: str | os.PathLike[str]) -> Contents:
@@ -113,7 +143,7 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
     missing = {"temperature", "topology", "metadata", "crc32"} - set(document)
     if missing:
         raise _foreign(path, f"a document without {', '.join(sorted(missing))}")
-    if _checksum(arrays) != document["crc32"]:
+    if _checksum([arrays]) != document["crc32"]:
         raise _foreign(path, "arrays that do not match their checksum: truncated or altered")
     topology = document["topology"]
     return Contents(
@@ -182,25 +212,37 @@ def _arrays(contents: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(contents[name], dtype="<f8") for name in _VARIABLES}
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+def _checksum(parts: Iterable[Mapping[str, np.ndarray]]) -> int:
+    """CRC of the arrays, joined: array by array, so that parts are gone through for each."""
+    shapes = [{name: arrays[name].shape for name in _VARIABLES} for arrays in parts]
     crc = 0
     for name in _VARIABLES:
-        array = np.ascontiguousarray(arrays[name], dtype="<f8")
-        crc = zlib.crc32(repr(array.shape).encode(), crc)
-        crc = zlib.crc32(array.data.cast("B"), crc)
+        shape = (sum(part[name][0] for part in shapes), *shapes[0][name][1:])
+        crc = zlib.crc32(repr(shape).encode(), crc)
+        for arrays in parts:
+            crc = zlib.crc32(arrays[name].data.cast("B"), crc)
     return crc
 
 
 # -- NetCDF -----------------------------------------------------------------------------------
 def _pack_netcdf(path: Path, arrays: Mapping[str, np.ndarray], document: str) -> bytes:
-    positions = arrays["positions"]
-    _, n_particles, n_dims = positions.shape
+    file = _create_netcdf(path, arrays["positions"].shape, document)
+    _append(file, arrays)
+    return bytes(file.close())
+
+
+def _create_netcdf(
+    path: Path, shape: tuple[int, ...], document: str, place: Path | None = None
+) -> netCDF4.Dataset:
+    """A trajectory without frames, in memory or in the file ``place``."""
+    _, n_particles, n_dims = shape
     if n_dims > 3:
         raise ValueError(
             f"{path}: expected at most 3 dimensions in a NetCDF trajectory, got {n_dims}; save to "
             "a file that ends in .npz"
         )
-    file = netCDF4.Dataset(path.name, mode="w", format="NETCDF3_64BIT_OFFSET", memory=1024)
+    memory: dict[str, Any] = {"memory": 1024} if place is None else {}
+    file = netCDF4.Dataset(place or path.name, mode="w", format="NETCDF3_64BIT_OFFSET", **memory)
     file.Conventions = "AMBER"
     file.ConventionVersion = "1.0"
     file.application = "OpenMM"
@@ -210,21 +252,24 @@ def _pack_netcdf(path: Path, arrays: Mapping[str, np.ndarray], document: str) ->
     for name, size in {"frame": None, "atom": n_particles, "spatial": 3, "n_dims": n_dims}.items():
         file.createDimension(name, size)
     file.createVariable("spatial", "S1", ("spatial",))[:] = np.array(["x", "y", "z"], dtype="S1")
-    coordinates = file.createVariable("coordinates", "f4", ("frame", "atom", "spatial"))
-    coordinates.units = "angstrom"
+    file.createVariable("coordinates", "f4", ("frame", "atom", "spatial")).units = "angstrom"
     log_weight = file.createVariable("log_weight", "f8", ("frame",))
     log_weight.long_name = "log of the unnormalised importance weight"
-    reduced_energy = file.createVariable("reduced_energy", "f8", ("frame",))
-    reduced_energy.units = "kT"
-    exact = file.createVariable("positions", "f8", ("frame", "atom", "n_dims"))
-    exact.units = "nanometer"
-    padding = [(0, 0), (0, 0), (0, 3 - n_dims)]
+    file.createVariable("reduced_energy", "f8", ("frame",)).units = "kT"
+    file.createVariable("positions", "f8", ("frame", "atom", "n_dims")).units = "nanometer"
+    return file
+
+
+def _append(file: netCDF4.Dataset, arrays: Mapping[str, np.ndarray]) -> None:
+    """Frames after those that are there."""
+    positions = arrays["positions"]
+    start = len(file.dimensions["frame"])
+    frames = slice(start, start + len(positions))
+    padding = [(0, 0), (0, 0), (0, 3 - positions.shape[2])]
     with np.errstate(over="ignore"):  # a sample that exploded: of weight zero, infinite here
-        coordinates[:] = np.pad(10.0 * positions, padding).astype(np.float32)
-    log_weight[:] = arrays["log_weights"]
-    reduced_energy[:] = arrays["reduced_energies"]
-    exact[:] = positions
-    return bytes(file.close())
+        file["coordinates"][frames] = np.pad(10.0 * positions, padding).astype(np.float32)
+    for name, variable in _VARIABLES.items():
+        file[variable][frames] = arrays[name]
 
 
 def _unpack_netcdf(path: Path) -> tuple[dict[str, np.ndarray], str]:

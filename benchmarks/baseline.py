@@ -1,0 +1,194 @@
+"""The same network and sampler as one would first write them, to measure the package against.
+
+    python -m benchmarks.baseline
+
+:class:`EdgeListEGNN` keeps a list of edges, as graph libraries do: node features are gathered
+along it and concatenated with those of the edge, messages are scattered back to the nodes. It takes
+its weights from an :class:`~openmm_vtdis.networks.EGNN` and gives the same displacements. Training
+step and sampling are timed in alternating rounds beside those of the package, on the shipped
+networks. Writes ``docs/tables/baseline.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.sampling import reverse_paths
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.networks import EGNN
+from openmm_vtdis.networks.egnn import EGNNLayer
+from openmm_vtdis.storage import write_atomically
+
+
+class EdgeListLayer(nn.Module):
+    """One round of messages along a list of edges."""
+
+    def __init__(self, dense: EGNNLayer) -> None:
+        super().__init__()
+        n_hidden, n_edge = dense.message.in_features, dense.edge.in_features
+        self.first = nn.Linear(3 * n_hidden + n_edge, n_hidden)
+        with torch.no_grad():
+            parts = (dense.sender, dense.receiver, dense.edge, dense.noise)
+            self.first.weight.copy_(torch.cat([part.weight for part in parts], dim=1))
+            self.first.bias.copy_(dense.noise.bias)
+        self.message, self.attention = copy.deepcopy(dense.message), copy.deepcopy(dense.attention)
+        self.displacement = copy.deepcopy(dense.displacement)
+        self.noise, self.update = copy.deepcopy(dense.noise), copy.deepcopy(dense.update)
+
+    def forward(
+        self, x: Tensor, h: Tensor, edges: Tensor, tau: Tensor, row: Tensor, col: Tensor, n: int
+    ) -> tuple[Tensor, Tensor]:
+        """Nodes (V, D) and (V, H), edges (E, F), noise (V, H), ends (E,): new x and h."""
+        difference = x[row] - x[col]
+        square = difference.square().sum(dim=-1, keepdim=True)
+        inputs = torch.cat([h[row], h[col], edges, square, tau[row]], dim=-1)
+        message = nn.functional.silu(self.message(nn.functional.silu(self.first(inputs))))
+        gate = torch.sigmoid(self.attention(message))
+        direction = difference / ((square + 1e-12).sqrt() + 1.0)
+        shift = direction * (gate * self.displacement(message)) / max(n - 1, 1)
+        x = torch.zeros_like(x).index_add(0, row, shift) + x
+        received = torch.zeros_like(h).index_add(0, row, gate * message)
+        h = h + self.update(torch.cat([h + self.noise(tau), received], dim=-1))
+        return x, h
+
+
+class EdgeListEGNN(nn.Module):
+    """The displacement network with the weights of a dense one."""
+
+    def __init__(self, dense: EGNN) -> None:
+        super().__init__()
+        self.labels, self.nodes, self.static = dense.labels, dense.nodes, dense.edges
+        self.embedding, self.node_input = (
+            copy.deepcopy(part) for part in (dense.embedding, dense.node_input)
+        )
+        self.noise, self.radial = copy.deepcopy(dense.noise), dense.radial
+        self.layers = nn.ModuleList([EdgeListLayer(layer) for layer in dense.layers])  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, log_t: Tensor) -> Tensor:
+        """(B, M, D), (B,) -> (B, M, D)."""
+        n_graphs, n, n_dims = x.shape
+        i, j = (1 - torch.eye(n, device=x.device)).nonzero(as_tuple=True)
+        offset = n * torch.arange(n_graphs, device=x.device)[:, None]
+        row, col = (offset + i).flatten(), (offset + j).flatten()
+        tau = self.noise(log_t).repeat_interleave(n, dim=0)
+        features = torch.cat([self.embedding(self.labels), self.nodes], dim=-1)
+        h = self.node_input(features).repeat(n_graphs, 1)
+        flat = x.reshape(-1, n_dims)
+        start, square = flat, (flat[row] - flat[col]).square().sum(dim=-1)
+        static = self.static[i, j].repeat(n_graphs, 1)
+        edges = torch.cat([self.radial((square + 1e-12).sqrt()), static], dim=-1)
+        for layer in self.layers:
+            flat, h = layer(flat, h, edges, tau, row, col, n)
+        return (flat - start).reshape(x.shape)
+
+
+def sample(
+    denoiser: PreconditionedDenoiser, schedule: Schedule, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The reverse process with DDPM's variance, step by step as the paper's equations stand.
+
+    x_0 (n, M, D) and the log ratio of the path densities (n,).
+    """
+    space: Space = denoiser.space
+    times = schedule.times
+    x = times[-1] * space.standard_normal(n, generator)
+    log_ratio = -space.isotropic_log_prob(x, times[-1] ** 2)
+    for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
+        ratio = (s / t) ** 2
+        variance = s**2 * (1.0 - ratio)
+        with torch.no_grad():
+            denoised = space.project(denoiser(x, torch.full((n,), t, dtype=x.dtype)))
+        mean = ratio * x + (1.0 - ratio) * denoised
+        before = mean + variance**0.5 * space.standard_normal(n, generator)
+        log_ratio += space.isotropic_log_prob(x - before, t**2 - s**2)
+        log_ratio -= space.isotropic_log_prob(before - mean, variance)
+        x = before
+    return x, log_ratio
+
+
+def training_step(denoiser: PreconditionedDenoiser, batch_size: int) -> Callable[[], None]:
+    """One step of Adam on noised Gaussians, whose configuration does not matter for the time."""
+    optimizer = torch.optim.Adam(denoiser.parameters())
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        clean, noise = (
+            denoiser.space.standard_normal(batch_size, generator, torch.float32) for _ in range(2)
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss = denoiser.loss(clean, torch.ones(batch_size), noise).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(name: str, n_rounds: int, batch_size: int) -> str:
+    """One line of the table: seconds of the package and how much longer the baseline takes."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    dense = copy.deepcopy(gen.denoiser).train()
+    plain = PreconditionedDenoiser(EdgeListEGNN(dense.network), gen.space)
+    grid = Schedule.geometric(4, 0.1, 10.0)
+    kernel = DiffusionKernel.ddpm(dense, grid)
+    work = {
+        "training": (training_step(dense, batch_size), training_step(plain, batch_size)),
+        "sampling": (
+            lambda: reverse_paths(
+                kernel, batch_size, torch.Generator().manual_seed(0), batch_size, False
+            ),
+            lambda: sample(plain, grid, batch_size, torch.Generator().manual_seed(0)),
+        ),
+    }
+    cells = [name]
+    for ours, theirs in work.values():
+        ours(), theirs()
+        pairs = np.array([[seconds(ours), seconds(theirs)] for _ in range(n_rounds)])
+        ratio = pairs[:, 1] / pairs[:, 0]
+        unit = 1e3 * np.median(pairs[:, 0]) / batch_size
+        cells += [f"{unit:.3g} ms", f"{np.median(ratio):.2f} ({ratio.min():.2f}-{ratio.max():.2f})"]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    text = (
+        "| network | a training step, per configuration | baseline takes | four steps of sampling, "
+        "per sample | baseline takes |\n|---|---|---|---|---|\n"
+    )
+    for name in options.systems:
+        text += measure(name, options.rounds, options.batch_size)
+        print(text.splitlines()[-1], flush=True)
+    text += (
+        f"\nThe package's time, and the baseline's as a multiple of it: median and range of "
+        f"{options.rounds} alternating rounds, batches of {options.batch_size}, "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n"
+    )
+    write_atomically(DOCS / "tables" / "baseline.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()

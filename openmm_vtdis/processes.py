@@ -1,0 +1,81 @@
+"""Several processes at one task: who this one is, and what they tell each other.
+
+Started by ``torchrun``, or by SLURM's ``srun``, a process finds its number and theirs in the
+environment. Sampling needs no more than that (:mod:`~openmm_vtdis.shards`). Training also sums
+gradients over all of them, through ``torch.distributed``: inside :func:`group`, or wherever the
+caller has made a process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, distributed
+
+_NAMES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
+
+
+def from_environment() -> tuple[int, int]:
+    """(i, N): this is process i of N; (0, 1) where nobody has started several."""
+    for rank, size in _NAMES:
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def own_device(device: str) -> str:
+    """ "cuda" with the number of this process on its machine; any other name as it is."""
+    local = next((os.environ[name] for name in _LOCAL if name in os.environ), None)
+    return (
+        f"cuda:{int(local) % torch.cuda.device_count()}" if device == "cuda" and local else device
+    )
+
+
+@contextlib.contextmanager
+def group(device: str) -> Iterator[None]:
+    """A process group of those that ``torchrun`` started; nothing for a process alone."""
+    if "RANK" not in os.environ or from_environment()[1] == 1:
+        yield
+        return
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def in_group() -> tuple[int, int]:
+    """(i, N) in the process group; (0, 1) without one."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def sum_over_group(tensors: Sequence[Tensor]) -> None:
+    """Sum each tensor over the processes, in place, in one message."""
+    if in_group()[1] == 1:
+        return
+    flat = torch.cat([tensor.detach().flatten().to(torch.float32) for tensor in tensors])
+    distributed.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.detach().copy_(total.view_as(tensor))
+
+
+def any_in_group(flag: bool, device: torch.device) -> bool:
+    """Whether it is set in any of the processes."""
+    if in_group()[1] == 1:
+        return flag
+    number = torch.tensor(float(flag), device=device)
+    distributed.all_reduce(number)
+    return bool(number)
+
+
+def copy_from_first(tensors: Sequence[Tensor]) -> None:
+    """Give each tensor the values that process 0 has, in place."""
+    if in_group()[1] > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor.detach(), src=0)

@@ -1,0 +1,288 @@
+"""Killed, out of space, several at once: what was written is whole, the rest is made the same."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+import pytest
+import torch
+
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, processes, storage
+from openmm_vtdis.ensemble import io
+from openmm_vtdis.shards import sample_to_file
+from openmm_vtdis.targets import double_well
+from tests.diffusion.test_training import make_trainer
+
+
+@pytest.fixture(scope="module")
+def gen() -> DiffusionBoltzmannGenerator:
+    """Untrained but tuned: weights are exact for any network."""
+    system = double_well()
+    made = DiffusionBoltzmannGenerator(
+        system.system, None, system.temperature, n_dims=2, network="egnn-1x8", seed=0
+    )
+    spread = 0.3 * np.random.default_rng(0).normal(size=(400, 4, 2))
+    made.train(system.positions + spread, 3, batch_size=16, progress=False)
+    made.tune(
+        system.positions + spread, 4, "isotropic", schedule="geometric", n_trajectories=200, seed=0,
+        progress=False,
+    )  # fmt: skip
+    return made
+
+
+def same(a: Path, b: Path) -> None:
+    one, other = WeightedEnsemble.load(a), WeightedEnsemble.load(b)
+    for name in ("positions", "log_weights", "reduced_energies"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.metadata == other.metadata
+
+
+def killed_at_random(work: Callable[[], object], longest: float, rng: random.Random) -> bool:
+    """Run in a child that gets SIGKILL within ``longest`` seconds; whether it was done before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    end = time.monotonic() + rng.uniform(0.0, longest)
+    while time.monotonic() < end:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+# -- samples -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", [".nc", ".npz"])
+def test_the_number_of_processes_does_not_matter(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, suffix: str
+) -> None:
+    alone, shared = tmp_path / f"alone{suffix}", tmp_path / f"shared{suffix}"
+    options = {"seed": 3, "shard_size": 10, "progress": False}
+    assert sample_to_file(gen, alone, 47, **options)  # type: ignore[arg-type]
+    done = [
+        sample_to_file(gen, shared, 47, process=(i, 3), **options)  # type: ignore[arg-type]
+        for i in (2, 0, 1)
+    ]
+    assert done == [False, False, True]
+    same(alone, shared)
+    assert len(WeightedEnsemble.load(alone)) == 47
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alone.name, shared.name])
+    assert sample_to_file(gen, shared, 47, process=(5, 6), **options)  # type: ignore[arg-type]
+
+
+def test_samples_of_a_run_that_is_killed_again_and_again(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole.nc", tmp_path / "killed.nc"
+    began = time.monotonic()
+    sample_to_file(gen, whole, 150, shard_size=10, progress=False)
+    longest, rng, n_kills = 0.4 * (time.monotonic() - began), random.Random(1), 0
+    while not killed_at_random(
+        lambda: sample_to_file(gen, killed, 150, shard_size=10, progress=False), longest, rng
+    ):
+        n_kills += 1
+        assert n_kills < 200
+        assert not killed.exists() or len(WeightedEnsemble.load(killed)) == 150
+        for shard in Path(f"{killed}.shards").glob("[0-9]*.nc"):
+            assert len(WeightedEnsemble.load(shard)) == 10
+    assert n_kills >= 2
+    same(whole, killed)
+    assert not Path(f"{killed}.shards").exists()
+
+
+def test_shards_of_another_run_are_refused(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "samples.nc"
+    assert not sample_to_file(gen, path, 20, shard_size=10, process=(0, 2), progress=False)
+    for options, named in (({"seed": 1}, "seed"), ({"n_steps": 7}, "n_steps")):
+        with pytest.raises(ValueError, match=f"differ in {named}"):
+            sample_to_file(gen, path, 20, shard_size=10, progress=False, **options)  # type: ignore[arg-type]
+    kernel = gen.kernel
+    assert kernel is not None
+    other = kernel.with_gains(1.01 * kernel.mean_gains)
+    monkeypatch.setattr(gen, "kernel", other)
+    with pytest.raises(ValueError, match="differ in generator"):
+        sample_to_file(gen, path, 20, shard_size=10, progress=False)
+
+
+def test_bad_input_for_shards(gen: DiffusionBoltzmannGenerator, tmp_path: Path) -> None:
+    path = tmp_path / "samples.nc"
+    with pytest.raises(ValueError, match=r"expected \(i, N\) with 0 <= i < N"):
+        sample_to_file(gen, path, 10, process=(2, 2))
+    with pytest.raises(ValueError, match="ends in .nc or .npz"):
+        sample_to_file(gen, tmp_path / "samples.dcd", 10)
+    path.write_text("")
+    with pytest.raises(ValueError, match="exists; give another name"):
+        sample_to_file(gen, path, 10)
+
+
+def test_a_damaged_shard_is_named_and_the_others_stay(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    path = tmp_path / "samples.nc"
+    sample_to_file(gen, path, 30, shard_size=10, process=(0, 2), progress=False)
+    shard = tmp_path / "samples.nc.shards" / "000000.nc"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"000000\.nc: expected an ensemble"):
+        sample_to_file(gen, path, 30, shard_size=10, progress=False)
+    shard.unlink()
+    assert sample_to_file(gen, path, 30, shard_size=10, progress=False)
+
+
+def test_joining_holds_one_shard_at_a_time(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest array that is written at once is a shard's."""
+    sizes = []
+    append = io._append
+
+    def counted(file: netCDF4.Dataset, arrays: dict[str, np.ndarray]) -> None:
+        sizes.append(len(arrays["positions"]))
+        append(file, arrays)
+
+    monkeypatch.setattr(io, "_append", counted)
+    sample_to_file(gen, tmp_path / "samples.nc", 100, shard_size=10, progress=False)
+    assert max(sizes) == 10
+
+
+# -- a full disk -------------------------------------------------------------------------------
+def test_a_full_disk_is_an_error_and_loses_nothing(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "samples.nc"
+    write, calls = Path.write_bytes, []
+
+    def until_full(self: Path, content: bytes) -> int:
+        calls.append(self)
+        if len(calls) == 4:
+            write(self, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", until_full)
+    with pytest.raises(OSError, match="No space left"):
+        sample_to_file(gen, path, 50, shard_size=10, progress=False)
+    folder = tmp_path / "samples.nc.shards"
+    assert sorted(p.name for p in folder.iterdir()) == ["000000.nc", "000001.nc", "plan.json"]
+    assert sample_to_file(gen, path, 50, shard_size=10, progress=False)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_device_that_is_full_is_reported_by_the_real_write(tmp_path: Path) -> None:
+    """What write_atomically relies on, without any mock."""
+    with pytest.raises(OSError, match="No space left"):
+        Path("/dev/full").write_bytes(b"x" * 100_000)
+    with pytest.raises((ValueError, OSError)):
+        storage.write_atomically("/proc/samples.nc", b"x")
+
+
+# -- training ----------------------------------------------------------------------------------
+def test_training_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path) -> None:
+    def train(path: Path) -> None:
+        make_trainer(40).run(path, checkpoint_seconds=0.0, progress=False)
+
+    whole, killed = tmp_path / "whole.ckpt", tmp_path / "killed.ckpt"
+    began = time.monotonic()
+    train(whole)
+    longest, rng, n_kills = 0.5 * (time.monotonic() - began), random.Random(2), 0
+    while not killed_at_random(lambda: train(killed), longest, rng):
+        n_kills += 1
+        assert n_kills < 200
+        if killed.exists():
+            storage.read_archive(killed, "checkpoint")
+    assert n_kills >= 2
+    (one, about), (other, about_other) = (
+        storage.read_archive(path, "checkpoint") for path in (whole, killed)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert about["log"]["losses"] == about_other["log"]["losses"]
+
+
+SCRIPT = """
+import sys
+import torch
+from openmm_vtdis import processes
+from openmm_vtdis.storage import write_archive
+from tests.diffusion.test_training import make_trainer
+
+with processes.group("cpu"):
+    trainer = make_trainer(12)
+    if processes.in_group()[0] == 1:  # begins elsewhere: process 0 counts
+        for value in trainer.denoiser.parameters():
+            value.data.add_(1.0)
+    trainer.run(sys.argv[1] if processes.in_group()[0] == 0 else None, progress=False)
+    i, n = processes.in_group()
+    state = trainer.denoiser.state_dict()
+    write_archive(f"{sys.argv[2]}/{i}-of-{n}", "weights", state, {"losses": trainer.log.losses})
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """Under torchrun, with gloo."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).parents[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, script, tmp_path / "run.ckpt", tmp_path], env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = make_trainer(12)
+    alone.run(progress=False)
+    states = [storage.read_archive(tmp_path / f"{i}-of-2", "weights") for i in (0, 1)]
+    for name, value in alone.denoiser.state_dict().items():
+        assert torch.equal(states[0][0][name], states[1][0][name])
+        torch.testing.assert_close(states[0][0][name], value, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(states[0][1]["losses"], alone.log.losses, rtol=1e-4)
+
+
+def test_control_without_the_sum_of_gradients_two_processes_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: process 0 of two that takes its half of the batch and sums with nobody."""
+    alone, half = make_trainer(12), make_trainer(12)
+    alone.run(progress=False)
+    monkeypatch.setattr("openmm_vtdis.processes.in_group", lambda: (0, 2))
+    monkeypatch.setattr("openmm_vtdis.processes.sum_over_group", lambda tensors: None)
+    monkeypatch.setattr("openmm_vtdis.processes.copy_from_first", lambda tensors: None)
+    monkeypatch.setattr("openmm_vtdis.processes.any_in_group", lambda flag, device: flag)
+    half.run(progress=False)
+    pairs = zip(
+        alone.denoiser.state_dict().values(), half.denoiser.state_dict().values(), strict=True
+    )
+    assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-3
+
+
+def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes.from_environment() == (0, 1)
+    assert processes.own_device("cpu") == "cpu"
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert processes.from_environment() == (3, 8)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.from_environment() == (1, 2)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert processes.own_device("cuda") == "cuda:1"
+    assert processes.own_device("cuda:2") == "cuda:2"
