@@ -77,10 +77,13 @@ def sample_to_file(
     n_shards = -(-n // shard_size)
     if i >= n_shards:
         return path.exists()
-    if path.exists():
-        raise ValueError(f"{path}: exists; give another name")
     folder = Path(f"{path}.shards")
+    if path.exists() and not (folder / _PLAN).exists():
+        raise ValueError(f"{path}: exists; give another name")
     _check_plan(folder, _plan(gen, n, n_steps, seed, shard_size))
+    if path.exists():  # killed when the shards were joined but still there
+        _clear(folder)
+        return True
     files = [folder / f"{k:06d}{path.suffix}" for k in range(n_shards)]
     with progress_bar(n_shards, "sampling", progress and i == 0, "shard") as bar:
         bar.update(sum(file.exists() for file in files))
@@ -98,8 +101,17 @@ def sample_to_file(
         if not path.exists():
             raise
         return True  # another process has joined them meanwhile
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     return True
+
+
+def _clear(folder: Path) -> None:
+    """Remove the shards, and their plan last: as long as it is there they are known."""
+    for file in folder.iterdir():
+        if file.name != _PLAN:
+            file.unlink(missing_ok=True)
+    (folder / _PLAN).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(path: Path, files: list[Path]) -> None:

@@ -16,9 +16,9 @@ positions         frame, atom, n_dims    x in nm, float64: what is read back
 :func:`write_colvar` writes what PLUMED reads: a table of collective variables with a column
 ``logweight``, dimensionless, for ``LOGWEIGHTS=``.
 
-``.nc`` and ``.npz`` carry one JSON document (temperature, topology, metadata) with a CRC of the
-three arrays: the NetCDF-3 library fills the missing end of a truncated file with zeros and says
-nothing. Nothing is ever unpickled, and files are written under a temporary name first.
+``.nc`` and ``.npz`` carry one JSON document (temperature, topology, metadata) with a CRC of it and
+of the three arrays: the NetCDF-3 library fills the missing end of a truncated file with zeros and
+says nothing. Nothing is ever unpickled, and files are written under a temporary name first.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_ensemble(path: str | os.PathLike[str], contents: Contents) -> Path:
     path = Path(path)
     pack = {".nc": _pack_netcdf, ".npz": _pack_npz}[_suffix(path)]
     arrays = _arrays(contents)
-    return write_atomically(path, pack(path, arrays, _document(contents, _checksum([arrays]))))
+    return write_atomically(path, pack(path, arrays, _document(contents, [arrays])))
 
 
 def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
@@ -80,7 +80,7 @@ def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
     Temperature, topology and metadata are those of the first: all are taken for parts of one run.
     """
     path, first = Path(path), read_ensemble(parts[0])
-    document = _document(first, _checksum(_Parts(parts)))
+    document = _document(first, _Parts(parts))
     with replacing(path) as temporary:
         file = _create_netcdf(path, first["positions"].shape, document, temporary)
         for part in parts:
@@ -99,8 +99,8 @@ class _Parts:
         return (_arrays(read_ensemble(path)) for path in self.paths)
 
 
-def _document(contents: Contents, checksum: int) -> str:
-    """All of an ensemble but its arrays, as JSON."""
+def _document(contents: Contents, parts: Iterable[Mapping[str, np.ndarray]]) -> str:
+    """All of an ensemble but its arrays, as JSON, with a checksum of both."""
     topology = contents["topology"]
     document = {
         "format": FORMAT,
@@ -108,8 +108,8 @@ def _document(contents: Contents, checksum: int) -> str:
         "temperature": contents["temperature"],
         "topology": None if topology is None else topology_to_json(topology),
         "metadata": contents["metadata"],
-        "crc32": checksum,
     }
+    document["crc32"] = _checksum(document, parts)
     return json.dumps(document, allow_nan=False)
 
 
@@ -143,8 +143,8 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
     missing = {"temperature", "topology", "metadata", "crc32"} - set(document)
     if missing:
         raise _foreign(path, f"a document without {', '.join(sorted(missing))}")
-    if _checksum([arrays]) != document["crc32"]:
-        raise _foreign(path, "arrays that do not match their checksum: truncated or altered")
+    if _checksum(document, [arrays]) != document["crc32"]:
+        raise _foreign(path, "content that does not match its checksum: truncated or altered")
     topology = document["topology"]
     return Contents(
         positions=arrays["positions"],
@@ -212,10 +212,11 @@ def _arrays(contents: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(contents[name], dtype="<f8") for name in _VARIABLES}
 
 
-def _checksum(parts: Iterable[Mapping[str, np.ndarray]]) -> int:
-    """CRC of the arrays, joined: array by array, so that parts are gone through for each."""
+def _checksum(document: Mapping[str, Any], parts: Iterable[Mapping[str, np.ndarray]]) -> int:
+    """CRC of a document and of arrays in parts, which are gone through for each array."""
     shapes = [{name: arrays[name].shape for name in _VARIABLES} for arrays in parts]
-    crc = 0
+    rest = {key: value for key, value in document.items() if key != "crc32"}
+    crc = zlib.crc32(json.dumps(rest, sort_keys=True).encode())
     for name in _VARIABLES:
         shape = (sum(part[name][0] for part in shapes), *shapes[0][name][1:])
         crc = zlib.crc32(repr(shape).encode(), crc)
