@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-wheel lint format docs bench clean
+.PHONY: demo test test-slow test-wheel test-openmm-torch test-lowest lint format docs bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,15 @@ test-wheel:
 	dist/venv/bin/pip install --quiet --constraint constraints.txt torch
 	dist/venv/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd dist && venv/bin/openmm-vtdis info lj13 && venv/bin/openmm-vtdis demo dw4 -n 200
+
+# Forces through openmm-torch, whose wheel wants the torch that it was built for (7 GB, with CUDA).
+TORCH_ENV := .venv-openmm-torch
+test-openmm-torch:
+	test -d $(TORCH_ENV) || $(PYTHON) -m venv $(TORCH_ENV)
+	grep -v '^torch==' constraints.txt > $(TORCH_ENV)/constraints.txt
+	$(TORCH_ENV)/bin/pip install --quiet --constraint $(TORCH_ENV)/constraints.txt \
+		"torch==2.9.1" --editable ".[test,openmm-torch]"
+	OMP_NUM_THREADS=1 $(TORCH_ENV)/bin/python -m pytest -q tests/interop/test_force.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
