@@ -1,0 +1,153 @@
+"""What a network evaluation consists of, and how fast this machine could do it at best.
+
+    python -m benchmarks.profile
+    python -m benchmarks.profile --device cuda
+
+Every operation of one evaluation is counted as torch runs it: floating-point operations of matrix
+products, elements that functions such as SiLU are taken of, and the bytes that go in and out. Rates
+that the machine reaches on each of these alone are measured in the same run; work over rate is the
+time below which no evaluation can come with these operations. Writes ``docs/tables/profile.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.storage import write_atomically
+
+VIEWS = (
+    "view", "_unsafe_view", "expand", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "split",
+    "detach", "alias", "t.default", "as_strided", "diagonal", "unbind", "lift",
+)  # fmt: skip
+"""Operations that move nothing."""
+FUNCTIONS = ("silu", "sigmoid", "exp", "sin", "cos", "sqrt", "log")
+"""Elementwise operations that cost more than the bytes they move."""
+
+
+@dataclass
+class Count(TorchDispatchMode):
+    """Bytes in and out of all operations, and elements that functions were taken of."""
+
+    n_bytes: int = 0
+    n_functions: int = 0
+    n_calls: int = 0
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func).removeprefix("aten.")
+        if not name.startswith(VIEWS):
+            tensors = [v for v in tree_leaves((args, kwargs, out)) if isinstance(v, Tensor)]
+            moved = sum(v.untyped_storage().nbytes() for v in tensors)
+            self.n_bytes += moved
+            self.n_calls += 1
+            self.seen[name] = self.seen.get(name, 0) + moved
+            if name.startswith(FUNCTIONS):
+                self.n_functions += out.numel()
+        return out
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, n: int = 7) -> float:
+    """Of one call, after one that does not count."""
+    times = []
+    for _ in range(n + 1):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[1:]))
+
+
+def rates(device: torch.device, width: int) -> tuple[float, float, float]:
+    """Operations a second of a product (n, width) x (width, width), SiLUs, and bytes of a copy."""
+    x = torch.randn(60_000, width, device=device)
+    weight = torch.randn(width, width, device=device)
+    product = median_seconds(lambda: x @ weight, device)
+    small = x[: 250_000 // width].contiguous() if device.type == "cpu" else x
+    functions = median_seconds(lambda: torch.nn.functional.silu(small), device, 31)
+    out = torch.empty_like(x)
+    copy = median_seconds(lambda: out.copy_(x), device)
+    return (
+        2.0 * x.shape[0] * width**2 / product,
+        small.numel() / functions,
+        2.0 * x.numel() * x.element_size() / copy,
+    )
+
+
+@torch.no_grad()
+def measure(name: str, device: torch.device) -> str:
+    """One line of the table."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
+    size = gen.batch_size()
+    x = gen.space.standard_normal(size, torch.Generator(device).manual_seed(0))
+    t = torch.ones(size, dtype=x.dtype, device=device)
+    with FlopCounterMode(display=False) as flops:
+        gen.denoiser(x, t)
+    with Count() as count:
+        gen.denoiser(x, t)
+    width = gen.network.config["n_hidden"]
+    product, functions, copy = rates(device, width)
+    work = flops.get_total_flops(), count.n_functions, count.n_bytes
+    least = [
+        amount / rate / size for amount, rate in zip(work, (product, functions, copy), strict=True)
+    ]
+    seconds = median_seconds(lambda: gen.denoiser(x, t), device) / size
+    cells = [
+        name,
+        f"{work[0] / size / 1e6:.1f}",
+        f"{work[1] / size / 1e3:.0f}",
+        f"{work[2] / size / 1e6:.2f}",
+        *(f"{1e6 * value:.0f}" for value in least),
+        f"{1e6 * seconds:.0f}",
+        f"{(least[0] + least[1]) / seconds:.0%}",
+    ]
+    top = sorted(count.seen.items(), key=lambda item: -item[1])[:6]
+    print(name, {key: f"{value / count.n_bytes:.0%}" for key, value in top}, flush=True)
+    return f"| {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    text = (
+        "| network | MFLOP | thousand functions | MB | products alone, µs | functions alone, µs "
+        "| bytes alone, µs | measured, µs | products and functions / measured |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for name in options.systems:
+        text += measure(name, device)
+        print(text.splitlines()[-1], flush=True)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "one CPU"
+    text += (
+        f"\nPer configuration, in the package's own batches, on {where}, "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n"
+    )
+    suffix = "-cuda" if device.type == "cuda" else ""
+    write_atomically(DOCS / "tables" / f"profile{suffix}.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
