@@ -38,6 +38,13 @@ test-openmm-torch:
 		"torch==2.9.1" --editable ".[test,openmm-torch]"
 	OMP_NUM_THREADS=1 $(TORCH_ENV)/bin/python -m pytest -q tests/interop/test_force.py
 
+# The lowest versions that pyproject.toml allows.
+LOWEST := .venv-lowest
+test-lowest:
+	test -d $(LOWEST) || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable ".[test,plot]"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -29,8 +29,8 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.storage import write_atomically
 
 VIEWS = (
-    "view", "_unsafe_view", "expand", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "split",
-    "detach", "alias", "t.default", "as_strided", "diagonal", "unbind", "lift",
+    "view", "_unsafe_view", "expand", "transpose", "permute", "slice", "select", "unsqueeze",
+    "squeeze", "split", "detach", "alias", "t.default", "as_strided", "diagonal", "unbind", "lift",
 )  # fmt: skip
 """Operations that move nothing."""
 FUNCTIONS = ("silu", "sigmoid", "exp", "sin", "cos", "sqrt", "log")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,6 @@ from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.processes import from_environment, group, own_device
 from openmm_vtdis.shards import sample_to_file
 from openmm_vtdis.storage import mentions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,13 +24,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
-from typing_extensions import Self
 
 from openmm_vtdis import checks
 from openmm_vtdis.diffusion.covariance import Fittable, ReverseStep

@@ -16,11 +16,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from openmm_vtdis import checks
 from openmm_vtdis.diffusion.schedule import Schedule

@@ -25,10 +25,10 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from openmm_vtdis.diffusion.covariance.base import Covariance, MatrixScatter, ReverseStep, Scatter
 from openmm_vtdis.diffusion.schedule import Schedule

@@ -29,11 +29,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
 from openmm_vtdis.diffusion.schedule import Schedule, widening

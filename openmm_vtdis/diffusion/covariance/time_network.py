@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from openmm_vtdis.diffusion.covariance.classes import Diagonal
 from openmm_vtdis.diffusion.schedule import Schedule, widening
