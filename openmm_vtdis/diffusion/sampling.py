@@ -10,12 +10,16 @@ and all log densities are float64, whatever precision the network runs in; traje
 batches, and only x_0 and the sums survive a batch.
 
 All draws come from the caller's generator, one batch after the other: the same seed and batch size
-give the same result.
+give the same result. Where a batch does not fit into a GPU's memory, all begins again from the same
+state of the generator with batches of half the size.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +27,10 @@ from torch import Tensor
 from openmm_vtdis.diffusion.covariance import Fittable
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,16 @@ def reverse_paths(
     progress: bool = True,
 ) -> ReversePaths:
     """Generate n trajectories from the prior down to t_0."""
+
+    def run(size: int) -> ReversePaths:
+        return _reverse_paths(kernel, n, generator, size, progress)
+
+    return until_it_fits(run, batch_size, generator)
+
+
+def _reverse_paths(
+    kernel: DiffusionKernel, n: int, generator: torch.Generator, batch_size: int, progress: bool
+) -> ReversePaths:
     positions, ratios = [], []
     n_steps = kernel.schedule.n_steps
     with progress_bar(n * n_steps, "sampling", progress, "eval") as bar:
@@ -109,6 +127,21 @@ def forward_paths(
     family
         If given, its sufficient statistics are collected; the positions are thrown away.
     """
+
+    def run(size: int) -> ForwardPaths:
+        return _forward_paths(kernel, x_0, generator, family, size, progress)
+
+    return until_it_fits(run, batch_size, generator)
+
+
+def _forward_paths(
+    kernel: DiffusionKernel,
+    x_0: Tensor,
+    generator: torch.Generator,
+    family: Fittable | None,
+    batch_size: int,
+    progress: bool,
+) -> ForwardPaths:
     forward, reverse, collected = [], [], []
     n_steps = kernel.schedule.n_steps
     device = generator.device
@@ -136,6 +169,21 @@ def forward_paths(
                 collected.append(torch.stack(rows, dim=1))
     statistics = torch.cat(collected) if collected else None
     return ForwardPaths(torch.cat(forward), torch.cat(reverse), statistics)
+
+
+def until_it_fits(run: Callable[[int], T], batch_size: int, generator: torch.Generator) -> T:
+    """``run(batch_size)``, with half of it as often as a GPU's memory is not enough."""
+    state = generator.get_state()
+    while True:
+        try:
+            return run(batch_size)
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size //= 2
+        logger.warning("out of GPU memory: going on with batches of %d", batch_size)
+        torch.cuda.empty_cache()
+        generator.set_state(state)
 
 
 def _batches(n: int, batch_size: int) -> list[int]:

@@ -212,3 +212,32 @@ def test_same_seed_same_result_and_batches_are_independent_streams() -> None:
     assert torch.equal(a.x, b.x)
     assert torch.equal(a.log_ratio, b.log_ratio)
     assert len(a.x.flatten(1).unique(dim=0)) == 100
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_begun_again() -> None:
+    oracle = make_oracle(3, 2, True)
+    largest: list[int] = []
+
+    class Small:
+        space, room = oracle.space, 5
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            largest.append(len(x))
+            if len(x) > self.room:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return oracle.denoiser(x, t)
+
+    grid = Schedule.geometric(6, 0.1, 10.0)
+    small, whole = (DiffusionKernel.ddpm(d, grid) for d in (Small(), oracle.denoiser))
+    expected = reverse_paths(whole, 30, generator(1), 4, progress=False)
+    found = reverse_paths(small, 30, generator(1), 16, progress=False)
+    assert largest[:3] == [16, 8, 4]
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.log_ratio, expected.log_ratio)
+    x = oracle.sample(20, seed=0)
+    expected_f = forward_paths(whole, x, generator(2), None, 4, progress=False)
+    found_f = forward_paths(small, x, generator(2), None, 16, progress=False)
+    assert torch.equal(found_f.log_ratio, expected_f.log_ratio)
+    Small.room = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        reverse_paths(small, 30, generator(1), 16, progress=False)

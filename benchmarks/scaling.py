@@ -1,0 +1,165 @@
+"""How time and memory grow with particles, batch, steps and samples.
+
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling --device cuda
+
+Each point runs in a process of its own, whose peak memory is known. Networks are untrained: their
+time does not depend on what they know. Exponents are slopes of a line through the logarithms of the
+upper half of each series. Writes ``docs/tables/scaling.md`` and ``docs/figures/scaling.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.sampling import reverse_paths
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.networks import EGNN
+from openmm_vtdis.shards import sample_to_file
+from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.targets import double_well
+
+N_PARTICLES, BATCH, STEPS = 22, 32, 4
+SERIES: dict[str, list[int]] = {
+    "particles": [4, 8, 16, 32, 64, 100],
+    "batch": [1, 4, 16, 64, 256],
+    "steps": [10, 20, 40, 80],
+    "samples": [1_000, 10_000, 100_000, 1_000_000],
+}
+COVARIANCES = ("isotropic", "pairwise")
+
+
+def kernel(n_particles: int, n_steps: int, covariance: str, device: str) -> DiffusionKernel:
+    """An untrained 4 x 64 network on distinct particles."""
+    torch.manual_seed(0)
+    network = EGNN(list(range(n_particles)), 3, 4, 64, pair_head=64).to(device)
+    denoiser = PreconditionedDenoiser(network, Space(n_particles, 3)).eval()
+    schedule = Schedule.geometric(n_steps, 0.1, 10.0)
+    plain = DiffusionKernel.ddpm(denoiser, schedule)
+    family = make_covariance(covariance, plain.space, list(range(n_particles)))
+    return plain.with_covariance(family.with_parameters(family.ddpm_parameters(schedule)))
+
+
+def paths_seconds(setting: dict[str, int], covariance: str, device: str) -> float:
+    """Of one batch of reverse trajectories, the median of three after one that does not count."""
+    process = kernel(setting["particles"], setting["steps"], covariance, device)
+    times = []
+    for k in range(4):
+        generator = torch.Generator(device).manual_seed(k)
+        began = time.perf_counter()
+        reverse_paths(process, setting["batch"], generator, setting["batch"], progress=False)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[1:]))
+
+
+def file_seconds(n: int, device: str) -> float:
+    """Of n samples of a tiny network streamed to NetCDF."""
+    system = double_well()
+    gen = DiffusionBoltzmannGenerator(
+        system.system, None, system.temperature, n_dims=2, network="egnn-1x8", seed=0, device=device
+    )
+    frames = system.positions + 0.2 * np.random.default_rng(0).normal(size=(400, 4, 2))
+    gen.train(frames, 2, batch_size=16, progress=False)
+    gen.tune(
+        frames, STEPS, "isotropic", schedule="geometric", n_trajectories=200, seed=0, progress=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        sample_to_file(gen, Path(folder) / "samples.nc", n, shard_size=5_000, progress=False)
+        return time.perf_counter() - began
+
+
+def point(series: str, value: int, covariance: str, device: str) -> dict[str, float]:
+    """Seconds and peak memory of one point, in this process."""
+    if series == "samples":
+        seconds = file_seconds(value, device)
+    else:
+        setting = {"particles": N_PARTICLES, "batch": BATCH, "steps": STEPS, series: value}
+        seconds = paths_seconds(setting, covariance, device)
+    peak = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device != "cpu":
+        peak = float(torch.cuda.max_memory_allocated())
+    return {"seconds": seconds, "gigabytes": peak / 1e9}
+
+
+def exponent(x: list[int], y: list[float]) -> float:
+    """Slope of log y over log x in the upper half of x."""
+    half = len(x) // 2
+    return float(np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0])
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--point", nargs=3, metavar=("SERIES", "VALUE", "COVARIANCE"))
+    options = parser.parse_args()
+    if options.point:
+        series, value, covariance = options.point
+        print(json.dumps(point(series, int(value), covariance, options.device)))
+        return
+    text = "| series | covariance | values | seconds | exponent | peak memory, GB |\n"
+    text += "|---|---|---|---|---|---|\n"
+    figure = Figure(figsize=(12.0, 6.0), layout="constrained")
+    axes = figure.subplots(2, 4, sharex="col")
+    for column, (series, values) in enumerate(SERIES.items()):
+        for covariance in COVARIANCES if series != "samples" else COVARIANCES[:1]:
+            command = [sys.executable, "-m", "benchmarks.scaling", "--device", options.device]
+            rows = [
+                json.loads(
+                    subprocess.run(
+                        [*command, "--point", series, str(value), covariance],
+                        check=True, capture_output=True, text=True,
+                    ).stdout
+                )
+                for value in values
+            ]  # fmt: skip
+            seconds, memory = ([row[key] for row in rows] for key in ("seconds", "gigabytes"))
+            cells = [
+                series,
+                covariance,
+                ", ".join(f"{value:,}" for value in values),
+                ", ".join(f"{value:.2g}" for value in seconds),
+                f"{exponent(values, seconds):.2f}",
+                ", ".join(f"{value:.2f}" for value in memory),
+            ]
+            text += f"| {' | '.join(cells)} |\n"
+            print(text.splitlines()[-1], flush=True)
+            for ax, y in zip(axes[:, column], (seconds, memory), strict=True):
+                ax.loglog(values, y, "o-", label=covariance)
+                ax.grid(True, color="0.9", lw=0.6)
+        axes[1, column].set_xlabel(series)
+        axes[0, column].legend(frameon=False)
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("peak memory / GB")
+    figure.savefig(DOCS / "figures" / "scaling.png", dpi=110)
+    where = torch.cuda.get_device_name() if options.device != "cpu" else "one CPU"
+    text += (
+        f"\nOf {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
+        f"fixed; a network of 4 layers x 64. Samples: DW-4, a network of 1 x 8, {STEPS} steps, "
+        f"shards of 5,000. {where}, {torch.get_num_threads()} thread(s), torch "
+        f"{torch.__version__}; memory is that of the whole process, of which the imports take "
+        "about 0.5 GB.\n"
+    )
+    write_atomically(DOCS / "tables" / "scaling.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
