@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from torch import Tensor, nn
 from openmm_vtdis import checks
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.units import nanometers, thermal_energy
+
+logger = logging.getLogger(__name__)
 
 
 class Score(nn.Module):
@@ -120,9 +124,21 @@ def _torch_force(score: Score, gen: DiffusionBoltzmannGenerator) -> openmm.Force
             'score_force: backend="torch" needs openmm-torch, which does not import here '
             f'({error}); see docs/ecosystem.md, or use backend="python"'
         ) from error
+    _load_torch_plugins()
     example = torch.randn(gen.space.n_particles, 3, device=gen.device)
     with torch.no_grad():
         traced = torch.jit.trace(score, example)  # type: ignore[no-untyped-call]
     force: openmm.Force = openmmtorch.TorchForce(torch.jit.freeze(traced.eval()))
     force.setOutputsForces(True)  # type: ignore[attr-defined]
     return force
+
+
+def _load_torch_plugins() -> None:
+    """Try those again that OpenMM, imported before torch, could not load without its libraries."""
+    failed = re.compile(r"Error loading library (\S*OpenMMTorch\S*):")
+    for failure in openmm.Platform.getPluginLoadFailures():
+        if found := failed.match(failure):
+            try:
+                openmm.Platform.loadPluginLibrary(found[1])
+            except openmm.OpenMMException as error:  # of a platform that this machine has not
+                logger.info("openmm-torch: %s", error)

@@ -142,12 +142,13 @@ def test_without_openmm_torch_its_backend_says_so() -> None:
         score_force(exact()[1], 0.1, backend="torch")
 
 
-def test_the_torch_backend_is_the_same_force() -> None:
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+def test_the_torch_backend_is_the_same_force(platform: str) -> None:
     pytest.importorskip(
         "openmmtorch", reason="openmm-torch does not import here", exc_type=ImportError
     )
     gen = DiffusionBoltzmannGenerator.from_pretrained("dw4")
     x = np.zeros((4, 3))
     x[:, :2] = np.random.default_rng(0).normal(size=(4, 2))
-    forces = [evaluate(score_force(gen, 0.5, b), x, "Reference")[1] for b in ("python", "torch")]
+    forces = [evaluate(score_force(gen, 0.5, b), x, platform)[1] for b in ("python", "torch")]
     np.testing.assert_allclose(forces[0], forces[1], rtol=1e-4, atol=1e-3)
