@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.run import CACHE, METHODS, RESULTS
+from benchmarks.run import AS_SHIPPED, CACHE, METHODS, RESULTS
 from openmm_vtdis.plotting import ess_curve, ess_versus_samples, eta_profile
 from openmm_vtdis.storage import write_atomically
 
@@ -95,6 +95,7 @@ def curves(document: dict[str, Any], ax: Axes) -> None:
 
 
 BEYOND = (
+    AS_SHIPPED,
     "isotropic, alpha = 2",
     "isotropic, adaptive grid",
     "hessian",
@@ -113,7 +114,7 @@ COSTS = {
 def costs(document: dict[str, Any], figure: Figure) -> bool:
     """ESS against steps, GFLOPs and seconds; False where no covariance depends on the state."""
     rows = [r for r in document["rows"].values() if "reverse_ess" in r]
-    if not any(row["method"] in ("hessian", "pairwise", "tweedie") for row in rows):
+    if not {row["method"] for row in rows} & {AS_SHIPPED, "hessian", "pairwise", "tweedie"}:
         return False
     axes = figure.subplots(1, 3, sharey=True)
     for ax, (key, label) in zip(axes, COSTS.items(), strict=True):
