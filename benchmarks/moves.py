@@ -1,0 +1,98 @@
+"""Alanine dipeptide: changes of basin a second, with the generator's move and without it.
+
+    python -m benchmarks.moves --minutes 10
+
+Two Markov chains at 800 K through openmmtools, the same wall time each, in turns: Langevin dynamics
+alone, and with a :class:`~openmm_vtdis.interop.DiffusionMove` between its pieces. A change of basin
+is one between the left-handed region, 0 < phi < 120 degrees, and the rest, seen once a piece.
+Writes ``docs/tables/moves.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+import mdtraj
+import numpy as np
+from openmm import unit
+from openmmtools import mcmc, states
+
+from benchmarks.alanine import NAME, left_handed
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.interop import DiffusionMove
+from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.targets import alanine_dipeptide
+
+
+@dataclass
+class Chain:
+    """A sampler, the time it took, and where it was after each piece."""
+
+    sampler: mcmc.MCMCSampler
+    seconds: float = 0.0
+    left: list[bool] = field(default_factory=list)
+
+    def run(self, seconds: float, topology: mdtraj.Topology) -> None:
+        """Go on for so long."""
+        end = self.seconds + seconds
+        while self.seconds < end:
+            began = time.perf_counter()
+            self.sampler.run(n_iterations=1)
+            self.seconds += time.perf_counter() - began
+            x = self.sampler.sampler_state.positions.value_in_unit(unit.nanometer)
+            phi = mdtraj.compute_phi(mdtraj.Trajectory(x[None], topology))[1][0]
+            self.left.append(bool(left_handed(phi)[0]))
+
+    @property
+    def changes(self) -> int:
+        """Changes of basin."""
+        return int(np.count_nonzero(np.diff(np.array(self.left, dtype=int))))
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--minutes", type=float, default=10.0, help="of each chain")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--piece", type=int, default=500, help="steps of 1 fs between proposals")
+    parser.add_argument("--proposals", type=int, default=16)
+    options = parser.parse_args()
+    system = alanine_dipeptide()
+    topology = mdtraj.Topology.from_openmm(system.topology)
+    with tempfile.TemporaryDirectory() as folder:
+        gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
+        archive = gen.save(f"{folder}/{NAME}.vtdis")
+        langevin = {"timestep": 1.0 * unit.femtosecond, "n_steps": options.piece}
+        move = DiffusionMove(archive, options.proposals, 4 * options.proposals, seed=1)
+        moves = {
+            "Langevin dynamics": mcmc.LangevinDynamicsMove(**langevin),
+            "with the move": mcmc.SequenceMove([move, mcmc.LangevinDynamicsMove(**langevin)]),
+        }
+        state = states.ThermodynamicState(system.system, system.temperature * unit.kelvin)
+        start = states.SamplerState(system.positions * unit.nanometer)
+        chains = {name: Chain(mcmc.MCMCSampler(state, start, m)) for name, m in moves.items()}
+        for _ in range(options.turns):
+            for chain in chains.values():
+                chain.run(60.0 * options.minutes / options.turns, topology)
+    text = "| chain | seconds | pieces | changes of basin | per 1,000 s | share left-handed |\n"
+    text += "|---|---|---|---|---|---|\n"
+    for name, chain in chains.items():
+        rate, error = (1e3 * value / chain.seconds for value in (chain.changes, chain.changes**0.5))
+        text += (
+            f"| {name} | {chain.seconds:.0f} | {len(chain.left):,} | {chain.changes} | "
+            f"{rate:.1f} ± {error:.1f} | {np.mean(chain.left):.3f} |\n"
+        )
+    text += (
+        f"\n{move.n_accepted} of {move.n_proposed} proposals were accepted; pieces of "
+        f"{options.piece} fs, {gen.kernel.schedule.n_steps} network evaluations a proposal.\n"
+    )
+    print(text)
+    write_atomically(DOCS / "tables" / "moves.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
