@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-wheel test-openmm-torch test-lowest lint format docs bench clean
+.PHONY: demo test test-slow test-wheel test-openmm-torch test-lowest lint format docs bench bench-gpu clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +62,12 @@ SYSTEMS ?= gmm2-50 gmm2-100 dw4 lj13
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(SYSTEMS)
 	$(BIN)/python -m benchmarks.tables
+
+# Everything that needs a GPU, in one command: tables and figures for docs/performance.md.
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.profile --device cuda
+	$(BIN)/python -m benchmarks.baseline --device cuda --batch-size 1024
+	$(BIN)/python -m benchmarks.scaling --device cuda
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build demo-output

@@ -109,7 +109,7 @@ def sample(
         ratio = (s / t) ** 2
         variance = s**2 * (1.0 - ratio)
         with torch.no_grad():
-            denoised = space.project(denoiser(x, torch.full((n,), t, dtype=x.dtype)))
+            denoised = space.project(denoiser(x, torch.full((n,), t).to(x)))
         mean = ratio * x + (1.0 - ratio) * denoised
         before = mean + variance**0.5 * space.standard_normal(n, generator)
         log_ratio += space.isotropic_log_prob(x - before, t**2 - s**2)
@@ -118,54 +118,65 @@ def sample(
     return x, log_ratio
 
 
-def training_step(denoiser: PreconditionedDenoiser, batch_size: int) -> Callable[[], None]:
+def training_step(
+    denoiser: PreconditionedDenoiser, batch_size: int, device: torch.device
+) -> Callable[[], None]:
     """One step of Adam on noised Gaussians, whose configuration does not matter for the time."""
     optimizer = torch.optim.Adam(denoiser.parameters())
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def step() -> None:
         clean, noise = (
             denoiser.space.standard_normal(batch_size, generator, torch.float32) for _ in range(2)
         )
         optimizer.zero_grad(set_to_none=True)
-        loss = denoiser.loss(clean, torch.ones(batch_size), noise).mean()
+        loss = denoiser.loss(clean, torch.ones(batch_size, device=device), noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Wall time of one call."""
     began = time.perf_counter()
     work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def measure(name: str, n_rounds: int, batch_size: int) -> str:
+def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
     """One line of the table: seconds of the package and how much longer the baseline takes."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
     dense = copy.deepcopy(gen.denoiser).train()
-    plain = PreconditionedDenoiser(EdgeListEGNN(dense.network), gen.space)
+    plain = PreconditionedDenoiser(EdgeListEGNN(dense.network).to(device), gen.space)
     grid = Schedule.geometric(4, 0.1, 10.0)
     kernel = DiffusionKernel.ddpm(dense, grid)
     work = {
-        "training": (training_step(dense, batch_size), training_step(plain, batch_size)),
+        "training": tuple(training_step(d, batch_size, device) for d in (dense, plain)),
         "sampling": (
             lambda: reverse_paths(
-                kernel, batch_size, torch.Generator().manual_seed(0), batch_size, False
+                kernel, batch_size, torch.Generator(device).manual_seed(0), batch_size, False
             ),
-            lambda: sample(plain, grid, batch_size, torch.Generator().manual_seed(0)),
+            lambda: sample(plain, grid, batch_size, torch.Generator(device).manual_seed(0)),
         ),
     }
     cells = [name]
     for ours, theirs in work.values():
         ours(), theirs()
-        pairs = np.array([[seconds(ours), seconds(theirs)] for _ in range(n_rounds)])
+        pairs = np.array([[seconds(f, device) for f in (ours, theirs)] for _ in range(n_rounds)])
         ratio = pairs[:, 1] / pairs[:, 0]
         unit = 1e3 * np.median(pairs[:, 0]) / batch_size
         cells += [f"{unit:.3g} ms", f"{np.median(ratio):.2f} ({ratio.min():.2f}-{ratio.max():.2f})"]
     return f"| {' | '.join(cells)} |\n"
+
+
+def hardware(device: torch.device) -> str:
+    """What the times are of."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"one CPU, {torch.get_num_threads()} thread(s)"
 
 
 def main() -> None:
@@ -174,20 +185,23 @@ def main() -> None:
     parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    device = torch.device(options.device)
     text = (
         "| network | a training step, per configuration | baseline takes | four steps of sampling, "
         "per sample | baseline takes |\n|---|---|---|---|---|\n"
     )
     for name in options.systems:
-        text += measure(name, options.rounds, options.batch_size)
+        text += measure(name, options.rounds, options.batch_size, device)
         print(text.splitlines()[-1], flush=True)
     text += (
         f"\nThe package's time, and the baseline's as a multiple of it: median and range of "
         f"{options.rounds} alternating rounds, batches of {options.batch_size}, "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n"
+        f"{hardware(device)}, torch {torch.__version__}.\n"
     )
-    write_atomically(DOCS / "tables" / "baseline.md", text.encode())
+    suffix = "-cuda" if device.type == "cuda" else ""
+    write_atomically(DOCS / "tables" / f"baseline{suffix}.md", text.encode())
 
 
 if __name__ == "__main__":

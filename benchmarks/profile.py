@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.baseline import hardware
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.storage import write_atomically
@@ -140,10 +141,9 @@ def main() -> None:
     for name in options.systems:
         text += measure(name, device)
         print(text.splitlines()[-1], flush=True)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "one CPU"
     text += (
-        f"\nPer configuration, in the package's own batches, on {where}, "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n"
+        f"\nPer configuration, in the package's own batches, on {hardware(device)}, torch "
+        f"{torch.__version__}.\n"
     )
     suffix = "-cuda" if device.type == "cuda" else ""
     write_atomically(DOCS / "tables" / f"profile{suffix}.md", text.encode())

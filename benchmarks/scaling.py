@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.baseline import hardware
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
@@ -149,16 +150,16 @@ def main() -> None:
         axes[0, column].legend(frameon=False)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory / GB")
-    figure.savefig(DOCS / "figures" / "scaling.png", dpi=110)
-    where = torch.cuda.get_device_name() if options.device != "cpu" else "one CPU"
+    suffix = "" if options.device == "cpu" else "-cuda"
+    figure.savefig(DOCS / "figures" / f"scaling{suffix}.png", dpi=110)
     text += (
         f"\nOf {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
         f"fixed; a network of 4 layers x 64. Samples: DW-4, a network of 1 x 8, {STEPS} steps, "
-        f"shards of 5,000. {where}, {torch.get_num_threads()} thread(s), torch "
+        f"shards of 5,000. {hardware(torch.device(options.device))}, torch "
         f"{torch.__version__}; memory is that of the whole process, of which the imports take "
         "about 0.5 GB.\n"
     )
-    write_atomically(DOCS / "tables" / "scaling.md", text.encode())
+    write_atomically(DOCS / "tables" / f"scaling{suffix}.md", text.encode())
 
 
 if __name__ == "__main__":

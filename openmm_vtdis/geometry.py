@@ -104,6 +104,6 @@ class Space:
 
         ``residual`` must lie in the space already; ``variance`` is a positive scalar.
         """
-        variance = torch.as_tensor(variance, dtype=torch.float64, device=residual.device)
+        variance = float(variance)
         square = residual.to(torch.float64).square().sum(dim=(-2, -1))
-        return -0.5 * (square / variance + self.dim * (variance.log() + LOG_2PI))
+        return -0.5 * (square / variance + self.dim * (math.log(variance) + LOG_2PI))

@@ -64,7 +64,7 @@ def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) ->
     m = space.n_particles
     stiff = pair_laplacian(space, square / m * alpha_1, square / m * beta_1, denoised)
     identity = torch.eye(space.dim, dtype=stiff.dtype, device=stiff.device)
-    narrow = torch.cholesky_inverse(torch.linalg.cholesky(identity + finite_or_zero(stiff)))
+    narrow = torch.cholesky_inverse(torch.linalg.cholesky_ex(identity + finite_or_zero(stiff)).L)
     scale = _WIDTH / m * square / (1.0 + square).square()
     return narrow + pair_laplacian(space, scale * alpha_2, scale * beta_2, denoised)
 

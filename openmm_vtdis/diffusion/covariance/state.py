@@ -78,7 +78,9 @@ class CholeskyScatter:
     Attributes
     ----------
     factor
-        (B, d, d) lower triangular, in reduced coordinates.
+        (B, d, d) lower triangular, in reduced coordinates. Unchecked, so that a GPU need not wait
+        for the answer: draws and densities use the same factor and weights are exact whatever it
+        is, or NaN.
     """
 
     space: Space
@@ -125,13 +127,13 @@ class StateCovariance(Covariance):
         """C at x_n: (B, d, d) float64, symmetric."""
 
     def at(self, step: ReverseStep) -> Scatter:
-        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64, device=step.x.device)
-        a, c = self._scales(self.parameters.to(levels.device), levels)
-        gain = c * widening(levels)
+        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
+        a, c = (float(v) for v in self._scales(self.parameters, levels))
+        gain = c * float(widening(levels))
         if self.positive and step.posterior is None:
             identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
             matrix = step.variance * (a * identity + gain * finite_or_zero(self.shape(step)))
-            return CholeskyScatter(self.space, torch.linalg.cholesky(matrix))
+            return CholeskyScatter(self.space, torch.linalg.cholesky_ex(matrix).L)
         values, vectors = self._spectrum(step)
         return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
 
