@@ -47,7 +47,7 @@ from openmm_vtdis.diffusion.ode import Flow
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.pretrained.train import reference_frames
+from openmm_vtdis.pretrained.train import RECIPES, reference_frames
 from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 
@@ -72,12 +72,13 @@ class Case:
 
 
 def make_case(name: str) -> Case:
-    """The case of a name: "dw4", "lj13", "gmm2-<dim>" or "gmm2-<dim>-mlp"."""
+    """The case of a name: a shipped generator's, "gmm2-<dim>" or "gmm2-<dim>-mlp"."""
     if name.startswith("gmm2"):
         return mixture_case(name)
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
-    train, test = (torch.tensor(reference_frames(name, split)) for split in ("train", "test"))
-    return Case(name, gen, train, test)
+    n_frames = RECIPES[name].later_frames
+    train = torch.tensor(reference_frames(name, "train", n_frames=n_frames))
+    return Case(name, gen, train, torch.tensor(reference_frames(name, "test")))
 
 
 def mixture_case(name: str) -> Case:
