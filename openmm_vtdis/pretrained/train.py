@@ -97,7 +97,21 @@ RECIPES: dict[str, Recipe] = {
         covariance="pairwise",
         schedule="adaptive",
     ),
-    "lj13": Recipe("egnn-4x64", 18_000, 256, 2_000, 50, 2_000, 20, 20, 200),
+    "lj13": Recipe(
+        "egnn-4x64",
+        18_000,
+        256,
+        2_000,
+        50,
+        2_000,
+        20,
+        20,
+        200,
+        head_iterations=3_000,
+        covariance="pairwise",
+        schedule="adaptive",
+        n_trajectories=4_000,
+    ),
     "aldp-800K": Recipe(
         "egnn-5x64",
         20_000,
@@ -212,6 +226,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="instead of the recipe's number")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="torch threads")
+    parser.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the network's training; float32 where the processor has no bfloat16 products",
+    )
     parser.add_argument("--data-only", action="store_true", help="stop after the reference data")
     parser.add_argument(
         "--keep-network", action="store_true", help="the shipped one, instead of a first training"
@@ -225,7 +245,8 @@ def main() -> None:
     if options.keep_network:
         gen = DiffusionBoltzmannGenerator.from_pretrained(options.name, options.device)
         before = json.loads((FOLDER / f"{options.name}.json").read_text())
-        finish(options.name, gen, recipe, {key: before[key] for key in ("log", "data")})
+        first = {key: before[key] for key in ("log", "data")}
+        finish(options.name, gen, recipe, first, options.precision)
         return
     train = reference_frames(options.name, "train")
     if options.data_only:
@@ -247,16 +268,19 @@ def main() -> None:
         checkpoint=f"runs/{options.name}.ckpt",
         held_out=0.1,
         batch_size=recipe.batch_size,
-        precision="bfloat16",
+        precision=options.precision,
         seed=MODEL_SEED,
     )
-    finish(
-        options.name, gen, recipe, {"log": dataclasses.asdict(log), "data": _reports(options.name)}
-    )
+    first = {"log": dataclasses.asdict(log), "data": _reports(options.name)}
+    finish(options.name, gen, recipe, first, options.precision)
 
 
 def finish(
-    name: str, gen: DiffusionBoltzmannGenerator, recipe: Recipe, first: dict[str, Any]
+    name: str,
+    gen: DiffusionBoltzmannGenerator,
+    recipe: Recipe,
+    first: dict[str, Any],
+    precision: str,
 ) -> None:
     """Everything after the first training, to archive and record.
 
@@ -274,7 +298,7 @@ def finish(
             held_out=0.1,
             batch_size=recipe.batch_size,
             learning_rate=5e-4,
-            precision="bfloat16",
+            precision=precision,
             seed=MODEL_SEED + 1,
             **FINE_LEVELS,
         )
@@ -306,7 +330,8 @@ def finish(
         "data": first["data"],
         "later_data": _reports(name, recipe.later_frames),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gen.device}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gen.device}, "
+        f"{precision}",
         "tuning": str(report),
         **logs,
     }
