@@ -8,8 +8,8 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
     openmm-vtdis analyze samples.nc
 
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
-line go first. Exit codes: 0; 2 for bad input, with one line that says what was expected; 130 after
-Ctrl-C, which keeps what was done and says how to go on.
+line go first. Exit codes: 0; 1 for a training that diverged; 2 for bad input, with one line that
+says what was expected; 130 after Ctrl-C, which keeps what was done and says how to go on.
 
 ``train`` and ``sample`` work over several processes where ``torchrun`` starts them, ``sample``
 under ``srun`` too.
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"openmm-vtdis: {error}", file=sys.stderr)
         return 2
+    except ArithmeticError as error:
+        print(f"openmm-vtdis: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interrupt:
         print(f"\nopenmm-vtdis: interrupted. {interrupt}", file=sys.stderr)
         return 130
@@ -54,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace) -> None:
     """Fit a network to MD."""
     output = Path(options.output)
+    if options.pairs < 0 or (options.pairs and not options.network.startswith("egnn")):
+        raise ValueError(
+            f"--pairs: expected a number >= 0, and a network that has messages if it is not 0, got "
+            f"{options.pairs} with {options.network}"
+        )
     checkpoint = output.with_suffix(".ckpt") if options.checkpoint is None else options.checkpoint
     gen = DiffusionBoltzmannGenerator(
         read_system(options.system),
@@ -78,7 +86,8 @@ def train(options: argparse.Namespace) -> None:
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(f"{interrupt}. The same command goes on.") from None
         if options.pairs:
-            gen.train_covariance(options.trajectory, options.pairs, **settings)
+            pairs = output.with_suffix(".pairs.ckpt")
+            gen.train_covariance(options.trajectory, options.pairs, checkpoint=pairs, **settings)
     if from_environment()[0] > 0:
         return
     gen.save(output)
@@ -124,7 +133,10 @@ def sample(options: argparse.Namespace) -> None:
             f"Whole shards are kept in {output}.shards. The same command goes on."
         ) from None
     if not complete:
-        print(f"process {process[0]} of {process[1]}: its shards are done")
+        print(
+            f"process {process[0]} of {process[1]}: its shards are done; {output} is written when "
+            "those of the others are"
+        )
         return
     print(f"{WeightedEnsemble.load(output).diagnostics()}\nwrote {output}")
     print(f"next: openmm-vtdis analyze {output}")
@@ -252,7 +264,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument("-n", type=int, default=10_000)
     one.add_argument("-o", "--output", default="samples.nc", help=".nc or .npz")
     one.add_argument("--steps", type=int, help="if other than the tuned number")
-    one.add_argument("--shard-size", type=int, help="samples that a killed run can lose at most")
+    one.add_argument(
+        "--shard-size", type=int, default=500, help="samples at once, and what a kill can lose"
+    )
     one.add_argument("--device", default="cpu")
 
     one = command(analyze)

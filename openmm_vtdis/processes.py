@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, distributed
 
-_NAMES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_NAMES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -31,7 +32,9 @@ def own_device(device: str) -> str:
     """ "cuda" with the number of this process on its machine; any other name as it is."""
     local = next((os.environ[name] for name in _LOCAL if name in os.environ), None)
     return (
-        f"cuda:{int(local) % torch.cuda.device_count()}" if device == "cuda" and local else device
+        f"cuda:{int(local) % max(torch.cuda.device_count(), 1)}"
+        if device == "cuda" and local
+        else device
     )
 
 
@@ -59,7 +62,9 @@ def sum_over_group(tensors: Sequence[Tensor]) -> None:
     """Sum each tensor over the processes, in place, in one message."""
     if in_group()[1] == 1:
         return
-    flat = torch.cat([tensor.detach().flatten().to(torch.float32) for tensor in tensors])
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    dtype = torch.float64 if double else torch.float32
+    flat = torch.cat([tensor.detach().flatten().to(dtype) for tensor in tensors])
     distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.detach().copy_(total.view_as(tensor))
@@ -72,6 +77,16 @@ def any_in_group(flag: bool, device: torch.device) -> bool:
     number = torch.tensor(float(flag), device=device)
     distributed.all_reduce(number)
     return bool(number)
+
+
+def all_alike(text: str, device: torch.device) -> bool:
+    """Whether all processes have the same text."""
+    if in_group()[1] == 1:
+        return True
+    number = torch.tensor([zlib.crc32(text.encode()), 0], dtype=torch.int64, device=device)
+    number[1] = -number[0]
+    distributed.all_reduce(number, op=distributed.ReduceOp.MAX)
+    return bool(number[0] == -number[1])
 
 
 def copy_from_first(tensors: Sequence[Tensor]) -> None:

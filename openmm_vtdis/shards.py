@@ -1,11 +1,11 @@
 """Many samples into one file: in bounded memory, by any number of processes, and never lost.
 
-The samples are cut into shards. Shard k has a seed of its own, made of the run's seed and k, so
-that it is the same whoever draws it and whenever. It is written under its final name once whole, in
-a folder beside the output (``samples.nc.shards``); a run that was killed finds what is there and
-draws the rest. Process i of N draws the shards i, i + N, ...; the one that finds all shards there
-joins them, and takes the folder away. The result does not depend on how many processes there were,
-or on how often they were killed.
+The samples are cut into shards. Shard k has a seed of its own, k after one that is made of the
+run's, so that it is the same whoever draws it and whenever. It is written under its final name once
+whole, in a folder beside the output (``samples.nc.shards``); a run that was killed finds what is
+there and draws the rest. Process i of N draws the shards i, i + N, ...; any that finds all shards
+there joins them, and takes the folder away. The result does not depend on how many processes there
+were, or on how often they were killed. Every shard, and the result, carries the plan of its run.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
 
-from openmm_vtdis import checks
+from openmm_vtdis import checks, storage
 from openmm_vtdis.archive import describe_kernel
 from openmm_vtdis.diffusion.training import digest
 from openmm_vtdis.ensemble import WeightedEnsemble
-from openmm_vtdis.ensemble.io import join_ensembles
+from openmm_vtdis.ensemble.io import join_ensembles, read_metadata
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.progress import progress_bar
+from openmm_vtdis.random import make_generator
 from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.targets import OpenMMTarget
 
 _PLAN = "plan.json"
 
@@ -37,7 +41,8 @@ def sample_to_file(
     *,
     n_steps: int | None = None,
     seed: int = 0,
-    shard_size: int | None = None,
+    shard_size: int = 500,
+    batch_size: int | None = None,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> bool:
@@ -47,11 +52,13 @@ def sample_to_file(
     ----------
     gen
         A tuned generator.
-    n_steps
+    n_steps, batch_size
         As for ``gen.sample``.
+    seed
+        An integer: no run of shards begins without one.
     shard_size
         Samples in a shard: what is in memory at once (all of them are while an .npz is joined), and
-        what a killed run can lose. Default: 200, or the generator's batch if that is larger.
+        what a killed run can lose.
     process
         (i, N): this is process i of N. All need the same folder.
 
@@ -63,84 +70,112 @@ def sample_to_file(
     Raises
     ------
     ValueError
-        If ``path`` exists, or the shards beside it are those of another run (generator, seed,
-        sizes).
+        If ``path`` is there and not of this run, or the shards beside it are of another (generator,
+        seed, sizes).
     """
     path = Path(path)
     n = checks.positive_integer("n", n)
-    shard_size = checks.positive_integer("shard_size", shard_size or max(200, gen.batch_size()))
+    shard_size = checks.positive_integer("shard_size", shard_size)
     i, n_processes = process
     if not 0 <= i < n_processes:
         raise ValueError(f"process: expected (i, N) with 0 <= i < N, got {process}")
     if path.suffix.lower() not in (".nc", ".npz"):
         raise ValueError(f"{path}: expected a file name that ends in .nc or .npz")
-    n_shards = -(-n // shard_size)
-    if i >= n_shards:
-        return path.exists()
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: expected the name of a file in a folder that exists")
+    if not isinstance(seed, int | np.integer):
+        raise ValueError(f"seed: expected an integer, got {seed!r}")
+    make_generator(seed)
+    size = checks.positive_integer("batch_size", batch_size or gen.batch_size())
+    sizes = {
+        "n": n,
+        "shard_size": shard_size,
+        "batch_size": min(size, shard_size),
+        "seed": int(seed),
+    }
+    plan = _plan(gen, n_steps, sizes)
     folder = Path(f"{path}.shards")
-    if path.exists() and not (folder / _PLAN).exists():
-        raise ValueError(f"{path}: exists; give another name")
-    _check_plan(folder, _plan(gen, n, n_steps, seed, shard_size))
-    if path.exists():  # killed when the shards were joined but still there
-        _clear(folder)
-        return True
+    if path.exists():
+        return _finished(path, folder, plan)
+    _check_plan(folder, plan)
+    n_shards = -(-n // shard_size)
     files = [folder / f"{k:06d}{path.suffix}" for k in range(n_shards)]
+    first = int(np.random.SeedSequence(int(seed)).generate_state(1)[0])
     with progress_bar(n_shards, "sampling", progress and i == 0, "shard") as bar:
         bar.update(sum(file.exists() for file in files))
         for k in range(i, n_shards, n_processes):
             if not files[k].exists():
-                size = min(shard_size, n - k * shard_size)
-                own = int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
-                gen.sample(size, n_steps=n_steps, seed=own, progress=False).save(files[k])
+                part = gen.sample(
+                    min(shard_size, n - k * shard_size), n_steps=n_steps,
+                    seed=(first + k) % 2**32, batch_size=sizes["batch_size"], progress=False,
+                )  # fmt: skip
+                part.with_metadata({**part.metadata, "plan": plan}).save(files[k])
                 bar.update()
     if not all(file.exists() for file in files):
-        return path.exists()
+        return path.exists() and _finished(path, folder, plan)
     try:
         _join(path, files)
-    except FileNotFoundError:
-        if not path.exists():
-            raise
-        return True  # another process has joined them meanwhile
-    _clear(folder)
+    except (OSError, ValueError):
+        if path.exists():  # another process has joined them, and taken them away meanwhile
+            return _finished(path, folder, plan)
+        raise
+    return _finished(path, folder, plan)
+
+
+def _finished(path: Path, folder: Path, plan: dict[str, Any]) -> bool:
+    """True for a result of this plan, whose shards may go; an error for any other file."""
+    try:
+        there = read_metadata(path).get("plan")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: exists, and cannot be read; give another name") from error
+    if there != plan:
+        raise ValueError(f"{path}: exists; give another name")
+    shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
-def _clear(folder: Path) -> None:
-    """Remove the shards, and their plan last: as long as it is there they are known."""
-    for file in folder.iterdir():
-        if file.name != _PLAN:
-            file.unlink(missing_ok=True)
-    (folder / _PLAN).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _join(path: Path, files: list[Path]) -> None:
+    """All shards in one file, which is made among them."""
+    joined = files[0].with_name(f"joined-{os.getpid()}{path.suffix}")
     if path.suffix.lower() == ".nc":
-        join_ensembles(path, files)
+        join_ensembles(joined, files)
     else:
-        WeightedEnsemble.concatenate([WeightedEnsemble.load(file) for file in files]).save(path)
+        WeightedEnsemble.concatenate([WeightedEnsemble.load(file) for file in files]).save(joined)
+    if not path.exists():
+        os.replace(joined, path)
 
 
 def _plan(
-    gen: DiffusionBoltzmannGenerator, n: int, n_steps: int | None, seed: int, shard_size: int
-) -> dict[str, object]:
-    """What the shards of one run have in common."""
+    gen: DiffusionBoltzmannGenerator, n_steps: int | None, sizes: dict[str, int]
+) -> dict[str, Any]:
+    """What the shards of one run have in common, as JSON."""
+    if gen.kernel is None:
+        raise ValueError("sample_to_file: expected a tuned generator; call tune() first")
+    if n_steps is not None:
+        n_steps = checks.positive_integer("n_steps", n_steps)
+    steps = gen.kernel.resampled(n_steps or gen.kernel.schedule.n_steps).schedule.n_steps
+    return {**sizes, "n_steps": steps, "generator": _identity(gen)}
+
+
+def _identity(gen: DiffusionBoltzmannGenerator) -> str:
+    """A digest of all that an archive would hold; of what it computes if it cannot have one."""
     kernel = gen.kernel
-    if kernel is None:
-        raise ValueError("sample_to_file: expected a tuned generator, got one without tuning")
-    tensors = [kernel.covariance.parameters, kernel.mean_gains]
-    if isinstance(kernel.denoiser, nn.Module):
-        tensors += kernel.denoiser.state_dict().values()
-    return {
-        "n": n,
-        "n_steps": n_steps or kernel.schedule.n_steps,
-        "seed": seed,
-        "shard_size": shard_size,
-        "generator": digest(json.dumps(describe_kernel(kernel)), *tensors),
-    }
+    if isinstance(gen.target, OpenMMTarget):
+        with tempfile.TemporaryDirectory() as folder:
+            tensors, metadata = storage.read_archive(gen.save(f"{folder}/gen.vtdis"), "generator")
+        return digest(json.dumps(metadata, sort_keys=True), *(tensors[k] for k in sorted(tensors)))
+    times = kernel.schedule.times  # type: ignore[union-attr]
+    x = gen.space.standard_normal(8, make_generator(0, gen.device))
+    y = (gen.length or 1.0) * x
+    found = [y, gen.target.reduced_energy(y)]
+    with torch.no_grad():
+        for t in (times[0], times[len(times) // 2], times[-1]):
+            found.append(gen.denoiser(x, torch.full((8,), t).to(x)))
+    found += [kernel.covariance.parameters, kernel.mean_gains]  # type: ignore[union-attr]
+    return digest(json.dumps(describe_kernel(kernel)), *found)  # type: ignore[arg-type]
 
 
-def _check_plan(folder: Path, plan: dict[str, object]) -> None:
+def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with the one that is there."""
     file = folder / _PLAN
     if file.exists():

@@ -93,7 +93,8 @@ def test_an_interrupted_sample_goes_on_where_it_was(
     assert [args[0] for args in calls] == [10, 10, 10, 10, 5]
     a, b = WeightedEnsemble.load(whole), WeightedEnsemble.load(parts)
     np.testing.assert_array_equal(a.log_weights, b.log_weights)
-    assert run(folder, "sample", archive, *size, "-o", parts) == 2
+    assert run(folder, "sample", archive, *size, "-o", parts) == 0  # done already
+    assert run(folder, "sample", archive, *size, "-o", parts, "--seed", "1") == 2
     assert "exists; give another name" in capsys.readouterr().err
 
 

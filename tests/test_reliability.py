@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import netCDF4
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, processes, storage
 from openmm_vtdis.ensemble import io
 from openmm_vtdis.shards import sample_to_file
-from openmm_vtdis.targets import double_well
+from openmm_vtdis.targets import OpenMMTarget, double_well
 from tests.diffusion.test_training import make_trainer
 
 
@@ -81,7 +83,8 @@ def test_the_number_of_processes_does_not_matter(
     same(alone, shared)
     assert len(WeightedEnsemble.load(alone)) == 47
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alone.name, shared.name])
-    assert sample_to_file(gen, shared, 47, process=(5, 6), **options)  # type: ignore[arg-type]
+    for late in ((0, 1), (1, 3), (5, 6)):  # started again when all is done
+        assert sample_to_file(gen, shared, 47, process=late, **options)  # type: ignore[arg-type]
 
 
 def test_samples_of_a_run_that_is_killed_again_and_again(
@@ -94,8 +97,8 @@ def test_samples_of_a_run_that_is_killed_again_and_again(
     while not killed_at_random(
         lambda: sample_to_file(gen, killed, 150, shard_size=10, progress=False), longest, rng
     ):
-        n_kills += 1
-        assert n_kills < 200
+        n_kills, longest = n_kills + 1, 1.05 * longest
+        assert n_kills < 100
         assert not killed.exists() or len(WeightedEnsemble.load(killed)) == 150
         for shard in Path(f"{killed}.shards").glob("[0-9]*.nc"):
             assert len(WeightedEnsemble.load(shard)) == 10
@@ -115,9 +118,71 @@ def test_shards_of_another_run_are_refused(
     kernel = gen.kernel
     assert kernel is not None
     other = kernel.with_gains(1.01 * kernel.mean_gains)
-    monkeypatch.setattr(gen, "kernel", other)
+    with monkeypatch.context() as patch:
+        patch.setattr(gen, "kernel", other)
+        with pytest.raises(ValueError, match="differ in generator"):
+            sample_to_file(gen, path, 20, shard_size=10, progress=False)
+    warm = double_well()
+    target = OpenMMTarget(warm.system, None, 2.0 * warm.temperature, n_dims=2)
+    monkeypatch.setattr(gen, "target", target)
     with pytest.raises(ValueError, match="differ in generator"):
         sample_to_file(gen, path, 20, shard_size=10, progress=False)
+
+
+def test_all_shards_of_a_run_have_seeds_of_their_own(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    draw = gen.sample
+
+    def noted(n: int, **options: Any) -> WeightedEnsemble:
+        seeds.append(options["seed"])
+        return draw(n, **options)
+
+    monkeypatch.setattr(gen, "sample", noted)
+    for seed in (0, 1):
+        sample_to_file(gen, tmp_path / f"{seed}.nc", 40, shard_size=1, seed=seed, progress=False)
+    assert len(set(seeds)) == 80
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".npz"])
+def test_processes_that_end_together_all_succeed(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, suffix: str
+) -> None:
+    """All shards are there: three processes join and clear at the same time, again and again."""
+    path, kept = tmp_path / f"samples{suffix}", tmp_path / "kept"
+    options = {"shard_size": 5, "progress": False}
+    assert not sample_to_file(gen, path, 30, process=(0, 2), **options)  # type: ignore[arg-type]
+    folder = Path(f"{path}.shards")
+    shutil.copytree(folder, kept)
+    assert sample_to_file(gen, path, 30, process=(1, 2), **options)  # type: ignore[arg-type]
+    path.unlink()
+    sample_to_file(gen, path, 30, process=(1, 2), **options)  # type: ignore[arg-type]
+    for file in kept.iterdir():
+        shutil.copy(file, folder)
+    shutil.rmtree(kept)
+    shutil.copytree(folder, kept)
+    for _ in range(6):
+        path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(kept, folder)
+        children = []
+        for i in range(3):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    time.sleep(0.01 * i)
+                    done = sample_to_file(gen, path, 30, process=(i, 3), **options)  # type: ignore[arg-type]
+                    code = 0 if done else 2
+                finally:
+                    os._exit(code)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert codes == [0, 0, 0]
+        assert len(WeightedEnsemble.load(path)) == 30
+        assert not any(file.suffix == ".part" for file in tmp_path.iterdir())
 
 
 def test_bad_input_for_shards(gen: DiffusionBoltzmannGenerator, tmp_path: Path) -> None:
@@ -127,8 +192,28 @@ def test_bad_input_for_shards(gen: DiffusionBoltzmannGenerator, tmp_path: Path) 
     with pytest.raises(ValueError, match="ends in .nc or .npz"):
         sample_to_file(gen, tmp_path / "samples.dcd", 10)
     path.write_text("")
-    with pytest.raises(ValueError, match="exists; give another name"):
+    with pytest.raises(ValueError, match="exists, and cannot be read; give another name"):
         sample_to_file(gen, path, 10)
+    gen.sample(10, seed=0, progress=False).save(path)
+    for process in ((0, 1), (7, 8)):
+        with pytest.raises(ValueError, match="exists; give another name"):
+            sample_to_file(gen, path, 10, process=process)
+    path = tmp_path / "other.nc"
+    for options, message in (
+        ({"seed": -1}, "seed: expected an integer >= 0"),
+        ({"seed": 2**32}, "seed: expected an integer >= 0"),
+        ({"seed": None}, "seed: expected an integer, got None"),
+        ({"seed": 0.5}, "seed: expected an integer, got 0.5"),
+        ({"n_steps": 2.5}, "n_steps: expected an integer"),
+        ({"n_steps": 0}, "n_steps: expected an integer"),
+        ({"shard_size": 0}, "shard_size: expected an integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_to_file(gen, path, 10, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="in a folder that exists"):
+        sample_to_file(gen, tmp_path / "no" / "such.nc", 10)
+    assert not Path(f"{path}.shards").exists()  # bad input leaves no plan
+    assert sample_to_file(gen, path, np.int64(10), seed=np.int64(3), progress=False)  # type: ignore[arg-type]
 
 
 def test_a_damaged_shard_is_named_and_the_others_stay(
@@ -168,8 +253,8 @@ def test_a_full_disk_is_an_error_and_loses_nothing(
     write, calls = Path.write_bytes, []
 
     def until_full(self: Path, content: bytes) -> int:
-        calls.append(self)
-        if len(calls) == 4:
+        calls.extend([self] if ".nc." in self.name else [])
+        if len(calls) == 3:
             write(self, content[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
         return write(self, content)
@@ -201,8 +286,8 @@ def test_training_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_pa
     train(whole)
     longest, rng, n_kills = 0.5 * (time.monotonic() - began), random.Random(2), 0
     while not killed_at_random(lambda: train(killed), longest, rng):
-        n_kills += 1
-        assert n_kills < 200
+        n_kills, longest = n_kills + 1, 1.05 * longest
+        assert n_kills < 100
         if killed.exists():
             storage.read_archive(killed, "checkpoint")
     assert n_kills >= 2
@@ -264,6 +349,7 @@ def test_control_without_the_sum_of_gradients_two_processes_differ(
     monkeypatch.setattr("openmm_vtdis.processes.sum_over_group", lambda tensors: None)
     monkeypatch.setattr("openmm_vtdis.processes.copy_from_first", lambda tensors: None)
     monkeypatch.setattr("openmm_vtdis.processes.any_in_group", lambda flag, device: flag)
+    monkeypatch.setattr("openmm_vtdis.processes.all_alike", lambda text, device: True)
     half.run(progress=False)
     pairs = zip(
         alone.denoiser.state_dict().values(), half.denoiser.state_dict().values(), strict=True
@@ -272,12 +358,14 @@ def test_control_without_the_sum_of_gradients_two_processes_differ(
 
 
 def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert processes.from_environment() == (0, 1)
     assert processes.own_device("cpu") == "cpu"
     monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # of an allocation: srun has not started this one
+    assert processes.from_environment() == (0, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert processes.from_environment() == (3, 8)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -44,7 +44,9 @@ class PairObjective(nn.Module):
 
     def extra_repr(self) -> str:
         """A digest of the frozen weights, which tells a checkpoint for another denoiser apart."""
-        return f"denoiser={digest(*self._frozen[0].state_dict().values())}"
+        state = self._frozen[0].state_dict()
+        frozen = [state[name] for name in state if not name.startswith("network.pair_head.")]
+        return f"denoiser={digest(*frozen)}"
 
     @property
     def space(self) -> Space:

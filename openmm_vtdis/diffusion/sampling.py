@@ -86,7 +86,7 @@ def reverse_paths(
     def run(size: int) -> ReversePaths:
         return _reverse_paths(kernel, n, generator, size, progress)
 
-    return until_it_fits(run, batch_size, generator)
+    return until_it_fits(run, min(batch_size, n), generator)
 
 
 def _reverse_paths(
@@ -131,7 +131,7 @@ def forward_paths(
     def run(size: int) -> ForwardPaths:
         return _forward_paths(kernel, x_0, generator, family, size, progress)
 
-    return until_it_fits(run, batch_size, generator)
+    return until_it_fits(run, min(batch_size, max(len(x_0), 1)), generator)
 
 
 def _forward_paths(

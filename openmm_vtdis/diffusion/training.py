@@ -223,6 +223,13 @@ class Trainer:
         n_iterations = self.config.n_iterations
         first = processes.in_group()[0] == 0
         processes.copy_from_first([*self.denoiser.state_dict().values(), *self.average.values()])
+        state = digest(json.dumps(self._identity()), self.generator.get_state())
+        if not processes.all_alike(f"{state} {self.iteration}", self.frames.device):
+            raise ValueError(
+                "training: expected the same run, at the same iteration, in all processes, got "
+                f"others than iteration {self.iteration} here; give all of them the same data and "
+                "the same checkpoint"
+            )
         bar = progress_bar(n_iterations, "training", progress and first, initial=self.iteration)
         with bar, deferred_interrupt() as pressed:
             while self.iteration < self.config.n_iterations:
@@ -260,8 +267,12 @@ class Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             loss = self.denoiser.loss(clean, levels, noise).sum() / config.batch_size
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
-        processes.sum_over_group([loss, *gradients])
+        if n_processes > 1:
+            parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
+            for parameter in parameters:  # one that some share of the batch did not use
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            processes.sum_over_group([loss, *(p.grad for p in parameters)])
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):
@@ -399,5 +410,6 @@ def digest(*parts: str | Tensor) -> str:
             digest.update(part.encode())
         else:
             digest.update(str(tuple(part.shape)).encode())
-            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(content.numpy().tobytes())
     return digest.hexdigest()

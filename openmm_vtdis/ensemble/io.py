@@ -77,9 +77,20 @@ def write_ensemble(path: str | os.PathLike[str], contents: Contents) -> Path:
 def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
     """Write one NetCDF file with the samples of many ensembles, of which one is read at a time.
 
-    Temperature, topology and metadata are those of the first: all are taken for parts of one run.
+    Raises
+    ------
+    ValueError
+        If two differ in temperature, topology, metadata or shape.
     """
     path, first = Path(path), read_ensemble(parts[0])
+    for part in parts[1:]:
+        other = read_ensemble(part)
+        for what in ("temperature", "metadata"):
+            if other[what] != first[what]:  # type: ignore[literal-required]
+                raise ValueError(f"{part}: expected the {what} of {parts[0]}, got another")
+        a, b = (c["topology"] and topology_to_json(c["topology"]) for c in (first, other))
+        if a != b or other["positions"].shape[1:] != first["positions"].shape[1:]:
+            raise ValueError(f"{part}: expected the particles of {parts[0]}, got others")
     document = _document(first, _Parts(parts))
     with replacing(path) as temporary:
         file = _create_netcdf(path, first["positions"].shape, document, temporary)
@@ -87,6 +98,19 @@ def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
             _append(file, _arrays(read_ensemble(part)))
         file.close()
     return path
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Metadata of an ensemble file; its arrays are not read, and the checksum is not tested."""
+    path = Path(path)
+    if _suffix(path) == ".nc":
+        with netCDF4.Dataset(path, mode="r") as file:
+            text = str(file.getncattr(_ATTRIBUTE)) if _ATTRIBUTE in file.ncattrs() else "{}"
+    else:
+        with np.load(path, allow_pickle=False) as archive:
+            text = archive["document"].tobytes().decode() if "document" in archive else "{}"
+    metadata: dict[str, Any] = json.loads(text).get("metadata", {})
+    return metadata
 
 
 class _Parts:

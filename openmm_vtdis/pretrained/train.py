@@ -121,12 +121,14 @@ RECIPES: dict[str, Recipe] = {
         150,
         2,
         80,
-        100,
+        200,
         n_shards=5,
-        head_iterations=2_000,
+        fine_iterations=5_000,
+        head_iterations=1_000,
+        later_frames=40_000,
         covariance="pairwise",
         schedule="adaptive",
-        n_trajectories=2_000,
+        n_trajectories=600,
     ),
 }
 

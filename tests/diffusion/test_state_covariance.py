@@ -440,7 +440,7 @@ def test_a_checkpoint_for_another_denoiser_is_refused(tmp_path: Path) -> None:
     frames = make_oracle(3, 2, True).sample(100, seed=0)
     config = TrainingConfig(4, batch_size=8, seed=1)
     denoiser = pairwise_kernel(Space(3, 2)).denoiser
-    for change in (0.0, 0.1):
+    for change in (0.0, 0.0, 0.1):
         denoiser.network.node_input.weight.data += change  # type: ignore[attr-defined]
         with new_pair_head(denoiser, 8, seed=1) as objective:
             trainer = Trainer(objective, frames[:80], frames[80:], config)
@@ -449,6 +449,29 @@ def test_a_checkpoint_for_another_denoiser_is_refused(tmp_path: Path) -> None:
         if change:
             with pytest.raises(ValueError, match="got one that differs in network"):
                 trainer.run(tmp_path / "head.ckpt", progress=False)
+
+
+def test_the_training_of_a_head_resumes_bit_for_bit(tmp_path: Path) -> None:
+    frames = make_oracle(3, 2, True).sample(100, seed=0)
+    path, config = tmp_path / "head.ckpt", TrainingConfig(12, batch_size=8, seed=1)
+
+    def run(stop: bool) -> dict[str, Tensor]:
+        denoiser = pairwise_kernel(Space(3, 2)).denoiser
+        with new_pair_head(denoiser, 8, seed=1) as objective:
+            trainer = Trainer(objective, frames[:80], frames[80:], config)
+            if stop:
+                for _ in range(5):
+                    trainer._step()
+                trainer.save(path)
+                return {}
+            trainer.run(path, progress=False)
+            return dict(objective.head.state_dict())
+
+    whole = run(stop=False)
+    path.unlink()
+    run(stop=True)
+    resumed = run(stop=False)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 # -- one bad configuration --------------------------------------------------------------------

@@ -80,7 +80,7 @@ class CholeskyScatter:
     factor
         (B, d, d) lower triangular, in reduced coordinates. Unchecked, so that a GPU need not wait
         for the answer: draws and densities use the same factor and weights are exact whatever it
-        is, or NaN.
+        is, or NaN where it is singular.
     """
 
     space: Space
@@ -96,7 +96,7 @@ class CholeskyScatter:
         """(B, M, D) -> (B,) float64."""
         reduced = self.space.reduce(residual.to(torch.float64)).flatten(1)
         white = torch.linalg.solve_triangular(self.factor, reduced[:, :, None], upper=False)
-        log_det = torch.diagonal(self.factor, dim1=1, dim2=2).log().sum(dim=1)
+        log_det = torch.diagonal(self.factor, dim1=1, dim2=2).abs().log().sum(dim=1)
         square = white.square().sum(dim=(1, 2))
         return -0.5 * (square + self.space.dim * LOG_2PI) - log_det
 
