@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.run import AS_SHIPPED, CACHE, METHODS, RESULTS
 from openmm_vtdis.plotting import ess_curve, ess_versus_samples, eta_profile
@@ -124,6 +125,9 @@ def costs(document: dict[str, Any], figure: Figure) -> bool:
             if mine:
                 ess_curve([r[key] for r in mine], *ways, method, ax)
         ax.set(xscale="log", xlabel=label, ylabel="ESS / n" if ax is axes[0] else "")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         if ax.get_legend() is not None:
             ax.get_legend().remove()
     _legend(axes[-1])

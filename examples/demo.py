@@ -20,7 +20,7 @@ OUTPUT = Path("demo-output")
 SYSTEMS = {
     # <u> in kT from Hamiltonian Monte Carlo: 160,000 samples of 20,000 chains, 20,000 of 100
     "dw4": (2_000, Estimate(-22.552, 0.005)),
-    "aldp-800K": (150, Estimate(3.561, 0.071)),
+    "aldp-800K": (100, Estimate(3.561, 0.071)),
 }
 
 
