@@ -597,4 +597,4 @@ class DiffusionBoltzmannGenerator:
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
         gpu = self.device.type == "cuda"
         budget = torch.cuda.get_device_properties(self.device).total_memory / 64 if gpu else 5e5
-        return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 16), 65_536))
+        return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 64), 65_536))

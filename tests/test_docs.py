@@ -103,7 +103,7 @@ def test_snippets_are_found_and_a_broken_one_fails(
     assert len(snippets(ROOT / "README.md")) >= 1
 
 
-NOTEBOOK_SIZES = "n_samples, n_frames, n_moves = {}"
+NOTEBOOK_SIZES = "n_samples, n_frames, n_moves, n_steps = {}"
 
 
 def build(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -116,7 +116,7 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
     source = tmp_path / "docs"
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("_build"))
     page = source / "alanine.md"
-    full, small = NOTEBOOK_SIZES.format("150, 50, 10"), NOTEBOOK_SIZES.format("12, 6, 2")
+    full, small = NOTEBOOK_SIZES.format("150, 50, 10, 100"), NOTEBOOK_SIZES.format("12, 6, 1, 8")
     assert full in page.read_text()
     page.write_text(page.read_text().replace(full, small))
     done = build(source, tmp_path / "html")

@@ -23,9 +23,9 @@ def test_a_shipped_generator_loads_and_samples(name: str) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     assert gen.kernel is not None
     assert gen.kernel.schedule.n_steps == RECIPES[name].n_steps
-    ensemble = gen.sample(12, seed=0, progress=False)
+    ensemble = gen.sample(12, n_steps=40, seed=0, progress=False)
     assert np.isfinite(ensemble.log_weights).all()
-    assert ensemble.log_weights.std() < 6.0  # an untrained network is hundreds of nats off
+    assert ensemble.log_weights.std() < 8.0  # an untrained network is hundreds of nats off
 
 
 @pytest.mark.parametrize("name", pretrained.names())
