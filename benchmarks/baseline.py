@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.tables import DOCS
+from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
@@ -29,7 +29,6 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
-from openmm_vtdis.storage import write_atomically
 
 
 class EdgeListLayer(nn.Module):
@@ -172,13 +171,6 @@ def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> 
     return f"| {' | '.join(cells)} |\n"
 
 
-def hardware(device: torch.device) -> str:
-    """What the times are of."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"one CPU, {torch.get_num_threads()} thread(s)"
-
-
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -197,11 +189,9 @@ def main() -> None:
         print(text.splitlines()[-1], flush=True)
     text += (
         f"\nThe package's time, and the baseline's as a multiple of it: median and range of "
-        f"{options.rounds} alternating rounds, batches of {options.batch_size}, "
-        f"{hardware(device)}, torch {torch.__version__}.\n"
+        f"{options.rounds} alternating rounds, batches of {options.batch_size}, on "
     )
-    suffix = "-cuda" if device.type == "cuda" else ""
-    write_atomically(DOCS / "tables" / f"baseline{suffix}.md", text.encode())
+    write_table("baseline", text, device)
 
 
 if __name__ == "__main__":

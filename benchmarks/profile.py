@@ -24,10 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baseline import hardware
-from benchmarks.tables import DOCS
+from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.storage import write_atomically
 
 VIEWS = (
     "view", "_unsafe_view", "expand", "transpose", "permute", "slice", "select", "unsqueeze",
@@ -141,12 +139,8 @@ def main() -> None:
     for name in options.systems:
         text += measure(name, device)
         print(text.splitlines()[-1], flush=True)
-    text += (
-        f"\nPer configuration, in the package's own batches, on {hardware(device)}, torch "
-        f"{torch.__version__}.\n"
-    )
-    suffix = "-cuda" if device.type == "cuda" else ""
-    write_atomically(DOCS / "tables" / f"profile{suffix}.md", text.encode())
+    text += "\nPer configuration, in the package's own batches, on "
+    write_table("profile", text, device)
 
 
 if __name__ == "__main__":

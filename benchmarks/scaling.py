@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.baseline import hardware
-from benchmarks.tables import DOCS
+from benchmarks.tables import DOCS, named, write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
@@ -34,7 +33,6 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.shards import sample_to_file
-from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import double_well
 
 N_PARTICLES, BATCH, STEPS = 22, 32, 4
@@ -150,16 +148,14 @@ def main() -> None:
         axes[0, column].legend(frameon=False)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory / GB")
-    suffix = "" if options.device == "cpu" else "-cuda"
-    figure.savefig(DOCS / "figures" / f"scaling{suffix}.png", dpi=110)
+    device = torch.device(options.device)
+    figure.savefig(DOCS / "figures" / f"{named('scaling', device)}.png", dpi=110)
     text += (
         f"\nOf {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
         f"fixed; a network of 4 layers x 64. Samples: DW-4, a network of 1 x 8, {STEPS} steps, "
-        f"shards of 5,000. {hardware(torch.device(options.device))}, torch "
-        f"{torch.__version__}; memory is that of the whole process, of which the imports take "
-        "about 0.5 GB.\n"
+        "shards of 5,000. Memory is that of the whole process, imports included. On "
     )
-    write_atomically(DOCS / "tables" / f"scaling{suffix}.md", text.encode())
+    write_table("scaling", text, device)
 
 
 if __name__ == "__main__":

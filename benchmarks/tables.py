@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -79,6 +80,20 @@ def table(document: dict[str, Any]) -> str:
         ),
     )
     return HEAD + "".join(map(line, rows)) + f"\nMeasured on {document['machine']}.\n"
+
+
+def named(name: str, device: torch.device) -> str:
+    """The file of a table or figure that exists once a kind of device."""
+    return f"{name}-{device.type}" if device.type != "cpu" else name
+
+
+def write_table(name: str, text: str, device: torch.device) -> None:
+    """Write a table whose last line, in ``text``, still lacks the hardware that it is of."""
+    hardware = f"one CPU, {torch.get_num_threads()} thread(s)"
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    text = f"{text}{hardware}, torch {torch.__version__}.\n"
+    write_atomically(DOCS / "tables" / f"{named(name, device)}.md", text.encode())
 
 
 def curves(document: dict[str, Any], ax: Axes) -> None:

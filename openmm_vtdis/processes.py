@@ -29,21 +29,30 @@ def from_environment() -> tuple[int, int]:
 
 
 def own_device(device: str) -> str:
-    """ "cuda" with the number of this process on its machine; any other name as it is."""
+    """The GPU of this process on its machine for "cuda"; any other name as it is."""
     local = next((os.environ[name] for name in _LOCAL if name in os.environ), None)
-    return (
-        f"cuda:{int(local) % max(torch.cuda.device_count(), 1)}"
-        if device == "cuda" and local
-        else device
-    )
+    if device != "cuda" or local is None:
+        return device
+    return f"cuda:{int(local) % max(torch.cuda.device_count(), 1)}"
 
 
 @contextlib.contextmanager
 def group(device: str) -> Iterator[None]:
-    """A process group of those that ``torchrun`` started; nothing for a process alone."""
-    if "RANK" not in os.environ or from_environment()[1] == 1:
+    """A process group of those that ``torchrun`` started; nothing for a process alone.
+
+    Raises
+    ------
+    ValueError
+        If several processes were started by something else: each would do all of the work.
+    """
+    if from_environment()[1] == 1:
         yield
         return
+    if "RANK" not in os.environ:
+        raise ValueError(
+            f"training: expected one process, or several that torchrun started, got "
+            f"{from_environment()[1]} of another launcher"
+        )
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield

@@ -22,13 +22,12 @@ import torch
 
 from openmm_vtdis import checks, storage
 from openmm_vtdis.archive import describe_kernel
-from openmm_vtdis.diffusion.training import digest
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.ensemble.io import join_ensembles, read_metadata
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage import digest, write_atomically
 from openmm_vtdis.targets import OpenMMTarget
 
 _PLAN = "plan.json"
@@ -86,7 +85,8 @@ def sample_to_file(
     if not isinstance(seed, int | np.integer):
         raise ValueError(f"seed: expected an integer, got {seed!r}")
     make_generator(seed)
-    size = checks.positive_integer("batch_size", batch_size or gen.batch_size())
+    size = gen.batch_size() if batch_size is None else batch_size
+    size = checks.positive_integer("batch_size", size)
     sizes = {
         "n": n,
         "shard_size": shard_size,

@@ -14,6 +14,7 @@ a file under its final name is always whole.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -129,6 +130,19 @@ def read_archive(
             f"{path}: expected an {FORMAT} archive, got a truncated or foreign file ({error})"
         ) from error
     return tensors, metadata
+
+
+def digest(*parts: str | Tensor) -> str:
+    """SHA-256 of texts and of the shapes and bytes of tensors."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(str(tuple(part.shape)).encode())
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            found.update(content.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _checksum(document: str, tensors: Mapping[str, Tensor]) -> str:

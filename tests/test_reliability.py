@@ -18,11 +18,14 @@ import netCDF4
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, processes, storage
 from openmm_vtdis.ensemble import io
+from openmm_vtdis.geometry import Space
 from openmm_vtdis.shards import sample_to_file
 from openmm_vtdis.targets import OpenMMTarget, double_well
+from tests.conftest import exact_generator
 from tests.diffusion.test_training import make_trainer
 
 
@@ -207,6 +210,7 @@ def test_bad_input_for_shards(gen: DiffusionBoltzmannGenerator, tmp_path: Path) 
         ({"n_steps": 2.5}, "n_steps: expected an integer"),
         ({"n_steps": 0}, "n_steps: expected an integer"),
         ({"shard_size": 0}, "shard_size: expected an integer"),
+        ({"batch_size": 0}, "batch_size: expected an integer"),
     ):
         with pytest.raises(ValueError, match=message):
             sample_to_file(gen, path, 10, **options)  # type: ignore[arg-type]
@@ -243,6 +247,20 @@ def test_joining_holds_one_shard_at_a_time(
     monkeypatch.setattr(io, "_append", counted)
     sample_to_file(gen, tmp_path / "samples.nc", 100, shard_size=10, progress=False)
     assert max(sizes) == 10
+
+
+def test_weights_in_a_file_have_the_known_log_z(tmp_path: Path) -> None:
+    """Of an exact mixture, log Z = 0, in units that are not nm; control: a factor in the weight."""
+    target, gen = exact_generator(0.7, Space(4, 2))
+    frames = target.sample(1_000, seed=1)
+    gen.tune(frames, 20, "diagonal", n_trajectories=600, seed=0, progress=False)
+    path = tmp_path / "samples.nc"
+    assert sample_to_file(gen, path, 3_000, shard_size=700, seed=2, progress=False)
+    ensemble = WeightedEnsemble.load(path)
+    assert abs(ensemble.log_z().z(0.0)) < 4.0
+    assert abs(ensemble.log_z().z(np.log(1.3))) > 4.0
+    energies = target.reduced_energy(torch.tensor(ensemble.positions)).numpy()
+    np.testing.assert_allclose(ensemble.reduced_energies, energies, rtol=1e-12)
 
 
 # -- a full disk -------------------------------------------------------------------------------
@@ -338,6 +356,59 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         assert torch.equal(states[0][0][name], states[1][0][name])
         torch.testing.assert_close(states[0][0][name], value, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(states[0][1]["losses"], alone.log.losses, rtol=1e-4)
+
+
+def in_two_processes(work: Callable[[int], None], folder: Path) -> list[int]:
+    """Exit codes of two processes of one gloo group: 0, or 3 where ``work`` raised a ValueError."""
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                distributed.init_process_group(
+                    "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+                )
+                work(rank)
+                code = 0
+            except ValueError as error:
+                (folder / f"error-{rank}").write_text(str(error))
+                code = 3
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_processes_that_go_on_from_different_places_are_refused(
+    shared: bool, tmp_path: Path
+) -> None:
+    """A checkpoint that only process 0 can read, as on a disk of its own."""
+    path = tmp_path / "run.ckpt"
+    begun = make_trainer(12)
+    for _ in range(5):
+        begun._step()
+    begun.save(path)
+
+    def work(rank: int) -> None:
+        make_trainer(12).run(path if shared or rank == 0 else None, progress=False)
+
+    codes = in_two_processes(work, tmp_path)
+    assert codes == ([0, 0] if shared else [3, 3])
+    if not shared:
+        assert "at the same iteration, in all processes" in (tmp_path / "error-1").read_text()
+
+
+def test_training_under_another_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with (
+        pytest.raises(ValueError, match="several that torchrun started, got 4"),
+        processes.group("cpu"),
+    ):
+        pass
 
 
 def test_control_without_the_sum_of_gradients_two_processes_differ(

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from openmm_vtdis.diffusion.covariance.pairwise import posterior_shape
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.training import digest
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
+from openmm_vtdis.storage import digest
 
 
 class PairObjective(nn.Module):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from openmm_vtdis import checks, processes, storage
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
+from openmm_vtdis.storage import digest
 
 
 @dataclass(frozen=True)
@@ -400,16 +400,3 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def digest(*parts: str | Tensor) -> str:
-    """SHA-256 of texts and of the shapes and bytes of tensors."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        else:
-            digest.update(str(tuple(part.shape)).encode())
-            content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(content.numpy().tobytes())
-    return digest.hexdigest()

@@ -236,7 +236,7 @@ def main() -> None:
     )
     parser.add_argument("--data-only", action="store_true", help="stop after the reference data")
     parser.add_argument(
-        "--keep-network", action="store_true", help="the shipped one, instead of a first training"
+        "--keep-network", action="store_true", help="the shipped one, instead of training"
     )
     options = parser.parse_args()
     if options.threads:
@@ -247,7 +247,7 @@ def main() -> None:
     if options.keep_network:
         gen = DiffusionBoltzmannGenerator.from_pretrained(options.name, options.device)
         before = json.loads((FOLDER / f"{options.name}.json").read_text())
-        first = {key: before[key] for key in ("log", "data")}
+        first = {key: before[key] for key in ("log", "fine", "data")}
         finish(options.name, gen, recipe, first, options.precision)
         return
     train = reference_frames(options.name, "train")
@@ -273,7 +273,7 @@ def main() -> None:
         precision=options.precision,
         seed=MODEL_SEED,
     )
-    first = {"log": dataclasses.asdict(log), "data": _reports(options.name)}
+    first = {"log": dataclasses.asdict(log), "fine": None, "data": _reports(options.name)}
     finish(options.name, gen, recipe, first, options.precision)
 
 
@@ -286,13 +286,14 @@ def finish(
 ) -> None:
     """Everything after the first training, to archive and record.
 
-    ``first`` is the record of that training: its history ("log") and the reports of its data. Data
-    that are made again, elsewhere, have the same distribution but not the same numbers: those of
-    the later fits have their own reports.
+    ``first`` is the record of that training: its history ("log"), that of the second training
+    ("fine") if the network has had it, and the reports of its data. Data that are made again,
+    elsewhere, have the same distribution but not the same numbers: those of the later fits have
+    their own reports.
     """
     frames = reference_frames(name, "train", n_frames=recipe.later_frames)
-    logs: dict[str, Any] = {"log": first["log"], "fine": None, "head": None}
-    if recipe.fine_iterations:
+    logs: dict[str, Any] = {"log": first["log"], "fine": first["fine"], "head": None}
+    if recipe.fine_iterations and first["fine"] is None:
         fine = gen.train(
             frames,
             recipe.fine_iterations,
