@@ -48,16 +48,10 @@ class ModelUnits:
         folded = 0.0 if self.handedness is None else math.log(2.0)
         return self.target.space.dim * math.log(self.length) - folded
 
-    def energy(self, y: Tensor) -> Tensor:
-        """Minus the log density in model units, up to log Z: (B, M, D) -> (B,), on the CPU.
-
-        With a handedness, that of the configuration or its mirror image, whichever has it: a
-        kernel that uses this energy treats both alike, as the folding of samples needs.
-        """
-        x = y * self.length
-        if self.handedness is not None:
-            x = self.handedness.canonical(x)
-        return self.target.reduced_energy(x).cpu() - self.log_jacobian
+    @property
+    def energy(self) -> ModelEnergy:
+        """Minus the log density in model units, a function with derivatives."""
+        return ModelEnergy(self)
 
     def default_range(
         self, y: Tensor, t_min: float | None = None, t_max: float | None = None
@@ -101,6 +95,42 @@ class ModelUnits:
             topology=topology,
             metadata=metadata,
         )
+
+
+@dataclass(frozen=True)
+class ModelEnergy:
+    """Minus the log density in model units, up to log Z.
+
+    With a handedness, that of the configuration or its mirror image, whichever has it: a kernel
+    that uses this energy treats both alike, as the folding of samples needs.
+
+    Attributes
+    ----------
+    units
+        Whose it is.
+    """
+
+    units: ModelUnits
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """(B, M, D) -> (B,), on the CPU."""
+        energy = self.units.target.reduced_energy(self._folded(y))
+        return energy.cpu() - self.units.log_jacobian
+
+    def derivatives(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, M, D) and Hessian (B, M, D, M, D), on y's device, detached."""
+        x, length = self._folded(y), self.units.length
+        gradient, hessian = self.units.target.derivatives(x)
+        if self.units.handedness is not None:  # mirrored by x -> -x, which has an even Hessian
+            mirrored = (x * y).sum(dim=(1, 2)) < 0.0
+            gradient = torch.where(mirrored[:, None, None], -gradient, gradient)
+        return length * gradient, length**2 * hessian
+
+    def _folded(self, y: Tensor) -> Tensor:
+        """In nm, with the handedness."""
+        x = y * self.units.length
+        handedness = self.units.handedness
+        return x if handedness is None else handedness.canonical(x)
 
 
 def data_length(space: Space, x: Tensor) -> float:

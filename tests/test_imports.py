@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
-    {"_version", "units", "checks", "random", "storage", "progress", "processes"},
+    {"_version", "units", "checks", "random", "storage", "progress", "processes", "derivatives"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},

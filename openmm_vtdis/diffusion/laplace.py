@@ -8,10 +8,10 @@ noise it is nearly a Gaussian, which one Newton step from D(x_n) finds, whatever
     mean = D - P^-1 [ g + (D - x_n) / t_n^2 ],      Cov[x_0 | x_n] = P^-1.
 
 Stiff degrees of freedom, bonds first of all, are where a network's score is worst in units of the
-noise; here they are exact. The price is d gradients of the gradient of the energy a step. The step
-is kept within a trust region: its length in the norm of P is at most ``TRUST_RADIUS`` times the
-square root of d. All is exact for a Gaussian of no more than unit variance, and turns and permutes
-with the configuration.
+noise; here they are exact. The price is a Hessian of the energy a step. The step is kept within a
+trust region: its length in the norm of P is at most ``TRUST_RADIUS`` times the square root of d.
+All is exact for a Gaussian of no more than unit variance, and turns and permutes with the
+configuration.
 
 Below some level the Gaussian is so good that x_0 can be drawn from it directly: the grid then
 *jumps* from there to its data end, and all other steps go where they are needed.

@@ -22,13 +22,15 @@ one cannot be used.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import openmm
 import torch
 from torch import Tensor, nn
 
 from openmm_vtdis.targets import translators
-from openmm_vtdis.targets.terms import Untranslatable, translate
+from openmm_vtdis.targets.curvature import Curvature
+from openmm_vtdis.targets.terms import Term, Untranslatable, translate
 
 __all__ = ["BatchedEnergy", "Untranslatable", "translators"]
 
@@ -86,6 +88,26 @@ class BatchedEnergy(nn.Module):
         if not energies:
             return x.new_zeros(0, dtype=torch.float64), x.detach().to(torch.float64)
         return torch.cat(energies), torch.cat(forces)
+
+    def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, M, 3) nm -> gradient (B, M, 3), kJ/mol/nm, and Hessian (B, M, 3, M, 3), per nm^2.
+
+        Both detached; term by term (:mod:`openmm_vtdis.targets.curvature`).
+        """
+        gradients, hessians = [], []
+        for chunk in self._chunks(x.detach()):
+            coordinates = chunk.to(torch.float64).permute(2, 1, 0).contiguous()
+            total = Curvature(coordinates)
+            for term in self.terms:
+                cast(Term, term).add_derivatives(coordinates, total)
+            gradient, hessian = total.matrices()
+            gradients.append(gradient)
+            hessians.append(hessian)
+        if not gradients:
+            m = x.shape[1]
+            empty = x.new_zeros(0, m, 3, dtype=torch.float64)
+            return empty, empty.new_zeros(0, m, 3, m, 3)
+        return torch.cat(gradients), torch.cat(hessians)
 
     def _chunks(self, x: Tensor) -> Iterator[Tensor]:
         self.to(x.device)

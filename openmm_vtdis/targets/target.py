@@ -25,6 +25,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_vtdis import checks, units
+from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import validation
 from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
@@ -72,6 +73,20 @@ class Target(abc.ABC):
             energy = self.reduced_energy(x)
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), -gradient
+
+    def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, M, D) in kT/nm and Hessian (B, M, D, M, D) in kT/nm^2 of the energy at x.
+
+        Both float64, detached and on x's device. This default differentiates
+        :meth:`reduced_energy` once for every coordinate.
+
+        Raises
+        ------
+        ValueError
+            If the energy cannot be differentiated twice.
+        """
+        self._check_shape(x)
+        return differentiate_twice(self.reduced_energy, x)
 
     def _check_shape(self, x: Tensor) -> None:
         expected = (self.space.n_particles, self.space.n_dims)
@@ -201,6 +216,27 @@ class OpenMMTarget(Target):
             energy, force = self._pool().energy_and_force(padded)
         force = force[:, :, : self.space.n_dims]
         return energy / self._thermal_energy, force / self._thermal_energy
+
+    def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, M, D) in kT/nm and Hessian (B, M, D, M, D) in kT/nm^2 of the energy at x.
+
+        Both float64, detached and on x's device.
+
+        Raises
+        ------
+        ValueError
+            On the "contexts" backend: OpenMM has no second derivatives.
+        """
+        if self._batched is None:
+            return super().derivatives(x)
+        self._check_shape(x)
+        n_dims = self.space.n_dims
+        gradient, hessian = self._batched.derivatives(validation.pad(x))
+        gradient, hessian = gradient[:, :, :n_dims], hessian[:, :, :n_dims, :, :n_dims]
+        finite = _finite(x)
+        gradient = torch.where(finite[:, None, None], gradient, torch.nan)
+        hessian = torch.where(finite[:, None, None, None, None], hessian, torch.nan)
+        return gradient / self._thermal_energy, hessian / self._thermal_energy
 
     def close(self) -> None:
         """Release the Contexts and threads, if there are any."""

@@ -13,6 +13,10 @@ import openmm
 import torch
 from torch import Tensor, nn
 
+from openmm_vtdis.derivatives import elementwise, gradients
+from openmm_vtdis.targets.curvature import Curvature
+from openmm_vtdis.targets.internal import distance
+
 
 class Untranslatable(Exception):
     """A force, or a feature of one, that has no torch translation."""
@@ -28,6 +32,20 @@ class Term(nn.Module):
 
     n_terms: int = 0
     """Number of summands per sample, for sizing the chunks."""
+
+    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+        """Add gradient and Hessian at coordinates (3, M, B), detached.
+
+        This default takes a pass for each coordinate; a term that knows better overrides it.
+        """
+        m = coordinates.shape[1]
+        with torch.enable_grad():
+            leaf = coordinates.detach().requires_grad_(True)
+            (slope,) = gradients(self(leaf), [leaf])
+            rows = [gradients(row, [leaf], again=False)[0] for row in slope.flatten(0, 1)]
+        total.gradient += slope.detach().transpose(0, 1)
+        blocks = torch.stack(rows).unflatten(0, (3, m))  # (3, M, 3, M, B)
+        total.hessian += blocks.permute(1, 3, 0, 2, 4).flatten(0, 1)
 
 
 Translator = Callable[[Any, openmm.System], Term]
@@ -104,9 +122,61 @@ class Sum(Term):
         n_samples = coordinates.shape[2]
         if self.n_terms == 0:
             return coordinates.new_zeros(n_samples)
-        points = [coordinates.index_select(1, index) for index in self._particles]
+        return self._values(self._points(coordinates)).sum(dim=0)
+
+    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+        """One pass for each coordinate of a tuple."""
+        if self.n_terms == 0:
+            return
+        with torch.enable_grad():
+            leaf = torch.stack(self._points(coordinates)).detach().requires_grad_(True)
+            (first,) = gradients(self._values(leaf.unbind()), [leaf])
+            rows = [gradients(row, [leaf], again=False)[0] for row in first.flatten(0, 1)]
+        second = torch.stack(rows).unflatten(0, first.shape[:2])
+        total.add_points(self._particles, first.detach(), second)
+
+    def _points(self, coordinates: Tensor) -> list[Tensor]:
+        """k tensors (3, P, B)."""
+        return [coordinates.index_select(1, index) for index in self._particles]
+
+    def _values(self, points: Sequence[Tensor]) -> Tensor:
+        """(P, B) kJ/mol."""
         values = self._function(points, self._columns.values())
-        return values.expand(self.n_terms, n_samples).sum(dim=0)
+        return values.expand(self.n_terms, points[0].shape[2])
+
+
+class PairSum(Sum):
+    """Sum over P pairs of particles of a function of their distance.
+
+    Parameters
+    ----------
+    particles
+        P pairs of particle indices.
+    function
+        ``function(r, parameters) -> (P, B) kJ/mol``, with r (P, B) in nm.
+    parameters
+        Name to P values.
+    """
+
+    def __init__(
+        self,
+        particles: Sequence[Sequence[int]],
+        function: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        parameters: Mapping[str, Sequence[float]],
+    ) -> None:
+        super().__init__(particles, lambda points, p: function(distance(*points), p), parameters)
+        self._of_distance = function
+
+    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+        """One pass."""
+        if self.n_terms == 0:
+            return
+        a, b = self._points(coordinates.detach())
+        with torch.enable_grad():
+            r = distance(a, b).requires_grad_(True)
+            values = self._of_distance(r, self._columns.values()).expand(r.shape)
+            (first,), ((second,),) = elementwise(values, [r])
+        total.add_distances(self._particles, a - b, first, second)
 
 
 class Columns(nn.Module):

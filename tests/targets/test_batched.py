@@ -9,6 +9,7 @@ import openmm
 import pytest
 import torch
 
+from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.targets import batched, lennard_jones, terms
 from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.internal import distance
@@ -86,6 +87,10 @@ def test_translation_agrees_with_openmm(force: Callable[[], openmm.Force]) -> No
     assert torch.allclose(u, expected_u, rtol=1e-12, atol=1e-11)
     assert torch.allclose(f, expected_f, rtol=1e-11, atol=1e-10)
     assert torch.allclose(BatchedEnergy(system).energy(x), expected_u, rtol=1e-12, atol=1e-11)
+    gradient, hessian = BatchedEnergy(system).derivatives(x)
+    _, expected_h = differentiate_twice(BatchedEnergy(system).energy, x)
+    assert torch.allclose(gradient, -f, rtol=1e-11, atol=1e-10)
+    assert torch.allclose(hessian, expected_h, rtol=1e-11, atol=1e-9)
 
 
 def test_forces_add_up() -> None:
@@ -98,6 +103,9 @@ def test_no_forces() -> None:
     u, f = BatchedEnergy(system_of()).energy_and_force(configurations(3))
     assert u.tolist() == [0.0, 0.0, 0.0]
     assert not bool(f.any())
+    gradient, hessian = BatchedEnergy(system_of()).derivatives(configurations(3))
+    assert hessian.shape == (3, 4, 3, 4, 3)
+    assert not bool(gradient.any() or hessian.any())
 
 
 def with_cutoff() -> openmm.Force:
@@ -183,18 +191,25 @@ def test_a_bad_sample_stays_alone() -> None:
     assert not bool(torch.isfinite(u[[1, 4]]).any())
     assert torch.equal(u[good], clean[good])
     assert torch.equal(f[good], clean_force[good])
+    gradient, hessian = BatchedEnergy(system).derivatives(x)
+    assert torch.allclose(gradient[good], -clean_force[good], rtol=1e-12)
+    bad = torch.tensor([1, 4])
+    assert torch.isfinite(hessian[good]).all()
+    assert not torch.isfinite(hessian[bad]).flatten(1).all(dim=1).any()
 
 
 def test_chunks_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     system = lennard_jones().system
     x = 2 * configurations(25, 13)
-    whole = BatchedEnergy(system).energy_and_force(x)
+    energy = BatchedEnergy(system)
+    whole = (*energy.energy_and_force(x), *energy.derivatives(x))
     monkeypatch.setitem(batched._CHUNK_ELEMENTS, "cpu", 78 * 4)  # 78 pairs: 4 samples at once
-    pieces = BatchedEnergy(system).energy_and_force(x)
+    pieces = (*energy.energy_and_force(x), *energy.derivatives(x))
     for a, b in zip(whole, pieces, strict=True):
         assert torch.allclose(a, b, rtol=1e-13)
     assert BatchedEnergy(system).energy(x[:0]).shape == (0,)
     assert BatchedEnergy(system).energy_and_force(x[:0])[1].shape == (0, 13, 3)
+    assert BatchedEnergy(system).derivatives(x[:0])[1].shape == (0, 13, 3, 13, 3)
 
 
 def test_energy_is_differentiable_twice() -> None:

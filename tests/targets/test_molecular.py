@@ -12,10 +12,13 @@ import torch
 from openmm import app, unit
 from openmmtools import testsystems
 
+from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.targets.batched import BatchedEnergy
+from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.internal import angle, dihedral
 from openmm_vtdis.targets.tabulated import lookup, spline
 from openmm_vtdis.targets.translators.bonded import bicubic, evaluate_map
+from openmm_vtdis.targets.translators.implicit import _Chain
 from tests.targets.reference import by_openmm, configurations, system_of
 
 N = 6
@@ -32,6 +35,18 @@ def agree(system: openmm.System, x: torch.Tensor, tolerance: float = 1e-10) -> N
     assert float(((energy.energy(x) - expected_u).abs() / scale).max()) < tolerance
     scale = 1e-3 + expected_f.abs().amax(dim=(1, 2))
     assert float(((f - expected_f).abs().amax(dim=(1, 2)) / scale).max()) < tolerance
+    if x.shape[1] <= 60:
+        derivatives_agree(energy, x[1:4], tolerance)
+
+
+def derivatives_agree(energy: BatchedEnergy, x: torch.Tensor, tolerance: float = 1e-10) -> None:
+    """Term by term against the whole energy differentiated once for every coordinate."""
+    for found, expected in zip(
+        energy.derivatives(x), differentiate_twice(energy.energy, x), strict=True
+    ):
+        assert found.shape == expected.shape
+        difference, size = ((y.flatten(1).abs().amax(1)) for y in (found - expected, expected))
+        assert float((difference / (1e-3 + size)).max()) < tolerance
 
 
 # -- hand-made forces with every feature --------------------------------------------------------
@@ -234,6 +249,36 @@ def test_negative_control_a_wrong_constant_is_seen(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("openmm_vtdis.targets.translators.nonbonded.COULOMB", 138.935456)
     with pytest.raises(AssertionError):
         agree(system_of(nonbonded(), n_particles=N), configurations(5, N))
+
+
+def test_negative_control_a_missing_part_of_a_hessian_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    energy = BatchedEnergy(system_of(born(), n_particles=N))
+    x = 0.5 * configurations(3, N)
+    derivatives_agree(energy, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(Curvature, "add_outer", lambda *_: None)  # all that goes through Born radii
+        with pytest.raises(AssertionError):
+            derivatives_agree(energy, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Chain, "_pull_second", lambda *_: None)
+        with pytest.raises(AssertionError):
+            derivatives_agree(energy, x)
+
+
+def test_a_hessian_is_the_slope_of_openmms_forces() -> None:
+    dipeptide = testsystems.AlanineDipeptideImplicit(constraints=None)
+    x = geometries(dipeptide.positions)[1:2]
+    gradient, hessian = BatchedEnergy(dipeptide.system).derivatives(x)
+    _, force = by_openmm(dipeptide.system, x)
+    torch.testing.assert_close(gradient, -force, rtol=1e-8, atol=1e-6)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).double()
+    step = 1e-5 * direction
+    _, (before, after) = by_openmm(dipeptide.system, torch.cat([x - step, x + step]))
+    slope = (before - after) / 2e-5
+    product = torch.einsum("iajb,jb->ia", hessian[0], direction[0])
+    torch.testing.assert_close(product, slope, rtol=1e-5, atol=1e-6 * float(slope.abs().max()))
 
 
 # -- building blocks ----------------------------------------------------------------------------

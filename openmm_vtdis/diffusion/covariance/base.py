@@ -26,7 +26,10 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import LOG_2PI, Space
 
 Energy = Callable[[Tensor], Tensor]
-"""Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64."""
+"""Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64.
+
+One that has a method ``derivatives(x)``, gradient (B, M, D) and Hessian (B, M, D, M, D), is asked
+for them; others are differentiated."""
 Denoiser = Any  # the protocol lives in denoiser.py; covariances only pass it on
 
 

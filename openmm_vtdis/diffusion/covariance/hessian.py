@@ -7,8 +7,8 @@ of freedom in model units, the data's width is taken: with h_i the eigenvalues o
 
     C = Cov / t_n^2,          eigenvalues 1 / (1 + t_n^2 max(h_i, 1)).
 
-This catches the stiff degrees of freedom, such as bonds, at low noise. The cost is d gradients of
-the gradient of the energy a step, and an eigendecomposition. An energy whose Hessian is not finite
+This catches the stiff degrees of freedom, such as bonds, at low noise. The cost is a Hessian of the
+energy and its eigendecomposition a step. An energy whose Hessian is not finite
 at D(x_n) is taken to be flat there.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.diffusion.covariance.base import Energy, ReverseStep
 from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_zero
 from openmm_vtdis.geometry import Space
@@ -25,27 +26,21 @@ from openmm_vtdis.geometry import Space
 def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (B, d) and Hessian (B, d, d) of an energy in reduced coordinates, float64.
 
-    ``x`` is (B, M, D); both are on its device.
+    ``x`` is (B, M, D); both are on its device. They come from the energy's own method
+    ``derivatives(x)`` where it has one.
 
     Raises
     ------
     ValueError
         If the energy cannot be differentiated twice, such as that of OpenMM Contexts.
     """
-    with torch.enable_grad():
-        reduced = space.reduce(x.detach().to(torch.float64)).requires_grad_(True)
-        (gradient,) = torch.autograd.grad(
-            energy(space.expand(reduced)).sum(), reduced, create_graph=True
-        )
-        slope = gradient.detach().flatten(1)
-        if not gradient.requires_grad:  # it is the same everywhere
-            return slope, slope.new_zeros(len(x), space.dim, space.dim)
-        rows = [
-            torch.autograd.grad(column.sum(), reduced, retain_graph=True)[0].flatten(1)
-            for column in gradient.flatten(1).unbind(dim=1)
-        ]
-    matrix = torch.stack(rows, dim=1)
-    return slope, 0.5 * (matrix + matrix.mT)
+    x = x.detach().to(torch.float64)
+    known = getattr(energy, "derivatives", None)
+    gradient, hessian = differentiate_twice(energy, x) if known is None else known(x)
+    basis = space.basis.to(hessian)
+    rows = torch.einsum("ki,biajc->bkajc", basis, hessian)
+    matrix = torch.einsum("lj,bkajc->bkalc", basis, rows).flatten(3).flatten(1, 2)
+    return space.reduce(gradient).flatten(1), 0.5 * (matrix + matrix.mT)
 
 
 def hessian_spectrum(matrix: Tensor, t: float) -> tuple[Tensor, Tensor]:

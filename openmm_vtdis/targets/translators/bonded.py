@@ -18,8 +18,8 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from openmm_vtdis.targets.internal import angle, dihedral, distance
-from openmm_vtdis.targets.terms import NoTerm, Sum, Term, entries, translates
+from openmm_vtdis.targets.internal import angle, dihedral
+from openmm_vtdis.targets.terms import NoTerm, PairSum, Sum, Term, entries, translates
 
 
 @translates("CMMotionRemover", "AndersenThermostat")
@@ -34,10 +34,10 @@ def harmonic_bond(force: openmm.HarmonicBondForce, system: openmm.System) -> Ter
     rows = entries(force, "Bond")
     parameters = {"r0": [r0._value for *_, r0, _ in rows], "k": [k._value for *_, k in rows]}
 
-    def energy(points: Sequence[Tensor], p: dict[str, Tensor]) -> Tensor:
-        return 0.5 * p["k"] * (distance(*points) - p["r0"]).square()
+    def energy(r: Tensor, p: dict[str, Tensor]) -> Tensor:
+        return 0.5 * p["k"] * (r - p["r0"]).square()
 
-    return Sum([row[:2] for row in rows], energy, parameters)
+    return PairSum([row[:2] for row in rows], energy, parameters)
 
 
 @translates("HarmonicAngleForce")

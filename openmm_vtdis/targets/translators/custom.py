@@ -13,7 +13,7 @@ from torch import Tensor
 from openmm_vtdis.targets.internal import angle, dihedral, distance
 from openmm_vtdis.targets.lepton import Expression, Function
 from openmm_vtdis.targets.tabulated import tabulated_functions
-from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, entries, translates
+from openmm_vtdis.targets.terms import PairSum, Sum, Term, Untranslatable, entries, translates
 
 
 def compiled(
@@ -59,21 +59,25 @@ def _sum(
     force: Any,
     particles: Sequence[Sequence[int]],
     parameters: Mapping[str, Sequence[float]],
-    coordinates: Callable[[Sequence[Tensor]], dict[str, Tensor]],
+    coordinates: Callable[[Any], dict[str, Tensor]],
     names: Sequence[str],
     functions: Mapping[str, Function] | None = None,
+    kind: type[Sum] = Sum,
 ) -> Term:
-    """A sum whose expression knows ``names``, which ``coordinates`` makes of the points."""
+    """A sum whose expression knows ``names``, which ``coordinates`` makes of the points.
+
+    With ``kind=PairSum``, of the distance.
+    """
     n_terms = len(particles)
     shared = {name: [value] * n_terms for name, value in global_parameters(force).items()}
     refuse_clashes(force, [*parameters, *shared, *names])
     table = {**parameters, **shared}
     expression = compiled(force, force.getEnergyFunction(), [*names, *table], functions)
 
-    def energy(points: Sequence[Tensor], p: dict[str, Tensor]) -> Tensor:
+    def energy(points: Any, p: dict[str, Tensor]) -> Tensor:
         return expression({**p, **coordinates(points)})
 
-    return Sum(particles, energy, table)
+    return kind(particles, energy, table)
 
 
 @translates("CustomExternalForce")
@@ -97,7 +101,8 @@ def custom_bond(force: openmm.CustomBondForce, system: openmm.System) -> Term:
     names = parameter_names(force, "Bond")
     rows = entries(force, "Bond")
     parameters = columns(names, [row for *_, row in rows])
-    return _sum(force, [row[:2] for row in rows], parameters, _named("r", distance), ["r"])
+    pairs = [row[:2] for row in rows]
+    return _sum(force, pairs, parameters, _as_r, ["r"], kind=PairSum)
 
 
 @translates("CustomAngleForce")
@@ -116,6 +121,10 @@ def custom_torsion(force: openmm.CustomTorsionForce, system: openmm.System) -> T
     rows = entries(force, "Torsion")
     parameters = columns(names, [row for *_, row in rows])
     return _sum(force, [row[:4] for row in rows], parameters, _named("theta", dihedral), ["theta"])
+
+
+def _as_r(r: Tensor) -> dict[str, Tensor]:
+    return {"r": r}
 
 
 def _named(name: str, coordinate: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
@@ -180,7 +189,7 @@ def custom_nonbonded(force: openmm.CustomNonbondedForce, system: openmm.System) 
     pairs = _interacting(force)
     parameters = columns([f"{name}1" for name in names], [rows[i] for i, _ in pairs])
     parameters |= columns([f"{name}2" for name in names], [rows[j] for _, j in pairs])
-    return _sum(force, pairs, parameters, _named("r", distance), ["r"], functions)
+    return _sum(force, pairs, parameters, _as_r, ["r"], functions, kind=PairSum)
 
 
 def _particle_parameters(

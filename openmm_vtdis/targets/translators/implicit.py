@@ -12,11 +12,14 @@ case of Onufriev, Bashford and Case (2004), and is translated as such.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import openmm
 import torch
 from torch import Tensor
 
+from openmm_vtdis.derivatives import elementwise
+from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.lepton import Expression
 from openmm_vtdis.targets.tabulated import tabulated_functions
 from openmm_vtdis.targets.terms import Columns, Term, Untranslatable, entries, translates
@@ -106,82 +109,274 @@ class GeneralizedBorn(Term):
         kept = torch.ones(m, m, dtype=torch.bool)
         for i, j in excluded:
             kept[i, j] = kept[j, i] = False
-        self._ordered, self._pairs = (_Sides(p, kept, parameters, shared) for p in (ordered, pairs))
-        self._single = Columns({**parameters, **{k: [v] * m for k, v in shared.items()}})
+        self._ordered, self._pairs = (
+            _Elements(p, ("1", "2"), parameters, shared, kept) for p in (ordered, pairs)
+        )
+        self._single = _Elements(torch.arange(m)[:, None], ("",), parameters, shared)
         self._number: Tensor
         self.register_buffer("_number", number[ordered[:, 0], ordered[:, 1]])
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """(3, M, B) nm -> (B,) kJ/mol."""
-        _, m, n_samples = coordinates.shape
-        r = self._pairs.distances(coordinates)
+        r = self._apart(coordinates).square().sum(dim=0).sqrt()
         r_ordered = r.index_select(0, self._number)
         found: dict[str, Tensor] = {}
         for name, expression, kind in self._values:
-            if kind == _SINGLE:
-                value = self._of_particles(expression, coordinates, found)
-            else:
-                pairwise = self._ordered(expression, r_ordered, found, kind == _PAIR)
-                value = pairwise.reshape(m, m - 1, n_samples).sum(dim=1)
-            found[name] = value
-        total = coordinates.new_zeros(n_samples)
+            value = self._evaluate(expression, kind, coordinates, found, self._ordered, r_ordered)
+            found[name] = self._of_particles(value, kind)
+        total = coordinates.new_zeros(coordinates.shape[2])
         for expression, kind in self._energies:
-            if kind == _SINGLE:
-                energy = self._of_particles(expression, coordinates, found)
-            else:
-                energy = self._pairs(expression, r, found, kind == _PAIR)
+            energy = self._evaluate(expression, kind, coordinates, found, self._pairs, r)
             total = total + energy.sum(dim=0)
         return total
 
-    def _of_particles(
-        self, expression: Expression, coordinates: Tensor, found: Mapping[str, Tensor]
+    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+        """See :class:`_Chain`."""
+        coordinates = coordinates.detach()
+        apart = self._apart(coordinates)
+        r = apart.square().sum(dim=0).sqrt()
+        chain = _Chain(total, self._pairs.index, apart, r)
+        r_ordered = r.index_select(0, self._number)
+        found: dict[str, Tensor] = {}
+        for name, expression, kind in self._values:
+            step = self._step(expression, kind, coordinates, found, self._ordered, r_ordered)
+            found[name] = self._of_particles(step.value, kind)
+            chain.add_value(name, step)
+        for expression, kind in self._energies:
+            step = self._step(expression, kind, coordinates, found, self._pairs, r)
+            chain.pull(step, torch.ones_like(step.value))
+        chain.finish()
+
+    def _apart(self, coordinates: Tensor) -> Tensor:
+        """From the second particle of each pair to the first, (3, P, B)."""
+        a, b = (coordinates.index_select(1, index) for index in self._pairs.index)
+        return a - b
+
+    def _of_particles(self, value: Tensor, kind: int) -> Tensor:
+        """(M, B), from a value of particles or of ordered pairs."""
+        m = len(self._single.index[0])
+        return value if kind == _SINGLE else value.unflatten(0, (m, m - 1)).sum(dim=1)
+
+    def _evaluate(
+        self,
+        expression: Expression,
+        kind: int,
+        coordinates: Tensor,
+        found: Mapping[str, Tensor],
+        pairs: _Elements,
+        r: Tensor,
     ) -> Tensor:
-        x, y, z = coordinates
-        value = expression({**self._single.values(), **found, "x": x, "y": y, "z": z})
-        return value.expand(coordinates.shape[1:])
+        """An expression for every particle, or for every one of the pairs: (E, B)."""
+        elements = self._single if kind == _SINGLE else pairs
+        inputs = elements.inputs(expression, coordinates, r, found)
+        return elements(expression, inputs, r.shape[1], exclude=kind == _PAIR)
+
+    def _step(
+        self,
+        expression: Expression,
+        kind: int,
+        coordinates: Tensor,
+        found: Mapping[str, Tensor],
+        pairs: _Elements,
+        r: Tensor,
+    ) -> _Step:
+        """The same, with derivatives."""
+        elements = self._single if kind == _SINGLE else pairs
+        inputs = elements.inputs(expression, coordinates, r, found)
+        leaves = {name: value.detach().requires_grad_(True) for name, value in inputs.items()}
+        with torch.enable_grad():
+            value = elements(expression, leaves, r.shape[1], exclude=kind == _PAIR)
+            first, second = elementwise(value, list(leaves.values()))
+        numbers = self._number if elements is self._ordered else None
+        return _Step(elements, numbers, list(leaves), value.detach(), first, second)
 
 
-class _Sides(Columns):
-    """Pairs of particles, and what an expression of a pair knows about either side."""
+class _Elements(Columns):
+    """What an expression is evaluated on: every particle, or pairs of them, each on its own.
+
+    Attributes
+    ----------
+    index
+        (1, M) or (2, E): the particles.
+    sides
+        What a name has after it: nothing, or "1" and "2".
+    """
 
     def __init__(
         self,
-        pairs: Tensor,
-        kept: Tensor,
+        rows: Tensor,
+        sides: Sequence[str],
         parameters: Mapping[str, Sequence[float]],
         shared: Mapping[str, float],
+        kept: Tensor | None = None,
     ) -> None:
-        sides = {
-            f"{name}{side + 1}": [values[i] for i in pairs[:, side].tolist()]
+        of_sides = {
+            f"{name}{side}": [values[i] for i in rows[:, k].tolist()]
             for name, values in parameters.items()
-            for side in (0, 1)
+            for k, side in enumerate(sides)
         }
         super().__init__(
-            {**sides, **{name: [value] * len(pairs) for name, value in shared.items()}}
+            {**of_sides, **{name: [value] * len(rows) for name, value in shared.items()}}
         )
-        self._index: Tensor
-        self._kept: Tensor
-        self.register_buffer("_index", pairs.mT.contiguous())
-        self.register_buffer("_kept", kept[pairs[:, 0], pairs[:, 1]][:, None])
+        self.sides = tuple(sides)
+        self.index: Tensor
+        self.register_buffer("index", rows.mT.contiguous())
+        self._kept: Tensor | None
+        self.register_buffer("_kept", None if kept is None else kept[tuple(rows.mT)][:, None])
 
-    def distances(self, coordinates: Tensor) -> Tensor:
-        """(3, M, B) -> (P, B)."""
-        a, b = (coordinates.index_select(1, index) for index in self._index)
-        return (a - b).square().sum(dim=0).sqrt()
+    def inputs(
+        self, expression: Expression, coordinates: Tensor, r: Tensor, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What an expression needs of a configuration, name to (E, B)."""
+        known = {"r": r} if len(self.sides) == 2 else dict(zip("xyz", coordinates, strict=True))
+        known = {name: value for name, value in known.items() if name in expression.variables}
+        for name, value in found.items():
+            for side, index in zip(self.sides, self.index, strict=True):
+                if name + side in expression.variables:
+                    known[name + side] = value.index_select(0, index)
+        return known
+
+    def source(self, name: str) -> tuple[str, Tensor]:
+        """The computed value and the particles (E,) that an input is of."""
+        if self.sides == ("",):
+            return name, self.index[0]
+        return name[:-1], self.index[self.sides.index(name[-1])]
 
     def forward(
-        self, expression: Expression, r: Tensor, found: Mapping[str, Tensor], exclude: bool
+        self, expression: Expression, inputs: Mapping[str, Tensor], n_samples: int, exclude: bool
     ) -> Tensor:
-        """The expression for every pair, (P, B); zero for excluded ones if asked."""
-        known = {**self.values(), "r": r}
-        for name, value in found.items():
-            for side in (0, 1):
-                if f"{name}{side + 1}" in expression.variables:
-                    known[f"{name}{side + 1}"] = value.index_select(0, self._index[side])
-        value = expression(known).expand(r.shape)
-        if exclude and not bool(self._kept.all()):
+        """The expression for every element, (E, B); zero for excluded ones if asked."""
+        value = expression({**self.values(), **inputs})
+        value = value.expand(self.index.shape[1], n_samples)
+        if exclude and self._kept is not None and not bool(self._kept.all()):
             value = torch.where(self._kept, value, 0.0)
         return value
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An expression with its derivatives in its own inputs, (E, B) each.
+
+    ``numbers`` (E,) are the unordered pairs that ordered ones belong to.
+    """
+
+    elements: _Elements
+    numbers: Tensor | None
+    names: list[str]
+    value: Tensor
+    first: list[Tensor]
+    second: list[list[Tensor]]
+
+
+class _Chain:
+    """The chain rule to second order, backwards through the computed values.
+
+    With V the values that expressions phi have been given, lambda = dE / dphi, and J = dV / dx::
+
+        Hessian = sum over phi of lambda (dinputs / dx)^T phi'' (dinputs / dx)
+                + sum over pairs of dE / dr times the Hessian of r.
+
+    Second derivatives between two distances or coordinates are those of one pair or particle;
+    those with V are collected in C (between V and x) and Q (between two V), so that their part is
+    J^T C + C^T J + J^T Q J.
+    """
+
+    def __init__(self, total: Curvature, pairs: Tensor, apart: Tensor, r: Tensor) -> None:
+        self._total, self._pairs, self._apart = total, pairs, apart
+        self._direction = (apart / r).transpose(0, 1)  # (P, 3, B)
+        self._first, self._second = torch.zeros_like(r), torch.zeros_like(r)
+        self._steps: dict[str, _Step] = {}
+        self._slopes: dict[str, Tensor] = {}
+        self._jacobians: dict[str, Tensor] = {}
+        self._mixed: dict[str, Tensor] = {}
+        self._between: dict[tuple[str, str], Tensor] = {}
+
+    def add_value(self, name: str, step: _Step) -> None:
+        """A computed value, in order: its Jacobian (M, M, 3, B)."""
+        m, n_samples = self._total.n_particles, step.value.shape[1]
+        owners = step.elements.index[0]
+        jacobian = step.value.new_zeros(m, m, 3, n_samples)
+        for slope, argument in zip(step.first, step.names, strict=True):
+            if argument in ("x", "y", "z", "r"):
+                self._add_geometry(jacobian, owners, step, argument, slope)
+            else:
+                value, particles = step.elements.source(argument)
+                weights = slope.new_zeros(m * m, n_samples)
+                weights.index_add_(0, owners * m + particles, slope)
+                jacobian += torch.einsum(
+                    "ijb,jkxb->ikxb", weights.reshape(m, m, n_samples), self._jacobians[value]
+                )
+        self._steps[name], self._jacobians[name] = step, jacobian
+        self._slopes[name] = step.value.new_zeros(m, n_samples)
+        self._mixed[name] = torch.zeros_like(jacobian)
+
+    def pull(self, step: _Step, weight: Tensor) -> None:
+        """Add the derivatives of an expression whose elements count (E, B) in the energy."""
+        m = self._total.n_particles
+        for a, argument in enumerate(step.names):
+            slope = weight * step.first[a]
+            if argument == "r":
+                self._pair_sum(self._first, step, slope)
+                self._pair_sum(self._second, step, weight * step.second[a][a])
+            elif argument in ("x", "y", "z"):
+                self._total.gradient[:, "xyz".index(argument)] += slope
+            else:
+                value, particles = step.elements.source(argument)
+                self._slopes[value].index_add_(0, particles, slope)
+            for b, other in enumerate(step.names):
+                self._pull_second(step, argument, other, weight * step.second[a][b], m)
+
+    def _pull_second(self, step: _Step, a: str, b: str, bend: Tensor, m: int) -> None:
+        if a in ("x", "y", "z") and b in ("x", "y", "z"):
+            blocks = self._total.hessian[:: m + 1]
+            blocks[:, "xyz".index(a), "xyz".index(b)] += bend
+        elif a not in ("x", "y", "z", "r"):
+            value, particles = step.elements.source(a)
+            if b in ("x", "y", "z", "r"):
+                self._add_geometry(self._mixed[value], particles, step, b, bend)
+            else:
+                other, others = step.elements.source(b)
+                between = self._between.setdefault(
+                    (value, other), bend.new_zeros(m * m, bend.shape[1])
+                )
+                between.index_add_(0, particles * m + others, bend)
+
+    def finish(self) -> None:
+        """Go back through the computed values, and add everything up."""
+        for name in reversed(self._steps):
+            step = self._steps[name]
+            owners = step.elements.index[0]
+            self.pull(step, self._slopes[name].index_select(0, owners))
+        self._total.add_distances(self._pairs, self._apart, self._first, self._second)
+        m = self._total.n_particles
+        for (name, other), weights in self._between.items():
+            half = 0.5 * weights.reshape(m, m, -1)
+            self._mixed[name] += torch.einsum("ijb,jkxb->ikxb", half, self._jacobians[other])
+        for name, jacobian in self._jacobians.items():
+            self._total.add_outer(jacobian, self._mixed[name])
+
+    def _pair_sum(self, total: Tensor, step: _Step, values: Tensor) -> None:
+        """Add (E, B) to the pairs' (P, B)."""
+        if step.numbers is None:
+            total += values
+        else:
+            total.index_add_(0, step.numbers, values)
+
+    def _add_geometry(
+        self, total: Tensor, rows: Tensor, step: _Step, argument: str, slope: Tensor
+    ) -> None:
+        """Add slope (E, B) times the gradient of r, x, y or z to rows of total (M, M, 3, B)."""
+        m = self._total.n_particles
+        flat = total.view(m * m, 3, -1)
+        if argument != "r":
+            axis = "xyz".index(argument)
+            flat[:, axis].index_add_(0, rows * m + step.elements.index[0], slope)
+            return
+        numbers = step.numbers
+        e = self._direction if numbers is None else self._direction.index_select(0, numbers)
+        i, j = self._pairs if numbers is None else self._pairs[:, numbers]
+        push = slope[:, None] * e
+        flat.index_add_(0, rows * m + i, push).index_add_(0, rows * m + j, -push)
 
 
 @translates("GBSAOBCForce")

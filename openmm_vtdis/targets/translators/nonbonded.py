@@ -8,13 +8,11 @@ An exception is a pair with parameters of its own, so that everything is one sum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import openmm
 from torch import Tensor
 
-from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, entries, translates
+from openmm_vtdis.targets.terms import PairSum, Term, Untranslatable, entries, translates
 
 COULOMB = 138.93545764438198
 """1 / (4 pi epsilon_0) in kJ nm / (mol e^2), as OpenMM has it."""
@@ -46,14 +44,14 @@ def nonbonded(force: openmm.NonbondedForce, system: openmm.System) -> Term:
         "sigma_squared": columns[1] ** 2,
         "depth": 4.0 * columns[2],
     }
-    return Sum(pairs, _energy, {name: column.tolist() for name, column in parameters.items()})
+    return PairSum(pairs, _energy, {name: column.tolist() for name, column in parameters.items()})
 
 
-def _energy(points: Sequence[Tensor], p: dict[str, Tensor]) -> Tensor:
-    inverse = (points[0] - points[1]).square().sum(dim=0).reciprocal()
-    square = p["sigma_squared"] * inverse
+def _energy(r: Tensor, p: dict[str, Tensor]) -> Tensor:
+    inverse = r.reciprocal()
+    square = p["sigma_squared"] * inverse.square()
     sixth = square * square * square
-    return p["depth"] * sixth * (sixth - 1.0) + p["charge"] * inverse.sqrt()
+    return p["depth"] * sixth * (sixth - 1.0) + p["charge"] * inverse
 
 
 def _parameters(force: openmm.NonbondedForce) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,46 @@
+"""First and second derivatives by automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradients(output: Tensor, inputs: Sequence[Tensor], again: bool = True) -> list[Tensor]:
+    """Of the sum of ``output`` with respect to leaves; zeros for those it does not depend on."""
+    if not output.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    return list(
+        torch.autograd.grad(
+            output.sum(),
+            inputs,
+            create_graph=again,
+            retain_graph=True,
+            materialize_grads=True,
+        )
+    )
+
+
+def elementwise(
+    output: Tensor, inputs: Sequence[Tensor]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """First and second derivatives where each element depends on its own elements of the inputs.
+
+    Everything is (P, B).
+    """
+    first = gradients(output, inputs)
+    second = [gradients(slope, inputs, again=False) for slope in first]
+    return [slope.detach() for slope in first], second
+
+
+def differentiate_twice(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (B, M, D) and Hessian (B, M, D, M, D) of energies (B,), one pass a coordinate."""
+    with torch.enable_grad():
+        leaf = x.detach().to(torch.float64).requires_grad_(True)
+        (gradient,) = gradients(energy(leaf), [leaf])
+        columns = gradient.flatten(1).unbind(dim=1)
+        rows = [gradients(column, [leaf], again=False)[0] for column in columns]
+    hessian = torch.stack(rows, dim=1)
+    return gradient.detach(), hessian.reshape(*x.shape, *x.shape[1:])
