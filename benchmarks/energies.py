@@ -3,8 +3,9 @@
     python -m benchmarks.energies
 
 Alanine dipeptide in several force fields. Both are timed in turn, in the same run, on the same
-conformations, and the best of five turns counts. Writes ``benchmarks/results/energies.json`` and
-``docs/tables/energies.md``.
+conformations, and the best of five turns counts. So are Hessians, of all shipped systems, term by
+term and by differentiating the gradient once for every coordinate. Writes
+``benchmarks/results/energies.json`` and ``docs/tables/energies.md``, ``hessians.md``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ from openmm import app
 
 from benchmarks.run import RESULTS
 from benchmarks.tables import DOCS
+from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.storage import write_atomically
-from openmm_vtdis.targets import alanine_dipeptide
+from openmm_vtdis.targets import (
+    BenchmarkSystem,
+    alanine_dipeptide,
+    double_well,
+    lennard_jones,
+)
 from openmm_vtdis.targets.batched import BatchedEnergy
 
 N_BATCHED, N_CONTEXT, TURNS = 3_000, 100, 5
@@ -82,9 +89,28 @@ def measure(system: openmm.System, x: torch.Tensor) -> dict[str, list[float]]:
     return best
 
 
+def hessian_rates(system: BenchmarkSystem) -> list[float]:
+    """Best rates of Hessians, a pass for every coordinate and term by term, of 64 at once."""
+    target = system.target()
+    noise = torch.randn(64, *system.positions.shape, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(system.positions) + 0.005 * noise.double()
+    best = [0.0, 0.0]
+    for _ in range(TURNS):
+        now = [
+            rate(lambda: differentiate_twice(target.reduced_energy, x), len(x)),
+            rate(lambda: target.derivatives(x), len(x)),
+        ]
+        best = [max(a, b) for a, b in zip(best, now, strict=True)]
+    return best
+
+
 def main() -> None:
     """Measure, store and tabulate."""
     torch.set_num_threads(1)
+    hessians = {}
+    for system in (double_well(), lennard_jones(), alanine_dipeptide()):
+        hessians[system.name] = hessian_rates(system)
+        print(system.name, hessians[system.name], flush=True)
     noise = torch.randn(N_BATCHED, 22, 3, generator=torch.Generator().manual_seed(0)).double()
     x = torch.tensor(alanine_dipeptide().positions) + 0.005 * noise
     rows = {}
@@ -92,13 +118,17 @@ def main() -> None:
         rows[name] = measure(system, x)
         print(name, rows[name], flush=True)
     machine = f"{platform.machine()}, torch {torch.__version__}, one thread"
-    document = {"machine": machine, "rows": rows}
+    document = {"machine": machine, "rows": rows, "hessians": hessians}
     write_atomically(RESULTS / "energies.json", (json.dumps(document, indent=1) + "\n").encode())
     text = "| alanine dipeptide | | Reference / s | batched / s | ratio |\n|---|---|---|---|---|\n"
     for name, kinds in rows.items():
         for kind, (a, b) in kinds.items():
             text += f"| {name} | {kind} | {a:,.0f} | {b:,.0f} | {b / a:.1f} |\n"
     write_atomically(DOCS / "tables" / "energies.md", f"{text}\nMeasured on {machine}.\n".encode())
+    text = "| Hessians | a pass a coordinate / s | term by term / s | ratio |\n|---|---|---|---|\n"
+    for name, (a, b) in hessians.items():
+        text += f"| {name} | {a:,.0f} | {b:,.0f} | {b / a:.1f} |\n"
+    write_atomically(DOCS / "tables" / "hessians.md", f"{text}\nMeasured on {machine}.\n".encode())
 
 
 if __name__ == "__main__":

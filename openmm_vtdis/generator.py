@@ -21,11 +21,7 @@ from openmm_vtdis import checks, pretrained
 from openmm_vtdis.archive import GeneratorArchive, describe_kernel
 from openmm_vtdis.diffusion import ode, tuning
 from openmm_vtdis.diffusion.choice import candidates
-from openmm_vtdis.diffusion.denoiser import (
-    Denoiser,
-    PreconditionedDenoiser,
-    check_mirror_symmetry,
-)
+from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser, check_mirror_symmetry
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.pair_training import forget_pair_head, new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
@@ -34,7 +30,7 @@ from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames, split_in_time
-from openmm_vtdis.model_units import ModelUnits, data_length
+from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
 from openmm_vtdis.networks import network_of_size
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
@@ -199,9 +195,10 @@ class DiffusionBoltzmannGenerator:
         """D(x, t) in model units."""
         return self._denoiser
 
-    def model_energy(self, x: Tensor) -> Tensor:
-        """Minus the log density in model units, up to log Z: (B, M, D) -> (B,)."""
-        return self._units.energy(x)
+    @property
+    def model_energy(self) -> ModelEnergy:
+        """Minus the log density in model units up to log Z, a function with derivatives."""
+        return self._units.energy
 
     # -- training -----------------------------------------------------------------------------
     def train(

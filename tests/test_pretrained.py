@@ -32,7 +32,8 @@ def test_a_shipped_generator_loads_and_samples(name: str) -> None:
 def test_card_and_log_are_of_the_script_as_it_stands(name: str) -> None:
     folder = pretrained.path(name).parent
     record = json.loads((folder / f"{name}.json").read_text())
-    assert record["recipe"] == dataclasses.asdict(RECIPES[name])
+    assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[name])))
+    assert len(record["fine"]) == len(RECIPES[name].fine_iterations)
     assert record["seeds"] == {"train": TRAIN_SEED, "test": TEST_SEED, "model": 7}
     assert record["log"]["iterations"][-1] == RECIPES[name].n_iterations
     card = (folder / f"{name}.md").read_text()

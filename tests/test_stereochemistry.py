@@ -13,6 +13,7 @@ from openmmtools import testsystems
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, storage
+from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture
@@ -242,6 +243,20 @@ def test_a_canonical_image_is_that_of_the_mirror_image_too() -> None:
     assert torch.equal(canonical, reference.canonical(-x))
     folded, inside = reference.fold(x)
     assert torch.equal(canonical[inside], folded[inside])
+
+
+def test_derivatives_of_a_folded_energy_are_those_of_the_image_mirrored_back() -> None:
+    target, gen = chiral_mixture(two_centres())
+    y = target.sample(20, 5) / gen.length
+    handedness = gen.handedness
+    assert handedness is not None
+    mirrored = (handedness.canonical(y) != y).any(dim=2).any(dim=1)
+    assert 0 < int(mirrored.sum()) < 20
+    found = gen.model_energy.derivatives(y)
+    for a, b in zip(found, differentiate_twice(gen.model_energy, y), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    turned = torch.where(mirrored[:, None, None], -found[0], found[0])
+    assert not torch.allclose(turned, differentiate_twice(gen.model_energy, y)[0])
 
 
 # -- features -----------------------------------------------------------------------------------

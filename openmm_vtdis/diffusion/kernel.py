@@ -153,12 +153,13 @@ class DiffusionKernel:
         t = self.schedule.times
         level = torch.full((x.shape[0],), t[n], dtype=x.dtype, device=x.device)
         coefficients = None
-        if pairs or self.covariance.uses_pairs:
+        by_energy = self.laplace is not None and t[n] <= self.laplace.level
+        if pairs or (self.covariance.uses_pairs and not by_energy):
             denoised, coefficients = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
         else:
             denoised = self.denoiser(x, level)
         denoised, posterior = self.space.project(denoised), None
-        if self.laplace is not None and t[n] <= self.laplace.level:
+        if by_energy:
             posterior = laplace_posterior(self.energy, self.space, x, denoised, t[n])  # type: ignore[arg-type]
             denoised = posterior.mean
         return ReverseStep(

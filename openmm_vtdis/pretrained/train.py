@@ -75,8 +75,8 @@ class Recipe:
     t_max: float | None = None
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
-    fine_iterations: int = 0
-    """Of a second training, on those noise levels where the energy does not know better."""
+    fine_iterations: tuple[int, ...] = ()
+    """Of further trainings, on those noise levels where the energy does not know better."""
     head_iterations: int = 0
     """Of the training of the pair head, without which "pairwise" is not to be had."""
     later_frames: int | None = None
@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
         80,
         200,
         n_shards=2,
-        fine_iterations=5_000,
+        fine_iterations=(5_000, 3_000),
         head_iterations=1_000,
         covariance="pairwise",
         schedule="adaptive",
@@ -343,7 +343,7 @@ def main() -> None:
         precision=options.precision,
         seed=MODEL_SEED,
     )
-    first = {"log": dataclasses.asdict(log), "fine": None, "data": _reports(options.name)}
+    first = {"log": dataclasses.asdict(log), "fine": [], "data": _reports(options.name)}
     finish(options.name, gen, recipe, first, options.precision)
 
 
@@ -356,26 +356,29 @@ def finish(
 ) -> None:
     """Everything after the first training, to archive and record.
 
-    ``first`` is the record of that training: its history ("log"), that of the second training
-    ("fine") if the network has had it, and the reports of its data. Data that are made again,
-    elsewhere, have the same distribution but not the same numbers: those of the later fits have
-    their own reports.
+    ``first`` is the record of that training: its history ("log"), those of the further ones that
+    the network has had ("fine"), and the reports of its data. Data that are made again, elsewhere,
+    have the same distribution but not the same numbers: those of the later fits have their own
+    reports.
     """
     frames = reference_frames(name, "train", n_frames=recipe.later_frames)
-    logs: dict[str, Any] = {"log": first["log"], "fine": first["fine"], "head": None}
-    if recipe.fine_iterations and first["fine"] is None:
-        fine = gen.train(
+    fine = list(first["fine"])
+    for k, n_iterations in enumerate(recipe.fine_iterations):
+        if k < len(fine):
+            continue
+        log = gen.train(
             frames,
-            recipe.fine_iterations,
-            checkpoint=f"runs/{name}-fine.ckpt",
+            n_iterations,
+            checkpoint=f"runs/{name}-fine-{k}.ckpt",
             held_out=0.1,
             batch_size=recipe.batch_size,
             learning_rate=5e-4,
             precision=precision,
-            seed=MODEL_SEED + 1,
+            seed=MODEL_SEED + 1 + k,
             **FINE_LEVELS,
         )
-        logs["fine"] = dataclasses.asdict(fine)
+        fine.append(dataclasses.asdict(log))
+    logs: dict[str, Any] = {"log": first["log"], "fine": fine, "head": None}
     if recipe.head_iterations:
         head = gen.train_covariance(
             frames,

@@ -133,6 +133,23 @@ def test_default_forces_are_the_gradient() -> None:
     assert not u.requires_grad
 
 
+def test_second_derivatives_in_kt_and_two_dimensions() -> None:
+    target = OpenMMTarget(system_of(all_pairs(LENNARD_JONES)), n_dims=2)
+    x = configurations(6, n_dims=2)
+    expected = Target.derivatives(target, x)  # the default, which differentiates the energy
+    x[1, 0, 0], x[2, 3, 1] = torch.nan, torch.inf
+    good = torch.tensor([0, 3, 4, 5])
+    for found, known in zip(target.derivatives(x), expected, strict=True):
+        assert found.shape == known.shape
+        torch.testing.assert_close(found[good], known[good], rtol=1e-10, atol=1e-10)
+        assert bool(torch.isnan(found[1:3]).all())
+    with pytest.raises(ValueError, match="x: expected positions of shape"):
+        target.derivatives(x[0])
+    contexts = OpenMMTarget(system_of(all_pairs(LENNARD_JONES)), backend="contexts")
+    with pytest.raises(ValueError, match="expected an energy with second derivatives"):
+        contexts.derivatives(configurations(2))
+
+
 # ---------------------------------------------------------------------------------------------
 # What is refused
 
@@ -275,14 +292,14 @@ def test_batched_on_demand_is_batched_or_an_error() -> None:
         OpenMMTarget(system_of(many_body()), topology_of(4), backend="batched")
 
 
-class ShiftedPairs(terms.Sum):
+class ShiftedPairs(terms.PairSum):
     """Negative control: a translation that is wrong by a part in ten million."""
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
         return (1.0 + 1e-7) * super().forward(coordinates)
 
 
-class WrongGradient(terms.Sum):
+class WrongGradient(terms.PairSum):
     """Negative control: the right energy with half the force."""
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
@@ -298,12 +315,12 @@ class WrongGradient(terms.Sum):
     ],
 )
 def test_a_wrong_translation_is_never_used(
-    term: type[terms.Sum],
+    term: type[terms.PairSum],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(custom, "Sum", term)
+    monkeypatch.setattr(custom, "PairSum", term)
     with pytest.raises(ValueError, match=message):
         lennard_jones().target(backend="batched")
     target = lennard_jones().target()

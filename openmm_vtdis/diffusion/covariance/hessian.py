@@ -56,11 +56,17 @@ class Hessian(StateCovariance):
 
     def shape(self, step: ReverseStep) -> Tensor:
         """C at x_n, from the energy at D(x_n)."""
+        values, vectors = self.spectrum(step)
+        return (vectors * values[:, None]) @ vectors.mT
+
+    def spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (B, d) and eigenvectors (B, d, d) of C at x_n."""
+        if step.posterior is not None:
+            return step.posterior.values, step.posterior.vectors
         if step.energy is None:
             raise ValueError(
                 "covariance: expected a kernel that knows the energy of its target for "
                 '"hessian", got one without'
             )
         _, matrix = energy_derivatives(step.energy, self.space, step.denoised)
-        values, vectors = hessian_spectrum(matrix.to(step.x.device), step.t)
-        return (vectors * values[:, None]) @ vectors.mT
+        return hessian_spectrum(matrix.to(step.x.device), step.t)

@@ -134,12 +134,12 @@ class StateCovariance(Covariance):
             identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
             matrix = step.variance * (a * identity + gain * finite_or_zero(self.shape(step)))
             return CholeskyScatter(self.space, torch.linalg.cholesky_ex(matrix).L)
-        values, vectors = self._spectrum(step)
+        values, vectors = self.spectrum(step)
         return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
 
     def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
         """(B, 2 d): eigenvalues of C_+, and squares of the components of R over v_n."""
-        values, vectors = self._spectrum(step)
+        values, vectors = self.spectrum(step)
         square = components(self.space, vectors, residual).square() / step.variance
         return torch.cat([values, square], dim=1)
 
@@ -167,7 +167,7 @@ class StateCovariance(Covariance):
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)
 
-    def _spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
+    def spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
         """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of C at x_n."""
         if step.posterior is not None:
             return step.posterior.values, step.posterior.vectors
