@@ -42,7 +42,11 @@ def left_handed(phi: np.ndarray) -> np.ndarray:
 
 
 class Reference:
-    """The held-out run, whose errors come from the spread of its independent chains."""
+    """The held-out run, whose errors come from the spread between blocks.
+
+    Its frames stand chain by chain, and there are as many blocks as there were chains, so that a
+    block is all but independent of the others.
+    """
 
     def __init__(self, gen: DiffusionBoltzmannGenerator) -> None:
         frames = reference_frames(NAME, "test")
@@ -50,18 +54,18 @@ class Reference:
         topology = mdtraj.Topology.from_openmm(gen.topology)
         self.phi, self.psi = dihedrals(mdtraj.Trajectory(frames, topology))
 
-    def chains(self, values: np.ndarray) -> np.ndarray:
-        """(n,) -> (chains, samples)."""
-        return values.reshape(RECIPES[NAME].n_chains, -1)
+    def blocks(self, values: np.ndarray) -> list[np.ndarray]:
+        """(n,) in pieces whose lengths differ by one at most."""
+        return np.array_split(values, RECIPES[NAME].n_chains)
 
     def mean(self, values: np.ndarray) -> Estimate:
         """Of an observable over frames (n,)."""
-        means = self.chains(values).mean(axis=1)
-        return Estimate(means.mean(), means.std(ddof=1) / np.sqrt(len(means)))
+        means = np.array([block.mean() for block in self.blocks(values)])
+        return Estimate(values.mean(), means.std(ddof=1) / np.sqrt(len(means)))
 
     def histogram(self, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Density and its standard error, (k,) each."""
-        rows = [np.histogram(row, edges, density=True)[0] for row in self.chains(values)]
+        rows = [np.histogram(row, edges, density=True)[0] for row in self.blocks(values)]
         return np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
 
 

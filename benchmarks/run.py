@@ -63,12 +63,21 @@ Row = dict[str, Any]
 # -- systems ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Case:
-    """A generator with frames to tune on, and others to judge by."""
+    """A generator with frames to tune on, and others to judge by, made when they are needed."""
 
     name: str
     gen: DiffusionBoltzmannGenerator
-    train: Tensor
-    test: Tensor
+    load: Callable[[str], Tensor]
+
+    @functools.cached_property
+    def train(self) -> Tensor:
+        """(n, M, D) in nm, to tune on."""
+        return self.load("train")
+
+    @functools.cached_property
+    def test(self) -> Tensor:
+        """(n, M, D) in nm, of another seed."""
+        return self.load("test")
 
 
 def make_case(name: str) -> Case:
@@ -76,15 +85,19 @@ def make_case(name: str) -> Case:
     if name.startswith("gmm2"):
         return mixture_case(name)
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
-    n_frames = RECIPES[name].later_frames
-    train = torch.tensor(reference_frames(name, "train", n_frames=n_frames))
-    return Case(name, gen, train, torch.tensor(reference_frames(name, "test")))
+
+    def load(split: str) -> Tensor:
+        n_frames = RECIPES[name].later_frames if split == "train" else None
+        return torch.tensor(reference_frames(name, split, n_frames=n_frames))
+
+    return Case(name, gen, load)
 
 
 def mixture_case(name: str) -> Case:
     """GMM-2 with its exact denoiser, or with an MLP trained here (and kept under ``runs/``)."""
     target = gaussian_mixture(int(name.split("-")[1]))
-    train, test = target.sample(100_000, seed=1), target.sample(100_000, seed=2)
+    frames = {"train": target.sample(100_000, seed=1), "test": target.sample(100_000, seed=2)}
+    train = frames["train"]
     length = math.sqrt(float(train.square().mean()))
     if not name.endswith("-mlp"):
         exact = GaussianMixtureDenoiser(
@@ -95,7 +108,7 @@ def mixture_case(name: str) -> Case:
         torch.manual_seed(7)
         gen = DiffusionBoltzmannGenerator.from_target(target, "mlp-7x512")
         gen.train(train, 12_000, checkpoint=f"runs/{name}.ckpt", batch_size=512, seed=7)
-    return Case(name, gen, train, test)
+    return Case(name, gen, frames.__getitem__)
 
 
 # -- forward trajectories ---------------------------------------------------------------------
