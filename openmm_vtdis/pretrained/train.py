@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
         80,
         200,
         n_shards=2,
-        fine_iterations=(5_000, 3_000),
+        fine_iterations=(5_000, 5_000),
         head_iterations=1_000,
         covariance="pairwise",
         schedule="adaptive",
