@@ -59,14 +59,22 @@ def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tens
 
 def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
     """C from pair coefficients (B, P, 4), D (B, M, D) and noise levels (B,): (B, d, d)."""
-    square = t.square()[:, None]
+    square, m = t.square()[:, None], space.n_particles
+    precision, width = square / m, _WIDTH / m * square / (1.0 + square).square()
     alpha_1, beta_1, alpha_2, beta_2 = pairs.unbind(dim=-1)
-    m = space.n_particles
-    stiff = pair_laplacian(space, square / m * alpha_1, square / m * beta_1, denoised)
+    stiff, wide = pair_laplacian(
+        space,
+        torch.cat([precision * alpha_1, width * alpha_2]),
+        torch.cat([precision * beta_1, width * beta_2]),
+        torch.cat([denoised, denoised]),
+    ).chunk(2)
     identity = torch.eye(space.dim, dtype=stiff.dtype, device=stiff.device)
-    narrow = torch.cholesky_inverse(torch.linalg.cholesky_ex(identity + finite_or_zero(stiff)).L)
-    scale = _WIDTH / m * square / (1.0 + square).square()
-    return narrow + pair_laplacian(space, scale * alpha_2, scale * beta_2, denoised)
+    return spd_inverse(identity + finite_or_zero(stiff)) + wide
+
+
+def spd_inverse(matrices: Tensor) -> Tensor:
+    """Of positive definite (B, d, d)."""
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrices).L)
 
 
 class Pairwise(StateCovariance):
