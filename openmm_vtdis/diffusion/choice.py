@@ -7,7 +7,7 @@ network evaluations, so that the same seed makes the same choice::
 
     isotropic   1 a step; always a candidate
     pairwise    PAIRWISE a step; if the network has a pair head
-    hessian     1 + d SECOND_DERIVATIVE a step; if the energy can be differentiated twice
+    hessian     1 + d DIMENSION a step; if the energy can be differentiated twice
 
 and a step that goes by the Laplace approximation costs what one of "hessian" does. Both constants
 are rounded from ``benchmarks/step_time.py``. "tweedie" and "krylov" are no candidates, at one
@@ -39,8 +39,8 @@ from openmm_vtdis.diffusion.sampling import forward_paths
 
 N_PILOT = 256
 """Trajectories of a candidate."""
-PAIRWISE, SECOND_DERIVATIVE = 1.4, 0.15
-"""Prices in network evaluations: a step of "pairwise"; one gradient of the energy's gradient."""
+PAIRWISE, DIMENSION = 1.3, 0.025
+"""Prices in network evaluations: a step of "pairwise"; a Hessian and its eigenvectors, over d."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def candidates(
 
 def price(kernel: DiffusionKernel, kind: str) -> float:
     """Network evaluations that a trajectory costs, see the module."""
-    second = 1.0 + kernel.space.dim * SECOND_DERIVATIVE
+    second = 1.0 + kernel.space.dim * DIMENSION
     level = 0.0 if kernel.laplace is None else kernel.laplace.level
     n_laplace = sum(t <= level for t in kernel.schedule.times[1:])
     one = {"isotropic": 1.0, "pairwise": PAIRWISE, "hessian": second}[kind]

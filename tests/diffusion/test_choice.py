@@ -84,7 +84,7 @@ def test_the_same_seed_makes_the_same_pilots_and_all_see_the_same_noise() -> Non
 def test_the_price_counts_steps_of_either_kind() -> None:
     oracle = make_oracle(4, 2, True)
     kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
-    second = 1.0 + 6 * choice.SECOND_DERIVATIVE
+    second = 1.0 + 6 * choice.DIMENSION
     assert price(kernel, "isotropic") == 12.0
     assert price(kernel, "pairwise") == pytest.approx(12.0 * choice.PAIRWISE)
     assert price(kernel, "hessian") == pytest.approx(12.0 * second)
