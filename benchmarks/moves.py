@@ -3,8 +3,9 @@
     python -m benchmarks.moves --minutes 10
 
 Two Markov chains at 800 K through openmmtools, the same wall time each, in turns: Langevin dynamics
-alone, and with a :class:`~openmm_vtdis.interop.DiffusionMove` between its pieces. A change of basin
-is one between the left-handed region, 0 < phi < 120 degrees, and the rest, seen once a piece.
+alone, and with a :class:`~openmm_vtdis.interop.DiffusionMove` between its pieces. Counted are
+changes between the left-handed region, 0 < phi < 120 degrees, and the rest, and changes of a
+peptide bond between cis and trans, which dynamics hardly has; both are looked at once a piece.
 Writes ``docs/tables/moves.md``.
 """
 
@@ -24,6 +25,7 @@ from benchmarks.alanine import NAME, left_handed
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.interop import DiffusionMove
+from openmm_vtdis.pretrained.train import peptide_bonds
 from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import alanine_dipeptide
 
@@ -33,8 +35,10 @@ class Chain:
     """A sampler, the time it took, and where it was after each piece."""
 
     sampler: mcmc.MCMCSampler
+    bonds: list[list[int]]
     seconds: float = 0.0
-    left: list[bool] = field(default_factory=list)
+    basins: list[list[bool]] = field(default_factory=list)
+    """Left-handed, and cis of either peptide bond."""
 
     def run(self, seconds: float, topology: mdtraj.Topology) -> None:
         """Go on for so long."""
@@ -44,13 +48,16 @@ class Chain:
             self.sampler.run(n_iterations=1)
             self.seconds += time.perf_counter() - began
             x = self.sampler.sampler_state.positions.value_in_unit(unit.nanometer)
-            phi = mdtraj.compute_phi(mdtraj.Trajectory(x[None], topology))[1][0]
-            self.left.append(bool(left_handed(phi)[0]))
+            frame = mdtraj.Trajectory(x[None], topology)
+            left = left_handed(mdtraj.compute_phi(frame)[1][0]) > 0.0
+            omega = mdtraj.compute_dihedrals(frame, self.bonds)[0]
+            self.basins.append([*left, *(np.abs(omega) < np.pi / 2.0)])
 
     @property
-    def changes(self) -> int:
-        """Changes of basin."""
-        return int(np.count_nonzero(np.diff(np.array(self.left, dtype=int))))
+    def changes(self) -> np.ndarray:
+        """Changes of phi's region, and of peptide bonds: (2,)."""
+        first, *others = np.abs(np.diff(np.array(self.basins, dtype=int), axis=0)).sum(axis=0)
+        return np.array([first, sum(others)])
 
 
 def main() -> None:
@@ -74,18 +81,22 @@ def main() -> None:
         }
         state = states.ThermodynamicState(system.system, system.temperature * unit.kelvin)
         start = states.SamplerState(system.positions * unit.nanometer)
-        chains = {name: Chain(mcmc.MCMCSampler(state, start, m)) for name, m in moves.items()}
+        bonds = peptide_bonds(system.topology)
+        chains = {
+            name: Chain(mcmc.MCMCSampler(state, start, m), bonds) for name, m in moves.items()
+        }
         for _ in range(options.turns):
             for chain in chains.values():
                 chain.run(60.0 * options.minutes / options.turns, topology)
-    text = "| chain | seconds | pieces | changes of basin | per 1,000 s | share left-handed |\n"
-    text += "|---|---|---|---|---|---|\n"
+    text = "| chain | seconds | pieces | changes of phi | per 1,000 s | share left-handed "
+    text += f"| changes of a peptide bond | per 1,000 s | share cis |\n|{'---|' * 9}\n"
     for name, chain in chains.items():
-        rate, error = (1e3 * value / chain.seconds for value in (chain.changes, chain.changes**0.5))
-        text += (
-            f"| {name} | {chain.seconds:.0f} | {len(chain.left):,} | {chain.changes} | "
-            f"{rate:.1f} ± {error:.1f} | {np.mean(chain.left):.3f} |\n"
-        )
+        cells = [name, f"{chain.seconds:.0f}", f"{len(chain.basins):,}"]
+        left, *cis = np.mean(chain.basins, axis=0)
+        for count, share in zip(chain.changes, (left, np.mean(cis)), strict=True):
+            rate, error = (1e3 * value / chain.seconds for value in (count, count**0.5))
+            cells += [str(count), f"{rate:.1f} ± {error:.1f}", f"{share:.3f}"]
+        text += f"| {' | '.join(cells)} |\n"
     text += (
         f"\n{move.n_accepted} of {move.n_proposed} proposals were accepted; pieces of "
         f"{options.piece} fs, {gen.kernel.schedule.n_steps} network evaluations a proposal.\n"
