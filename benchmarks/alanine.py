@@ -23,7 +23,7 @@ from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
-from openmm_vtdis.pretrained.train import RECIPES, reference_frames
+from openmm_vtdis.pretrained.train import RECIPES, peptide_bonds, reference_frames
 from openmm_vtdis.storage import write_atomically
 
 NAME = "aldp-800K"
@@ -41,6 +41,12 @@ def left_handed(phi: np.ndarray) -> np.ndarray:
     return ((phi > 0.0) & (phi < 2.0 * np.pi / 3.0)).astype(float)
 
 
+def cis(traj: mdtraj.Trajectory) -> np.ndarray:
+    """1 where a peptide bond is cis, else 0: (n, 2)."""
+    omega = mdtraj.compute_dihedrals(traj, peptide_bonds(traj.topology.to_openmm()))
+    return (np.abs(omega) < np.pi / 2.0).astype(float)
+
+
 class Reference:
     """The held-out run, whose errors come from the spread between blocks.
 
@@ -51,8 +57,9 @@ class Reference:
     def __init__(self, gen: DiffusionBoltzmannGenerator) -> None:
         frames = reference_frames(NAME, "test")
         self.energies = gen.target.reduced_energy(torch.tensor(frames)).numpy()
-        topology = mdtraj.Topology.from_openmm(gen.topology)
-        self.phi, self.psi = dihedrals(mdtraj.Trajectory(frames, topology))
+        traj = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(gen.topology))
+        self.phi, self.psi = dihedrals(traj)
+        self.cis = cis(traj)
 
     def blocks(self, values: np.ndarray) -> list[np.ndarray]:
         """(n,) in pieces whose lengths differ by one at most."""
@@ -79,12 +86,19 @@ def samples(gen: DiffusionBoltzmannGenerator, n: int, progress: bool) -> Weighte
 
 
 def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
-    """Table of averages: raw, reweighted, MD, and how many standard errors they are apart."""
-    phi, psi = dihedrals(ensemble.to_mdtraj())
+    """Table of averages: raw, reweighted, MD, and how many standard errors they are apart.
+
+    With them the free energy of the left-handed basin over the rest, in kT.
+    """
+    traj = ensemble.to_mdtraj()
+    phi, psi = dihedrals(traj)
+    bonds = cis(traj)
     rows: list[tuple[str, np.ndarray, np.ndarray]] = [
         ("energy / kT", ensemble.reduced_energies, reference.energies),
         ("share with 0 < phi < 120°", left_handed(phi), left_handed(reference.phi)),
         ("share with psi > 0", (psi > 0.0) * 1.0, (reference.psi > 0.0) * 1.0),
+        ("share of cis, first peptide bond", bonds[:, 0], reference.cis[:, 0]),
+        ("share of cis, second peptide bond", bonds[:, 1], reference.cis[:, 1]),
     ]
     text = "| | raw | z | reweighted | z | MD |\n|---|---|---|---|---|---|\n"
     for label, values, md_values in rows:
@@ -94,12 +108,27 @@ def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
             estimate = weighted.expectation(values)
             cells += [str(estimate), f"{estimate.z(md.value, md.stderr):+.1f}"]
         text += f"| {' | '.join([*cells, str(md)])} |\n"
+        if "phi" in label:
+            differences = [
+                free_energy(w.expectation(values)) for w in (ensemble.unweighted(), ensemble)
+            ]
+            truth = free_energy(md)
+            cells = ["its free energy over the rest / kT"]
+            for difference in differences:
+                cells += [str(difference), f"{difference.z(truth.value, truth.stderr):+.1f}"]
+            text += f"| {' | '.join([*cells, str(truth)])} |\n"
     about, n_steps = ensemble.diagnostics(), len(ensemble.metadata["times"]) - 1
     return (
         f"{text}\n{len(ensemble):,} samples at {n_steps} steps: reverse ESS "
         f"{about.ess:.2%}, Pareto k {about.pareto_k:.2f}, largest weight "
         f"{about.largest_weight_share:.2%}.\n"
     )
+
+
+def free_energy(share: Estimate) -> Estimate:
+    """-log(p / (1 - p)) of a share p."""
+    p, error = float(share.value), float(share.stderr)
+    return Estimate(-np.log(p / (1.0 - p)), error / (p * (1.0 - p)))
 
 
 def draw_energy(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
