@@ -122,11 +122,15 @@ class GeneralizedBorn(Term):
         r_ordered = r.index_select(0, self._number)
         found: dict[str, Tensor] = {}
         for name, expression, kind in self._values:
-            value = self._evaluate(expression, kind, coordinates, found, self._ordered, r_ordered)
+            elements, inputs = self._arguments(
+                expression, kind, coordinates, found, self._ordered, r_ordered
+            )
+            value = elements(expression, inputs, r.shape[1], exclude=kind == _PAIR)
             found[name] = self._of_particles(value, kind)
-        total = coordinates.new_zeros(coordinates.shape[2])
+        total = coordinates.new_zeros(r.shape[1])
         for expression, kind in self._energies:
-            energy = self._evaluate(expression, kind, coordinates, found, self._pairs, r)
+            elements, inputs = self._arguments(expression, kind, coordinates, found, self._pairs, r)
+            energy = elements(expression, inputs, r.shape[1], exclude=kind == _PAIR)
             total = total + energy.sum(dim=0)
         return total
 
@@ -139,11 +143,16 @@ class GeneralizedBorn(Term):
         r_ordered = r.index_select(0, self._number)
         found: dict[str, Tensor] = {}
         for name, expression, kind in self._values:
-            step = self._step(expression, kind, coordinates, found, self._ordered, r_ordered)
+            elements, inputs = self._arguments(
+                expression, kind, coordinates, found, self._ordered, r_ordered
+            )
+            numbers = self._number if elements is self._ordered else None
+            step = _Step.of(elements, numbers, expression, inputs, r.shape[1], kind == _PAIR)
             found[name] = self._of_particles(step.value, kind)
             chain.add_value(name, step)
         for expression, kind in self._energies:
-            step = self._step(expression, kind, coordinates, found, self._pairs, r)
+            elements, inputs = self._arguments(expression, kind, coordinates, found, self._pairs, r)
+            step = _Step.of(elements, None, expression, inputs, r.shape[1], kind == _PAIR)
             chain.pull(step, torch.ones_like(step.value))
         chain.finish()
 
@@ -157,7 +166,7 @@ class GeneralizedBorn(Term):
         m = len(self._single.index[0])
         return value if kind == _SINGLE else value.unflatten(0, (m, m - 1)).sum(dim=1)
 
-    def _evaluate(
+    def _arguments(
         self,
         expression: Expression,
         kind: int,
@@ -165,30 +174,10 @@ class GeneralizedBorn(Term):
         found: Mapping[str, Tensor],
         pairs: _Elements,
         r: Tensor,
-    ) -> Tensor:
-        """An expression for every particle, or for every one of the pairs: (E, B)."""
+    ) -> tuple[_Elements, dict[str, Tensor]]:
+        """What an expression is evaluated on, particles or the pairs, and its inputs there."""
         elements = self._single if kind == _SINGLE else pairs
-        inputs = elements.inputs(expression, coordinates, r, found)
-        return elements(expression, inputs, r.shape[1], exclude=kind == _PAIR)
-
-    def _step(
-        self,
-        expression: Expression,
-        kind: int,
-        coordinates: Tensor,
-        found: Mapping[str, Tensor],
-        pairs: _Elements,
-        r: Tensor,
-    ) -> _Step:
-        """The same, with derivatives."""
-        elements = self._single if kind == _SINGLE else pairs
-        inputs = elements.inputs(expression, coordinates, r, found)
-        leaves = {name: value.detach().requires_grad_(True) for name, value in inputs.items()}
-        with torch.enable_grad():
-            value = elements(expression, leaves, r.shape[1], exclude=kind == _PAIR)
-            first, second = elementwise(value, list(leaves.values()))
-        numbers = self._number if elements is self._ordered else None
-        return _Step(elements, numbers, list(leaves), value.detach(), first, second)
+        return elements, elements.inputs(expression, coordinates, r, found)
 
 
 class _Elements(Columns):
@@ -266,6 +255,23 @@ class _Step:
     value: Tensor
     first: list[Tensor]
     second: list[list[Tensor]]
+
+    @classmethod
+    def of(
+        cls,
+        elements: _Elements,
+        numbers: Tensor | None,
+        expression: Expression,
+        inputs: Mapping[str, Tensor],
+        n_samples: int,
+        exclude: bool,
+    ) -> _Step:
+        """Evaluate and differentiate."""
+        leaves = {name: value.detach().requires_grad_(True) for name, value in inputs.items()}
+        with torch.enable_grad():
+            value = elements(expression, leaves, n_samples, exclude)
+            first, second = elementwise(value, list(leaves.values()))
+        return cls(elements, numbers, list(leaves), value.detach(), first, second)
 
 
 class _Chain:
