@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def differentiation() -> Iterator[None]:
+    """Derivatives are to be had, whatever mode the caller is in: no_grad or inference_mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def leaf_of(x: Tensor) -> Tensor:
+    """x in float64, as a variable to differentiate by."""
+    x = x.detach().to(torch.float64)
+    return (x.clone() if x.is_inference() else x).requires_grad_(True)
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], again: bool = True) -> list[Tensor]:
@@ -37,8 +51,8 @@ def elementwise(
 
 def differentiate_twice(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (B, M, D) and Hessian (B, M, D, M, D) of energies (B,), one pass a coordinate."""
-    with torch.enable_grad():
-        leaf = x.detach().to(torch.float64).requires_grad_(True)
+    with differentiation():
+        leaf = leaf_of(x)
         (gradient,) = gradients(energy(leaf), [leaf])
         columns = gradient.flatten(1).unbind(dim=1)
         rows = [gradients(column, [leaf], again=False)[0] for column in columns]

@@ -5,11 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import mdtraj
 import numpy as np
+import openmm
 import pytest
+import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
-from openmm_vtdis.pretrained.train import RECIPES, TEST_SEED, TRAIN_SEED
+from openmm_vtdis.pretrained.train import (
+    BARRIER,
+    RECIPES,
+    ROUND,
+    TEST_SEED,
+    TRAIN_SEED,
+    between_chains,
+    build_system,
+    peptide_bias,
+    peptide_bonds,
+    unbiased,
+)
+from openmm_vtdis.targets import BenchmarkSystem, ConvergenceReport, ReferenceData
+from openmm_vtdis.units import thermal_energy
 
 
 def test_what_ships() -> None:
@@ -28,6 +44,15 @@ def test_a_shipped_generator_loads_and_samples(name: str) -> None:
     assert ensemble.log_weights.std() < 8.0  # an untrained network is hundreds of nats off
 
 
+def test_samples_in_inference_mode_are_the_same() -> None:
+    """Its kernel differentiates the energy, which no_grad and inference_mode must not silence."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained("dw4")
+    expected = gen.sample(20, n_steps=10, seed=3, progress=False)
+    with torch.inference_mode():
+        found = gen.sample(20, n_steps=10, seed=3, progress=False)
+    np.testing.assert_array_equal(found.log_weights, expected.log_weights)
+
+
 @pytest.mark.parametrize("name", pretrained.names())
 def test_card_and_log_are_of_the_script_as_it_stands(name: str) -> None:
     folder = pretrained.path(name).parent
@@ -43,3 +68,65 @@ def test_card_and_log_are_of_the_script_as_it_stands(name: str) -> None:
 def test_an_unknown_name_lists_those_that_ship() -> None:
     with pytest.raises(ValueError, match="expected one of aldp-800K, dw4, lj13, got 'water'"):
         pretrained.path("water")
+
+
+def turned(system: BenchmarkSystem, angles: np.ndarray) -> np.ndarray:
+    """The molecule with its last residue turned about its peptide bond by angles (n,)."""
+    _, carbon, nitrogen, _ = peptide_bonds(system.topology)[1]
+    moving = [atom.index for atom in system.topology.atoms() if atom.residue.index == 2]
+    axis = system.positions[nitrogen] - system.positions[carbon]
+    axis /= np.linalg.norm(axis)
+    arm = system.positions[moving] - system.positions[carbon]
+    along = (arm @ axis)[:, None] * axis
+    cosine, sine = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
+    frames = np.repeat(system.positions[None], len(angles), axis=0)
+    frames[:, moving] = (
+        system.positions[carbon] + along + cosine * (arm - along) + sine * np.cross(axis, arm)
+    )
+    return frames
+
+
+def test_frames_of_a_flattened_peptide_bond_are_kept_as_the_bias_says() -> None:
+    """Uniform omega goes in; what is kept has the density exp(b), b the bias in kT."""
+    system = build_system("aldp-800K")
+    n = 40_000
+    frames = torch.tensor(turned(system, 2.0 * np.pi * np.random.default_rng(0).random(n)))
+    report = ConvergenceReport(2, n // 2, *(0.0,) * 8, 0.0)
+    data = ReferenceData(frames, torch.zeros(n, dtype=torch.float64), report)
+    bias = peptide_bias(system)
+    kept = unbiased(data, bias, system, seed=1)
+    traj = mdtraj.Trajectory(frames.numpy(), mdtraj.Topology.from_openmm(system.topology))
+    bonds = peptide_bonds(system.topology)
+    first, omega = mdtraj.compute_dihedrals(traj, bonds).T
+
+    def log_keep(angle: np.ndarray) -> np.ndarray:
+        excess = np.maximum(0.0, 83.68 * np.sin(angle) ** 2 - BARRIER)
+        return -(excess**2) / (excess + ROUND) / thermal_energy(800.0)
+
+    expected = np.exp(log_keep(omega) + log_keep(first))
+    edges = np.linspace(-np.pi, np.pi, 13)
+    counts, _ = np.histogram(omega[kept], edges)
+    mean, _ = np.histogram(omega, edges, weights=expected)
+    variance, _ = np.histogram(omega, edges, weights=expected * (1.0 - expected))
+    z = (counts - mean) / np.sqrt(variance + 1e-9)
+    assert np.abs(z).max() < 4.0
+    assert 0.3 < kept.mean() < 0.8
+    colder = dataclasses.replace(system, temperature=600.0)  # the control
+    wrong, _ = np.histogram(omega[unbiased(data, bias, colder, seed=1)], edges)
+    assert np.abs((wrong - mean) / np.sqrt(variance + 1e-9)).max() > 4.0
+    upwards = openmm.CustomTorsionForce("1")
+    upwards.addTorsion(*bonds[0], [])
+    with pytest.raises(ValueError, match="bias: expected energies of at most 0"):
+        unbiased(data, upwards, system, seed=1)
+
+
+def test_errors_between_chains_are_those_of_repeated_chains() -> None:
+    rng = np.random.default_rng(3)
+    values, stderrs = [], []
+    for _ in range(400):
+        lengths = rng.integers(5, 60, size=40)
+        offsets = np.repeat(rng.normal(size=40), lengths)  # chains that never mix
+        estimate = between_chains(offsets + 0.3 * rng.normal(size=lengths.sum()), lengths)
+        values.append(estimate.value)
+        stderrs.append(estimate.stderr)
+    assert np.sqrt(np.mean(np.square(stderrs))) == pytest.approx(np.std(values), rel=0.12)

@@ -26,6 +26,7 @@ import openmm
 import torch
 from openmm import app
 
+from openmm_vtdis.ensemble import Estimate
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.targets import (
     BenchmarkSystem,
@@ -150,26 +151,42 @@ def reference_frames(
 
     ``n_frames``: the first ones, for which only their shards are made. None: all.
     """
-    n_shards = _n_shards(RECIPES[name], n_frames) if split == "train" else 1
-    return np.concatenate([_shard(name, split, k, folder) for k in range(n_shards)])[:n_frames]
+    shards = [_shard(name, split, k, folder) for k in _shards(name, split, n_frames, folder)]
+    return np.concatenate(shards)[:n_frames]
 
 
-def _n_shards(recipe: Recipe, n_frames: int | None) -> int:
-    """Shards of the training data that hold the first n_frames."""
-    if n_frames is None:
-        return recipe.n_shards
-    return min(recipe.n_shards, -(-n_frames // (recipe.n_chains * recipe.n_samples)))
+def chain_lengths(name: str, split: str, folder: Path = Path("runs")) -> np.ndarray:
+    """Frames of each independent chain of :func:`reference_frames`, in their order: (C,)."""
+    shards = _shards(name, split, None, folder)
+    return np.concatenate([np.load(_chains_path(name, split, k, folder)) for k in shards])
+
+
+def _shards(name: str, split: str, n_frames: int | None, folder: Path = Path("runs")) -> list[int]:
+    """Shards that hold the first n_frames (None: all), made if need be."""
+    n_shards = RECIPES[name].n_shards if split == "train" else 1
+    needed, missing = [], n_frames
+    for k in range(n_shards):
+        needed.append(k)
+        if missing is not None:
+            missing -= len(_shard(name, split, k, folder))
+            if missing <= 0:
+                break
+    return needed
 
 
 def _reports(name: str, n_frames: int | None = None) -> list[str]:
     """Lines of the convergence reports of the training data."""
-    shards = range(_n_shards(RECIPES[name], n_frames))
+    shards = _shards(name, "train", n_frames)
     paths = [_shard_path(name, "train", k).with_suffix(".txt") for k in shards]
     return "\n".join(path.read_text() for path in paths).splitlines()
 
 
 def _shard_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:
     return folder / (f"{name}-{split}-{k}.npy" if k else f"{name}-{split}.npy")
+
+
+def _chains_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:
+    return _shard_path(name, split, k, folder).with_suffix(".chains.npy")
 
 
 def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
@@ -192,11 +209,14 @@ def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
         )
         folder.mkdir(exist_ok=True)
         text, frames = f"{data.report}\n", data.positions.numpy()
+        lengths = np.full(recipe.n_chains, recipe.n_samples)
         if bias is not None:
             kept = unbiased(data, bias, system, seed)
-            text = f"with flattened peptide bonds\n{text}{backbone_report(data, kept, system)}"
-            frames = frames[kept]
+            frames, lengths = frames[kept], kept.reshape(recipe.n_chains, -1).sum(axis=1)
+            text = f"with flattened peptide bonds\n{text}frames kept       {kept.mean():.1%}\n"
+            text += backbone_report(frames, lengths, system)
         path.with_suffix(".txt").write_text(text)
+        np.save(_chains_path(name, split, k, folder), lengths)
         partial = path.with_suffix(".part.npy")
         np.save(partial, frames)
         partial.replace(path)
@@ -250,45 +270,52 @@ def unbiased(
     return np.log(np.random.default_rng(seed).random(len(log_keep))) < log_keep
 
 
-def backbone_report(data: ReferenceData, kept: np.ndarray, system: BenchmarkSystem) -> str:
-    """Of the frames kept: energy, backbone angles and transitions, with errors between chains.
+def backbone_report(frames: np.ndarray, lengths: np.ndarray, system: BenchmarkSystem) -> str:
+    """Energy, backbone angles and transitions of frames (n, M, 3), with errors between chains.
 
-    phi > 0 is the left-handed region, between 0 and 120 degrees.
+    ``lengths`` (C,) are the frames of each chain. phi > 0 is the left-handed region, between 0 and
+    120 degrees.
     """
-    shape = (data.report.n_chains, data.report.n_samples)
-    topology = mdtraj.Topology.from_openmm(system.topology)
-    traj = mdtraj.Trajectory(data.positions.numpy(), topology)
-    phi, psi = (f(traj)[1][:, -1].reshape(shape) for f in (mdtraj.compute_phi, mdtraj.compute_psi))
-    omega = mdtraj.compute_dihedrals(traj, peptide_bonds(system.topology)).reshape(*shape, -1)
+    traj = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(system.topology))
+    phi, psi = (f(traj)[1][:, -1] for f in (mdtraj.compute_phi, mdtraj.compute_psi))
+    omega = mdtraj.compute_dihedrals(traj, peptide_bonds(system.topology))
+    target = system.target()
     u = np.concatenate(
-        [system.target().reduced_energy(x).numpy() for x in data.positions.split(10_000)]
-    ).reshape(shape)
+        [target.reduced_energy(x).numpy() for x in torch.tensor(frames).split(10_000)]
+    )
+
+    def chains(values: np.ndarray) -> list[np.ndarray]:
+        return np.split(values, np.cumsum(lengths)[:-1])
+
+    def changes(states: np.ndarray) -> str:
+        """Of a state, between frames that follow each other in a chain."""
+        counts = np.array([np.count_nonzero(c[1:] != c[:-1]) for c in chains(states)])
+        return f"{counts.sum()} changes in {np.count_nonzero(counts)} of {len(counts)} chains"
+
+    def fifths(values: np.ndarray, digits: int) -> str:
+        """Averages over the first to the last fifth of all chains."""
+        pieces = zip(*(np.array_split(c, 5) for c in chains(values)), strict=True)
+        return ", ".join(f"{np.concatenate(piece).mean():.{digits}f}" for piece in pieces)
+
     left = (phi > 0.0) & (phi < 2.0 * np.pi / 3.0)
-    cis = np.abs(omega) < np.pi / 2.0
-    kept = kept.reshape(shape)
-
-    def average(values: np.ndarray) -> str:
-        """Over frames kept (C, K), with the jackknife over chains."""
-        sums, counts = (values * kept).sum(axis=1), kept.sum(axis=1)
-        without = (sums.sum() - sums) / (counts.sum() - counts)
-        error = np.sqrt((len(sums) - 1) * without.var())
-        return f"{sums.sum() / counts.sum():.4f} ± {error:.4f}"
-
     rows = {
-        "frames kept": f"{kept.sum()} ({kept.mean():.1%}); what follows is theirs",
-        "<u>": f"{average(u)} kT",
-        "phi > 0": average(left),
-        "psi > 0": average(psi > 0.0),
+        "<u>": f"{between_chains(u, lengths)} kT",
+        "<u> by fifths": fifths(u, 3),
+        "phi > 0": f"{between_chains(left, lengths)}; {changes(left)}",
+        "psi > 0": f"{between_chains(psi > 0.0, lengths)}",
     }
-    for k in range(cis.shape[2]):
-        changes = int((cis[:, 1:, k] != cis[:, :-1, k]).sum())
-        rows[f"cis, bond {k + 1}"] = f"{average(cis[:, :, k])}; {changes} transitions"
-    changes = int((left[:, 1:] != left[:, :-1]).sum())
-    rows["phi transitions"] = f"{changes} between samples"
-    rows["chains with one"] = f"{int((left.any(axis=1) & ~left.all(axis=1)).sum())} of {shape[0]}"
-    fifths = zip(np.array_split(u, 5, axis=1), np.array_split(kept, 5, axis=1), strict=True)
-    rows["<u> by fifths"] = ", ".join(f"{block[keep].mean():.3f}" for block, keep in fifths)
+    for k, bond in enumerate((np.abs(omega) < np.pi / 2.0).T, start=1):
+        rows[f"cis, bond {k}"] = f"{between_chains(bond, lengths)}; {changes(bond)}"
+        rows[f"  by fifths, {k}"] = fifths(bond, 4)
     return "".join(f"{key:<18}{value}\n" for key, value in rows.items())
+
+
+def between_chains(values: np.ndarray, lengths: np.ndarray) -> Estimate:
+    """The mean of values (n,) with the jackknife over chains of ``lengths`` (C,) frames."""
+    sums = np.array([chain.sum() for chain in np.split(values, np.cumsum(lengths)[:-1])])
+    without = (sums.sum() - sums) / (lengths.sum() - lengths)
+    error = np.sqrt((len(sums) - 1) * without.var())
+    return Estimate(sums.sum() / lengths.sum(), error)
 
 
 def main() -> None:

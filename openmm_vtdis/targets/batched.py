@@ -28,6 +28,7 @@ import openmm
 import torch
 from torch import Tensor, nn
 
+from openmm_vtdis.derivatives import differentiation, gradients, leaf_of
 from openmm_vtdis.targets import translators
 from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.terms import Term, Untranslatable, translate
@@ -76,13 +77,10 @@ class BatchedEnergy(nn.Module):
         """x (B, M, 3) nm -> energies (B,) kJ/mol and forces (B, M, 3) kJ/mol/nm, both detached."""
         energies, forces = [], []
         for chunk in self._chunks(x.detach()):
-            with torch.enable_grad():
-                chunk = chunk.to(torch.float64).requires_grad_(True)
-                energy = self.energies(chunk).sum(dim=0)
-                total = energy.sum()
-            gradient = torch.zeros_like(chunk)
-            if total.requires_grad:
-                (gradient,) = torch.autograd.grad(total, chunk, materialize_grads=True)
+            with differentiation():
+                leaf = leaf_of(chunk)
+                energy = self.energies(leaf).sum(dim=0)
+                (gradient,) = gradients(energy, [leaf], again=False)
             energies.append(energy.detach())
             forces.append(-gradient)
         if not energies:
@@ -94,20 +92,21 @@ class BatchedEnergy(nn.Module):
 
         Both detached; term by term (:mod:`openmm_vtdis.targets.curvature`).
         """
-        gradients, hessians = [], []
-        for chunk in self._chunks(x.detach()):
-            coordinates = chunk.to(torch.float64).permute(2, 1, 0).contiguous()
-            total = Curvature(coordinates)
-            for term in self.terms:
-                cast(Term, term).add_derivatives(coordinates, total)
-            gradient, hessian = total.matrices()
-            gradients.append(gradient)
-            hessians.append(hessian)
-        if not gradients:
+        slopes, hessians = [], []
+        with differentiation():
+            for chunk in self._chunks(leaf_of(x).detach()):
+                coordinates = chunk.permute(2, 1, 0).contiguous()
+                total = Curvature(coordinates)
+                for term in self.terms:
+                    cast(Term, term).add_derivatives(coordinates, total)
+                slope, hessian = total.matrices()
+                slopes.append(slope)
+                hessians.append(hessian)
+        if not slopes:
             m = x.shape[1]
             empty = x.new_zeros(0, m, 3, dtype=torch.float64)
             return empty, empty.new_zeros(0, m, 3, m, 3)
-        return torch.cat(gradients), torch.cat(hessians)
+        return torch.cat(slopes), torch.cat(hessians)
 
     def _chunks(self, x: Tensor) -> Iterator[Tensor]:
         self.to(x.device)

@@ -11,6 +11,7 @@ of a distance takes one, since with r = |a - b| and e = (a - b) / r ::
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -51,8 +52,9 @@ class Curvature:
         """
         i, j = pairs
         r = apart.square().sum(dim=0).sqrt()
-        e = (apart / r).transpose(0, 1)  # (P, 3, B)
-        force, transverse = first[:, None] * e, first / r
+        counts = (first != 0.0) | (second != 0.0)  # a constant has no slope at r = 0 either
+        e = torch.where(counts, apart / r, 0.0).transpose(0, 1)  # (P, 3, B)
+        force, transverse = first[:, None] * e, torch.where(counts, first / r, 0.0)
         block = ((second - transverse)[:, None] * e)[:, :, None] * e[:, None]
         block.diagonal(dim1=1, dim2=2).add_(transverse[:, :, None])
         self.gradient.index_add_(0, i, force).index_add_(0, j, -force)

@@ -25,7 +25,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_vtdis import checks, units
-from openmm_vtdis.derivatives import differentiate_twice
+from openmm_vtdis.derivatives import differentiate_twice, differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import validation
 from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
@@ -68,10 +68,10 @@ class Target(abc.ABC):
 
         This default differentiates :meth:`reduced_energy`, which must be made of torch operations.
         """
-        with torch.enable_grad():
-            x = x.detach().to(torch.float64).requires_grad_(True)
-            energy = self.reduced_energy(x)
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
+        with differentiation():
+            leaf = leaf_of(x)
+            energy = self.reduced_energy(leaf)
+            (gradient,) = gradients(energy, [leaf], again=False)
         return energy.detach(), -gradient
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:

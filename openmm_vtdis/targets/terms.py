@@ -13,7 +13,7 @@ import openmm
 import torch
 from torch import Tensor, nn
 
-from openmm_vtdis.derivatives import elementwise, gradients
+from openmm_vtdis.derivatives import differentiation, elementwise, gradients
 from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.internal import distance
 
@@ -39,7 +39,7 @@ class Term(nn.Module):
         This default takes a pass for each coordinate; a term that knows better overrides it.
         """
         m = coordinates.shape[1]
-        with torch.enable_grad():
+        with differentiation():
             leaf = coordinates.detach().requires_grad_(True)
             (slope,) = gradients(self(leaf), [leaf])
             rows = [gradients(row, [leaf], again=False)[0] for row in slope.flatten(0, 1)]
@@ -128,7 +128,7 @@ class Sum(Term):
         """One pass for each coordinate of a tuple."""
         if self.n_terms == 0:
             return
-        with torch.enable_grad():
+        with differentiation():
             leaf = torch.stack(self._points(coordinates)).detach().requires_grad_(True)
             (first,) = gradients(self._values(leaf.unbind()), [leaf])
             rows = [gradients(row, [leaf], again=False)[0] for row in first.flatten(0, 1)]
@@ -172,7 +172,7 @@ class PairSum(Sum):
         if self.n_terms == 0:
             return
         a, b = self._points(coordinates.detach())
-        with torch.enable_grad():
+        with differentiation():
             r = distance(a, b).requires_grad_(True)
             values = self._of_distance(r, self._columns.values()).expand(r.shape)
             (first,), ((second,),) = elementwise(values, [r])

@@ -18,6 +18,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
+from openmm_vtdis.derivatives import differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.random import make_generator
 from openmm_vtdis.targets.batched import BatchedEnergy
@@ -262,7 +263,27 @@ def disagreement(
     comparable = torch.isfinite(expected_f).all(dim=(1, 2))
     if not bool((difference <= scale)[comparable].all()):
         return "the batched forces differ from OpenMM's"
+    some = x[comparable][:2]
+    if len(some) and not _curvature_agrees(batched, some):
+        return "the batched second derivatives differ from those of the batched energy"
     return None
+
+
+def _curvature_agrees(batched: BatchedEnergy, x: Tensor) -> bool:
+    """Gradient and Hessian times a vector, term by term, against the whole energy's."""
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    with differentiation():
+        leaf = leaf_of(x)
+        (slope,) = gradients(batched.energies(leaf).sum(dim=0), [leaf])
+        (expected,) = gradients(slope * direction, [leaf], again=False)
+    gradient, hessian = batched.derivatives(x)
+    found = torch.einsum("biajc,bjc->bia", hessian, direction)
+    for a, b in ((gradient, slope.detach()), (found, expected)):
+        scale = b.abs().amax(dim=(1, 2)) + 1e-3
+        finite = torch.isfinite(b).all(dim=(1, 2))
+        if not bool(((a - b).abs().amax(dim=(1, 2)) <= _FORCE_TOLERANCE * scale)[finite].all()):
+            return False
+    return True
 
 
 def pad(x: Tensor) -> Tensor:

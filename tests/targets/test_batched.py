@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openmm_vtdis.derivatives import differentiate_twice
-from openmm_vtdis.targets import batched, lennard_jones, terms
+from openmm_vtdis.targets import Target, batched, lennard_jones, terms
 from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.internal import distance
 from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, translates
@@ -196,6 +196,28 @@ def test_a_bad_sample_stays_alone() -> None:
     bad = torch.tensor([1, 4])
     assert torch.isfinite(hessian[good]).all()
     assert not torch.isfinite(hessian[bad]).flatten(1).all(dim=1).any()
+
+
+def test_a_constant_has_no_slope_even_where_particles_coincide() -> None:
+    x = configurations(2)
+    x[0, 0] = x[0, 1]
+    found = BatchedEnergy(system_of(bonds("3"))).derivatives(x)
+    assert not any(bool(part.any()) for part in found)
+
+
+def test_derivatives_are_there_in_inference_mode() -> None:
+    energy = BatchedEnergy(system_of(custom_bonds(), nonbonded()))
+    target = lennard_jones().target()
+    cloud = 2 * configurations(3, 13)
+    expected = (*energy.energy_and_force(cloud[:, :4]), *energy.derivatives(cloud[:, :4]))
+    default = (*Target.reduced_energy_and_force(target, cloud), *Target.derivatives(target, cloud))
+    with torch.inference_mode():
+        x = cloud.clone()
+        found = (*energy.energy_and_force(x[:, :4]), *energy.derivatives(x[:, :4]))
+        again = (*Target.reduced_energy_and_force(target, x), *Target.derivatives(target, x))
+    for a, b in zip((*found, *again), (*expected, *default), strict=True):
+        assert torch.equal(a, b)
+        assert bool(a.any())
 
 
 def test_chunks_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:

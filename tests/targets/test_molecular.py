@@ -206,6 +206,18 @@ def born_without_exclusions() -> openmm.Force:
     return force
 
 
+def born_with_a_value_named_r() -> openmm.Force:
+    """In expressions of single particles, r is not the distance."""
+    force = openmm.CustomGBForce()
+    force.addComputedValue("I", "exp(-r)", force.ParticlePairNoExclusions)
+    force.addComputedValue("r", "1+I^2", force.SingleParticle)
+    force.addEnergyTerm("1/r", force.SingleParticle)
+    force.addEnergyTerm("r1*r2/(1+r)", force.ParticlePairNoExclusions)
+    for _ in range(N):
+        force.addParticle([])
+    return force
+
+
 def gbsa() -> openmm.Force:
     force = openmm.GBSAOBCForce()
     force.setSolventDielectric(60.0)
@@ -235,6 +247,7 @@ FORCES: dict[str, Callable[[], openmm.Force]] = {
     "pair tables": pairs_with_tables,
     "generalized Born": born,
     "generalized Born without exclusions": born_without_exclusions,
+    "generalized Born, a value named r": born_with_a_value_named_r,
     "GBSA-OBC": gbsa,
 }
 

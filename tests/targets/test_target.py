@@ -14,6 +14,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator, units
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones, terms, validation
 from openmm_vtdis.targets.batched import BatchedEnergy
+from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.translators import custom
 from openmm_vtdis.testing import check_target
 from tests.targets.reference import (
@@ -307,11 +308,20 @@ class WrongGradient(terms.PairSum):
         return energy.detach() + 0.5 * (energy - energy.detach())
 
 
+class WrongCurvature(terms.PairSum):
+    """Negative control: the right energy and force, and a Hessian that is 1 % off."""
+
+    def add_derivatives(self, coordinates: torch.Tensor, total: Curvature) -> None:
+        super().add_derivatives(coordinates, total)
+        total.hessian *= 1.01
+
+
 @pytest.mark.parametrize(
     ("term", "message"),
     [
         (ShiftedPairs, r"CustomBondForce \(force 0\): the batched energy is .* where OpenMM's is"),
         (WrongGradient, "forces differ"),
+        (WrongCurvature, "second derivatives differ"),
     ],
 )
 def test_a_wrong_translation_is_never_used(

@@ -18,7 +18,7 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_vtdis.derivatives import elementwise
+from openmm_vtdis.derivatives import differentiation, elementwise
 from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.lepton import Expression
 from openmm_vtdis.targets.tabulated import tabulated_functions
@@ -189,6 +189,8 @@ class _Elements(Columns):
         (1, M) or (2, E): the particles.
     sides
         What a name has after it: nothing, or "1" and "2".
+    geometry
+        Inputs that are no computed values: the distance of pairs, the coordinates of particles.
     """
 
     def __init__(
@@ -208,6 +210,7 @@ class _Elements(Columns):
             {**of_sides, **{name: [value] * len(rows) for name, value in shared.items()}}
         )
         self.sides = tuple(sides)
+        self.geometry = ("r",) if len(sides) == 2 else ("x", "y", "z")
         self.index: Tensor
         self.register_buffer("index", rows.mT.contiguous())
         self._kept: Tensor | None
@@ -217,7 +220,7 @@ class _Elements(Columns):
         self, expression: Expression, coordinates: Tensor, r: Tensor, found: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """What an expression needs of a configuration, name to (E, B)."""
-        known = {"r": r} if len(self.sides) == 2 else dict(zip("xyz", coordinates, strict=True))
+        known = dict(zip(self.geometry, [r] if len(self.sides) == 2 else coordinates, strict=True))
         known = {name: value for name, value in known.items() if name in expression.variables}
         for name, value in found.items():
             for side, index in zip(self.sides, self.index, strict=True):
@@ -268,7 +271,7 @@ class _Step:
     ) -> _Step:
         """Evaluate and differentiate."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in inputs.items()}
-        with torch.enable_grad():
+        with differentiation():
             value = elements(expression, leaves, n_samples, exclude)
             first, second = elementwise(value, list(leaves.values()))
         return cls(elements, numbers, list(leaves), value.detach(), first, second)
@@ -303,7 +306,7 @@ class _Chain:
         owners = step.elements.index[0]
         jacobian = step.value.new_zeros(m, m, 3, n_samples)
         for slope, argument in zip(step.first, step.names, strict=True):
-            if argument in ("x", "y", "z", "r"):
+            if argument in step.elements.geometry:
                 self._add_geometry(jacobian, owners, step, argument, slope)
             else:
                 value, particles = step.elements.source(argument)
@@ -321,24 +324,26 @@ class _Chain:
         m = self._total.n_particles
         for a, argument in enumerate(step.names):
             slope = weight * step.first[a]
-            if argument == "r":
-                self._pair_sum(self._first, step, slope)
-                self._pair_sum(self._second, step, weight * step.second[a][a])
-            elif argument in ("x", "y", "z"):
-                self._total.gradient[:, "xyz".index(argument)] += slope
-            else:
+            if argument not in step.elements.geometry:
                 value, particles = step.elements.source(argument)
                 self._slopes[value].index_add_(0, particles, slope)
+            elif argument == "r":
+                self._pair_sum(self._first, step, slope)
+                self._pair_sum(self._second, step, weight * step.second[a][a])
+            else:
+                self._total.gradient[:, "xyz".index(argument)] += slope
             for b, other in enumerate(step.names):
                 self._pull_second(step, argument, other, weight * step.second[a][b], m)
 
     def _pull_second(self, step: _Step, a: str, b: str, bend: Tensor, m: int) -> None:
-        if a in ("x", "y", "z") and b in ("x", "y", "z"):
-            blocks = self._total.hessian[:: m + 1]
-            blocks[:, "xyz".index(a), "xyz".index(b)] += bend
-        elif a not in ("x", "y", "z", "r"):
+        geometry = step.elements.geometry
+        if a in geometry:
+            if b in geometry and b != "r":
+                blocks = self._total.hessian[:: m + 1]
+                blocks[:, "xyz".index(a), "xyz".index(b)] += bend
+        else:
             value, particles = step.elements.source(a)
-            if b in ("x", "y", "z", "r"):
+            if b in geometry:
                 self._add_geometry(self._mixed[value], particles, step, b, bend)
             else:
                 other, others = step.elements.source(b)
