@@ -405,13 +405,12 @@ class Bench:
             kernel, log_w, cost = self.archived(n_steps)
         else:
             kernel, log_w, cost = self.fitted(METHODS[label], n_steps)
-        row = {**forward_part(log_w), **cost}
+        self.keep(label, n_steps, forward=log_w.numpy())
+        row = {**forward_part(log_w), **cost, "gflops_per_sample": kernel_gigaflops(kernel)}
         if n_reverse:
             row |= self.reverse(kernel, label, n_reverse)
         eta = kernel.covariance.eta(kernel.schedule)[:, 0].detach()
         row |= {"eta": eta.tolist(), "times": list(kernel.schedule.times)}
-        row["gflops_per_sample"] = kernel_gigaflops(kernel)
-        self.keep(label, n_steps, forward=log_w.numpy())
         self.table.add(label, n_steps, row)
 
     def reverse(self, kernel: DiffusionKernel, label: str, n: int) -> Row:

@@ -41,7 +41,7 @@ class Term(nn.Module):
         m = coordinates.shape[1]
         with differentiation():
             leaf = coordinates.detach().requires_grad_(True)
-            (slope,) = gradients(self(leaf), [leaf])
+            (slope,) = gradients(self.forward(leaf), [leaf])
             rows = [gradients(row, [leaf], again=False)[0] for row in slope.flatten(0, 1)]
         total.gradient += slope.detach().transpose(0, 1)
         blocks = torch.stack(rows).unflatten(0, (3, m))  # (3, M, 3, M, B)

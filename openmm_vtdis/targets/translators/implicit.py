@@ -272,7 +272,8 @@ class _Step:
         """Evaluate and differentiate."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in inputs.items()}
         with differentiation():
-            value = elements(expression, leaves, n_samples, exclude)
+            # not through __call__, whose hooks (of a counter, say) do not know this differentiation
+            value = elements.forward(expression, leaves, n_samples, exclude)
             first, second = elementwise(value, list(leaves.values()))
         return cls(elements, numbers, list(leaves), value.detach(), first, second)
 
