@@ -11,6 +11,7 @@ import pytest
 import torch
 from openmm import app, unit
 from openmmtools import testsystems
+from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.targets.batched import BatchedEnergy
@@ -278,6 +279,17 @@ def test_negative_control_a_missing_part_of_a_hessian_is_seen(
         patch.setattr(_Chain, "_pull_second", lambda *_: None)
         with pytest.raises(AssertionError):
             derivatives_agree(energy, x)
+
+
+def test_derivatives_under_a_counter_of_operations() -> None:
+    """Its hooks on modules must not meet the leaves that are differentiated by."""
+    energy = BatchedEnergy(system_of(born(), maps(), n_particles=N))
+    x = 0.5 * configurations(3, N)
+    expected = energy.derivatives(x)
+    with FlopCounterMode(display=False):
+        found = energy.derivatives(x)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_hessian_is_the_slope_of_openmms_forces() -> None:
