@@ -201,7 +201,10 @@ def main() -> None:
         write_atomically(DOCS / "tables" / f"{path.stem}.md", table(document).encode())
         for name, draw in {"ess-steps": curves, "eta": etas}.items():
             figure = Figure(figsize=(8.4 if draw is curves else 6.4, 4.2), layout="constrained")
-            draw(document, figure.subplots())
+            ax = figure.subplots()
+            draw(document, ax)
+            if not ax.get_lines():  # nothing of this kind has been measured
+                continue
             figure.savefig(DOCS / "figures" / f"{path.stem}-{name}.png", dpi=110)
         figure = Figure(figsize=(12.0, 4.2), layout="constrained")
         if costs(document, figure):
