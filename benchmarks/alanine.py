@@ -32,7 +32,7 @@ from openmm_vtdis.pretrained.train import (
 from openmm_vtdis.storage import write_atomically
 
 NAME = "aldp-800K"
-EDGES = np.linspace(-180.0, 180.0, 37)
+EDGES = np.linspace(-180.0, 180.0, 19)
 
 
 def dihedrals(traj: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray]:
@@ -140,16 +140,16 @@ def free_energy(share: Estimate) -> Estimate:
 
 def draw_energy(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
     """Fig. 3 of the paper."""
-    energy_histogram(ensemble, reference.energies, ax=figure.subplots())
+    energy_histogram(ensemble, reference.energies, ax=figure.subplots(), bins=24)
 
 
 def draw_ramachandran(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
     """Fig. 4 of the paper."""
     phi, psi = dihedrals(ensemble.to_mdtraj())
     left, middle, right = figure.subplots(1, 3)
-    ramachandran(phi, psi, ax=left).set_title("generated, raw")
-    ramachandran(phi, psi, ensemble.weights, ax=middle).set_title("generated, reweighted")
-    ramachandran(reference.phi, reference.psi, ax=right).set_title("MD")
+    ramachandran(phi, psi, ax=left, bins=30).set_title("generated, raw")
+    ramachandran(phi, psi, ensemble.weights, ax=middle, bins=30).set_title("generated, reweighted")
+    ramachandran(reference.phi, reference.psi, ax=right, bins=30).set_title("MD")
 
 
 def draw_profile(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:

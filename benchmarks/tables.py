@@ -169,7 +169,8 @@ def etas(document: dict[str, Any], ax: Axes) -> None:
         drawn[-2].set_label(f"{row['n_steps']} steps")
         if len(rows) > 1 and row is not rows[-1]:
             drawn[-1].set_label("_")
-    ax.legend(frameon=False)
+    if rows:
+        ax.legend(frameon=False)
     ax.set_title(document["system"])
 
 
