@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each chain")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--piece", type=int, default=500, help="steps of 1 fs between proposals")
-    parser.add_argument("--proposals", type=int, default=16)
+    parser.add_argument("--proposals", type=int, default=1)
     options = parser.parse_args()
     system = alanine_dipeptide()
     topology = mdtraj.Topology.from_openmm(system.topology)
@@ -74,7 +74,7 @@ def main() -> None:
         gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
         archive = gen.save(f"{folder}/{NAME}.vtdis")
         langevin = {"timestep": 1.0 * unit.femtosecond, "n_steps": options.piece}
-        move = DiffusionMove(archive, options.proposals, 4 * options.proposals, seed=1)
+        move = DiffusionMove(archive, options.proposals, max(64, options.proposals), seed=1)
         moves = {
             "Langevin dynamics": mcmc.LangevinDynamicsMove(**langevin),
             "with the move": mcmc.SequenceMove([move, mcmc.LangevinDynamicsMove(**langevin)]),
