@@ -22,8 +22,14 @@ def leaf_of(x: Tensor) -> Tensor:
     return (x.clone() if x.is_inference() else x).requires_grad_(True)
 
 
-def gradients(output: Tensor, inputs: Sequence[Tensor], again: bool = True) -> list[Tensor]:
-    """Of the sum of ``output`` with respect to leaves; zeros for those it does not depend on."""
+def gradients(
+    output: Tensor, inputs: Sequence[Tensor], again: bool = True, keep: bool = True
+) -> list[Tensor]:
+    """Of the sum of ``output`` with respect to leaves; zeros for those it does not depend on.
+
+    ``again``: they can be differentiated themselves. ``keep``: and so can ``output``; where nothing
+    is differentiated after it, False gives its memory back.
+    """
     if not output.requires_grad:
         return [torch.zeros_like(leaf) for leaf in inputs]
     return list(
@@ -31,7 +37,7 @@ def gradients(output: Tensor, inputs: Sequence[Tensor], again: bool = True) -> l
             output.sum(),
             inputs,
             create_graph=again,
-            retain_graph=True,
+            retain_graph=keep,
             materialize_grads=True,
         )
     )

@@ -260,8 +260,8 @@ def unbiased(
     exact rejection sampling of exp(-u).
     """
     alone = openmm.System()
-    for mass in range(system.system.getNumParticles()):
-        alone.addParticle(system.system.getParticleMass(mass))
+    for atom in range(system.system.getNumParticles()):
+        alone.addParticle(system.system.getParticleMass(atom))
     alone.addForce(copy.deepcopy(bias))
     target = OpenMMTarget(alone, system.topology, system.temperature)
     log_keep = target.reduced_energy(data.positions).numpy()
@@ -390,12 +390,10 @@ def finish(
     """
     frames = reference_frames(name, "train", n_frames=recipe.later_frames)
     fine = list(first["fine"])
-    for k, n_iterations in enumerate(recipe.fine_iterations):
-        if k < len(fine):
-            continue
+    for k in range(len(fine), len(recipe.fine_iterations)):
         log = gen.train(
             frames,
-            n_iterations,
+            recipe.fine_iterations[k],
             checkpoint=f"runs/{name}-fine-{k}.ckpt",
             held_out=0.1,
             batch_size=recipe.batch_size,

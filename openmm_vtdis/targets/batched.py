@@ -80,7 +80,7 @@ class BatchedEnergy(nn.Module):
             with differentiation():
                 leaf = leaf_of(chunk)
                 energy = self.energies(leaf).sum(dim=0)
-                (gradient,) = gradients(energy, [leaf], again=False)
+                (gradient,) = gradients(energy, [leaf], again=False, keep=False)
             energies.append(energy.detach())
             forces.append(-gradient)
         if not energies:

@@ -71,7 +71,7 @@ class Target(abc.ABC):
         with differentiation():
             leaf = leaf_of(x)
             energy = self.reduced_energy(leaf)
-            (gradient,) = gradients(energy, [leaf], again=False)
+            (gradient,) = gradients(energy, [leaf], again=False, keep=False)
         return energy.detach(), -gradient
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:

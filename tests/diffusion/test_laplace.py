@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import openmm
 import pytest
 import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.covariance import Energy, make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.laplace import (
@@ -23,9 +24,12 @@ from openmm_vtdis.diffusion.laplace import (
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture, double_well, sample_hmc
+from openmm_vtdis.model_units import ModelUnits
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well, sample_hmc
 from openmm_vtdis.targets.validation import random_rotations
+from openmm_vtdis.units import thermal_energy
 from tests.conftest import Oracle, exact_generator, make_oracle, z_of_mean_weight
+from tests.molecules import molecule
 
 
 def generator(seed: int) -> torch.Generator:
@@ -85,6 +89,46 @@ def test_a_gaussian_has_its_exact_posterior_whatever_the_denoiser(space: Space, 
     torch.testing.assert_close(space.reduce(posterior.mean).flatten(1), exact)
     covariance = (posterior.vectors * posterior.values[:, None]) @ posterior.vectors.mT * t**2
     torch.testing.assert_close(covariance, gaussian.matrix(t).expand(5, -1, -1))
+
+
+def test_the_posterior_of_springs_in_openmms_units_is_exact() -> None:
+    """From a System in nm and kJ/mol to model units: a wrong unit or a missing projection shows."""
+    system, force = openmm.System(), openmm.HarmonicBondForce()
+    stiffness = torch.zeros(4, 4, dtype=torch.float64)
+    for _ in range(4):
+        system.addParticle(1.0)
+    bonds = [(0, 1), (1, 2), (2, 3), (0, 3), (0, 2)]
+    for (i, j), k in zip(bonds, range(300, 800, 100), strict=True):
+        force.addBond(i, j, 0.0, float(k))
+        stiffness[[i, j], [i, j]] += k
+        stiffness[[i, j], [j, i]] -= k
+    system.addForce(force)
+    topology = molecule(["C", "N", "O", "F"], bonds)
+    target, length, t = OpenMMTarget(system, topology, 400.0), 0.35, 0.2
+    space, kt = target.space, thermal_energy(400.0)
+    precision = torch.kron(
+        space.basis @ stiffness @ space.basis.mT * length**2 / kt, torch.eye(3).double()
+    )
+    assert float(torch.linalg.eigvalsh(precision)[0]) > 1.0  # narrower than the model's unit
+    x = space.standard_normal(5, generator(1))
+    exact = torch.linalg.inv(precision + torch.eye(space.dim) / t**2)
+    mean = space.reduce(x).flatten(1) / t**2 @ exact
+    denoised = space.expand(mean.reshape(5, 3, 3)) + 0.01 * space.standard_normal(5, generator(2))
+
+    def posterior_agrees(energy: Energy) -> bool:
+        found = laplace_posterior(
+            energy, space, x, denoised, t
+        )  # the step is no longer than allowed
+        shape = (found.vectors * found.values[:, None]) @ found.vectors.mT * t**2
+        near = torch.allclose(space.reduce(found.mean).flatten(1), mean, rtol=1e-9, atol=1e-12)
+        return near and torch.allclose(shape, exact.expand_as(shape), rtol=1e-9, atol=1e-12)
+
+    assert posterior_agrees(ModelUnits(target, length).energy)
+    wrong_length = ModelUnits(target, 1.1 * length)
+    warmer = ModelUnits(OpenMMTarget(system, topology, 440.0), length)
+    assert not posterior_agrees(wrong_length.energy)
+    assert not posterior_agrees(warmer.energy)
+    assert not posterior_agrees(target.reduced_energy)  # nm
 
 
 def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:

@@ -8,8 +8,8 @@ of freedom in model units, the data's width is taken: with h_i the eigenvalues o
     C = Cov / t_n^2,          eigenvalues 1 / (1 + t_n^2 max(h_i, 1)).
 
 This catches the stiff degrees of freedom, such as bonds, at low noise. The cost is a Hessian of the
-energy and its eigendecomposition a step. An energy whose Hessian is not finite
-at D(x_n) is taken to be flat there.
+energy and its eigendecomposition a step. An energy whose Hessian is not finite at D(x_n) is taken
+to be flat there.
 """
 
 from __future__ import annotations
