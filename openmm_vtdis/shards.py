@@ -97,29 +97,49 @@ def sample_to_file(
     folder = Path(f"{path}.shards")
     if path.exists():
         return _finished(path, folder, plan)
+    try:
+        done = _draw_and_join(gen, path, folder, plan, process, progress)
+    except (OSError, ValueError):
+        if not path.exists():
+            raise
+        done = True  # another process has joined the shards, and taken them away meanwhile
+    return done and _finished(path, folder, plan)
+
+
+def _draw_and_join(
+    gen: DiffusionBoltzmannGenerator,
+    path: Path,
+    folder: Path,
+    plan: dict[str, Any],
+    process: tuple[int, int],
+    progress: bool,
+) -> bool:
+    """Draw what is missing of this process's shards; join them if all are there.
+
+    Returns whether the file is there. Whatever another process that joined them first may have
+    taken away is met as an OSError or ValueError.
+    """
     _check_plan(folder, plan)
-    n_shards = -(-n // shard_size)
+    i, n_processes = process
+    n, size = plan["n"], plan["shard_size"]
+    n_shards = -(-n // size)
     files = [folder / f"{k:06d}{path.suffix}" for k in range(n_shards)]
-    first = int(np.random.SeedSequence(int(seed)).generate_state(1)[0])
+    first = int(np.random.SeedSequence(plan["seed"]).generate_state(1)[0])
     with progress_bar(n_shards, "sampling", progress and i == 0, "shard") as bar:
         bar.update(sum(file.exists() for file in files))
         for k in range(i, n_shards, n_processes):
+            if path.exists():
+                return True
             if not files[k].exists():
                 part = gen.sample(
-                    min(shard_size, n - k * shard_size), n_steps=n_steps,
-                    seed=(first + k) % 2**32, batch_size=sizes["batch_size"], progress=False,
+                    min(size, n - k * size), n_steps=plan["n_steps"], seed=(first + k) % 2**32,
+                    batch_size=plan["batch_size"], progress=False,
                 )  # fmt: skip
                 part.with_metadata({**part.metadata, "plan": plan}).save(files[k])
                 bar.update()
-    if not all(file.exists() for file in files):
-        return path.exists() and _finished(path, folder, plan)
-    try:
+    if all(file.exists() for file in files):
         _join(path, files)
-    except (OSError, ValueError):
-        if path.exists():  # another process has joined them, and taken them away meanwhile
-            return _finished(path, folder, plan)
-        raise
-    return _finished(path, folder, plan)
+    return path.exists()
 
 
 def _finished(path: Path, folder: Path, plan: dict[str, Any]) -> bool:

@@ -20,7 +20,13 @@ import pytest
 import torch
 from torch import distributed
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, processes, storage
+from openmm_vtdis import (
+    DiffusionBoltzmannGenerator,
+    WeightedEnsemble,
+    processes,
+    shards,
+    storage,
+)
 from openmm_vtdis.ensemble import io
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.shards import sample_to_file
@@ -186,6 +192,31 @@ def test_processes_that_end_together_all_succeed(
         assert codes == [0, 0, 0]
         assert len(WeightedEnsemble.load(path)) == 30
         assert not any(file.suffix == ".part" for file in tmp_path.iterdir())
+
+
+def test_process_that_finds_its_shards_joined_and_taken_away(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process ends the run while this one draws a shard, or writes the plan of the run."""
+    path, draw, write = tmp_path / "samples.nc", gen.sample, shards.write_atomically
+
+    def end_it() -> None:
+        monkeypatch.undo()
+        assert sample_to_file(gen, path, 30, shard_size=10, progress=False)
+
+    def drawn(n: int, **options: Any) -> WeightedEnsemble:
+        end_it()
+        return draw(n, **options)
+
+    def written(name: Path, content: bytes) -> Path:
+        end_it()
+        return write(name, content)
+
+    for owner, name, replacement in ((gen, "sample", drawn), (shards, "write_atomically", written)):
+        monkeypatch.setattr(owner, name, replacement)
+        assert sample_to_file(gen, path, 30, shard_size=10, progress=False)
+        assert sorted(tmp_path.iterdir()) == [path]
+        path.unlink()
 
 
 def test_bad_input_for_shards(gen: DiffusionBoltzmannGenerator, tmp_path: Path) -> None:
