@@ -39,6 +39,11 @@ class Space:
         D.
     centred
         True: the zero-CoM subspace. False: all of R^{M x D}.
+
+    Examples
+    --------
+    >>> Space(13, 3).dim
+    36
     """
 
     n_particles: int

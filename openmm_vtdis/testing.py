@@ -1,7 +1,9 @@
 """Contract checks for one's own targets: what the rest of the package relies on, tried out.
 
+    >>> from openmm_vtdis.targets import gaussian_mixture
     >>> from openmm_vtdis.testing import check_target
-    >>> check_target(MyTarget(), x)          # x: a few sane configurations (B, M, D) in nm
+    >>> target = gaussian_mixture(dim=10)  # or one of your own
+    >>> check_target(target, target.sample(8, seed=0))  # sane configurations (B, M, D) in nm
 
 A check returns None, or raises an AssertionError that says what was expected and what came.
 """

@@ -51,7 +51,11 @@ class Schedule:
 
     @classmethod
     def geometric(cls, n_steps: int, t_min: float, t_max: float) -> Schedule:
-        """N + 1 levels with a constant ratio between neighbours."""
+        """N + 1 levels with a constant ratio between neighbours.
+
+        >>> [round(t, 6) for t in Schedule.geometric(3, 0.01, 10.0).times]
+        [0.01, 0.1, 1.0, 10.0]
+        """
         n_steps, t_min, t_max = _check_range(n_steps, t_min, t_max)
         return cls(tuple(np.geomspace(t_min, t_max, n_steps + 1)))
 

@@ -75,6 +75,17 @@ class WeightedEnsemble:
     ValueError
         If shapes differ, a log weight is NaN or +inf, or a sample with weight has a position or
         an energy that is not finite.
+
+    Examples
+    --------
+    Samples of a Gaussian with mean 0, weighted to be those of one with mean 1/2:
+
+    >>> x = np.random.default_rng(0).normal(size=(1000, 1, 1))
+    >>> u = 0.5 * (x[:, 0, 0] - 0.5) ** 2
+    >>> ensemble = WeightedEnsemble(x, 0.5 * x[:, 0, 0] ** 2 - u, u)
+    >>> mean = ensemble.expectation(lambda x: x[:, 0, 0])
+    >>> bool(abs(mean.z(0.5)) < 3.0 and ensemble.diagnostics().ess > 0.7)
+    True
     """
 
     positions: Array

@@ -167,6 +167,12 @@ class Expression:
     ------
     ValueError
         On a syntax error, an unknown function or an unknown variable, with its position.
+
+    Examples
+    --------
+    >>> spring = Expression("0.5*k*(r-r0)^2; k=300", {"r", "r0"})
+    >>> round(float(spring({"r": 0.2, "r0": 0.1})), 6)
+    1.5
     """
 
     def __init__(

@@ -33,6 +33,11 @@ def symmetry_labels(topology: app.Topology) -> np.ndarray:
     Atoms without any bond are equivalent if they are of one element; so are corresponding atoms
     of identical molecules. Bond orders and handedness are ignored.
 
+    >>> from openmm_vtdis.targets import alanine_dipeptide
+    >>> labels = symmetry_labels(alanine_dipeptide().topology)
+    >>> len(labels), len(set(labels))  # three methyl groups have three hydrogens each
+    (22, 16)
+
     Raises
     ------
     ValueError
