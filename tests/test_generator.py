@@ -29,7 +29,7 @@ from openmm_vtdis.targets import (
     sample_hmc,
 )
 from openmm_vtdis.topology import placeholder_topology
-from tests.conftest import exact_generator
+from tests.conftest import exact_generator, needs_python_force
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +254,7 @@ def test_archives_with_a_python_force_are_refused(
         DiffusionBoltzmannGenerator.load(path)
 
 
+@needs_python_force
 def test_nothing_in_a_refused_archive_is_executed(
     trained: DiffusionBoltzmannGenerator, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from openmm_vtdis.geometry import Space
 from openmm_vtdis.interop import score_force
 from openmm_vtdis.targets import GaussianMixture
 from openmm_vtdis.units import thermal_energy
-from tests.conftest import exact_generator
+from tests.conftest import exact_generator, needs_python_force
 
 SIGMA, LENGTH, KT = 0.35, 0.7, thermal_energy(300.0)
 
@@ -52,6 +52,7 @@ def evaluate(force: openmm.Force, x: np.ndarray, platform: str) -> tuple[float, 
     )
 
 
+@needs_python_force
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 @pytest.mark.parametrize("n_dims", [2, 3])
 def test_it_is_kT_times_the_gradient_of_the_log_density(n_dims: int, platform: str) -> None:
@@ -73,6 +74,7 @@ def test_it_is_kT_times_the_gradient_of_the_log_density(n_dims: int, platform: s
     np.testing.assert_allclose(force, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@needs_python_force
 def test_another_noise_level_is_another_force() -> None:
     """Negative control."""
     target, gen = exact()
@@ -81,6 +83,7 @@ def test_another_noise_level_is_another_force() -> None:
     assert np.abs(a - b).max() > 0.01 * np.abs(a).max()
 
 
+@needs_python_force
 def test_it_is_copied_and_serialised_with_the_network(tmp_path: Path) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained("dw4")
     x = np.zeros((4, 3))
@@ -94,6 +97,7 @@ def test_it_is_copied_and_serialised_with_the_network(tmp_path: Path) -> None:
     assert np.abs(results[0].sum(axis=0)).max() < 1e-6 * np.abs(results[0]).max()
 
 
+@needs_python_force
 def test_langevin_dynamics_samples_the_noised_density() -> None:
     """In an app.Simulation; a mean square in the zero-CoM space, kinetics aside."""
     space, variance = Space(4, 3), 0.2
@@ -142,6 +146,7 @@ def test_without_openmm_torch_its_backend_says_so() -> None:
         score_force(exact()[1], 0.1, backend="torch")
 
 
+@needs_python_force
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 def test_the_torch_backend_is_the_same_force(platform: str) -> None:
     pytest.importorskip(
