@@ -1,9 +1,9 @@
 """A molecule of your own, from plain MD to a reweighted free-energy profile: toluene at 300 K.
 
 A ring, a methyl group that turns almost freely, no stereocentre. `openmm.app.Simulation` makes the
-training data; a second run, which the model never sees, judges it. About forty minutes on one core,
-fifteen of them training; writes `toluene-output/`. Called again, it goes on from the network that
-it has trained.
+training data; a second run, which the model never sees, judges it. Half an hour on one core, half
+of it training; writes `toluene-output/`. Called again, it goes on from the network that it has
+trained.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def methyl_turn(traj: mdtraj.Trajectory) -> np.ndarray:
 
 
 def methyl_bend(traj: mdtraj.Trajectory) -> np.ndarray:
-    """Methyl group out of the plane of the ring, about 0 degrees: (n,)."""
-    return torsion(traj, "C4", "C5", "C6", "C7") % 360.0 - 180.0
+    """Methyl group out of the plane of the ring, to either side, in degrees: (n,)."""
+    return 180.0 - abs(torsion(traj, "C4", "C5", "C6", "C7"))
 
 
 def time_average(series: np.ndarray) -> Estimate:
@@ -118,14 +118,14 @@ def plot(
     """Energies, and the free energy of the bend."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    energy_histogram(ensemble, md_energies, ax=left)
-    edges = np.array([-180.0, *np.linspace(-18.0, 18.0, 13), 180.0])
+    energy_histogram(ensemble, md_energies, left, bins=30)
+    edges = np.array([*np.linspace(0.0, 18.0, 7), 180.0])
     density = np.histogram(md_bend, edges, density=True)[0]
     free_energy_profile(density, edges, ax=right, label="MD")
-    for weighted, label in ((ensemble.unweighted(), "raw"), (ensemble, "reweighted")):
+    for weighted, label in ((ensemble, "reweighted"), (ensemble.unweighted(), "raw")):
         density, _, stderr = weighted.histogram(bend, edges)
         free_energy_profile(density, edges, stderr, ax=right, label=f"generated, {label}")
-    right.set(xlabel="methyl group out of the plane / degrees", xlim=(-18.0, 18.0), ylim=(-0.5, 6))
+    right.set(xlabel="methyl group out of the plane / degrees", xlim=(0, 16.5), ylim=(-0.5, 4))
     figure.savefig(OUTPUT / "toluene.png", dpi=150)
 
 

@@ -80,7 +80,7 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
     array = real_array(name, x)
     if getattr(x, "dtype", None) in (np.dtype(bool), torch.bool):
         raise ValueError(f"{name}: expected positions in nm, got an array of True and False")
-    tensor = torch.as_tensor(np.ascontiguousarray(array))
+    tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]))
     expected = f"(n, {n_particles}, {n_dims})"
     if tensor.ndim != 3 or tuple(tensor.shape[1:]) != (n_particles, n_dims):
         raise ValueError(

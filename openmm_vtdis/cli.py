@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import openmm
+import torch
 from openmm import app
 
 from openmm_vtdis import pretrained
@@ -90,6 +91,9 @@ def train(options: argparse.Namespace) -> None:
             gen.train_covariance(options.trajectory, options.pairs, checkpoint=pairs, **settings)
     if from_environment()[0] > 0:
         return
+    if is_tuned(output, gen):
+        print(f"{output} has this network already, and its tuning: left as it is")
+        return
     gen.save(output)
     print(f"held-out denoising loss {log.held_out_losses[-1]:.4f}; wrote {output}")
     print(f"next: openmm-vtdis tune {output} -t {' '.join(options.trajectory)}")
@@ -153,8 +157,12 @@ def analyze(options: argparse.Namespace) -> None:
     if (options.archive is None) != (options.trajectory is None):
         raise ValueError("analyze: expected --archive and --trajectory together, got one of them")
     if options.archive is not None:
+        n_steps = len(ensemble.metadata.get("times", ())) - 1
         log_w = load(options).noise(
-            options.trajectory, seed=options.seed, progress=options.progress
+            options.trajectory,
+            n_steps=n_steps if n_steps > 0 else None,
+            seed=options.seed,
+            progress=options.progress,
         )
         print(f"forward ESS      {forward_ess(log_w):.2%} of {len(log_w)} frames")
         print(f"-log Z by BAR    {ensemble.free_energy(log_w, seed=options.seed)}")
@@ -188,16 +196,29 @@ def demo(options: argparse.Namespace) -> None:
     print("next: openmm-vtdis train --help")
 
 
+def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
+    """Whether an archive holds this very network, with a tuning that would be lost."""
+    if not path.is_file():
+        return False
+    there = DiffusionBoltzmannGenerator.load(path)
+    ours, theirs = gen.network.state_dict(), there.network.state_dict()
+    same = ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name].cpu(), theirs[name]) for name in ours
+    )
+    return there.kernel is not None and same and gen.length == there.length
+
+
 # -- files and options -------------------------------------------------------------------------
 def read_system(path: str) -> openmm.System:
     """A System from XML, unless reading it would execute what it holds."""
     xml = Path(path).read_text()
-    if mentions(xml, "PythonForce"):
-        raise ValueError(f"{path}: expected a System without PythonForce, whose XML is a pickle")
     try:
-        system = openmm.XmlSerializer.deserialize(xml)
+        pickled = mentions(xml, "PythonForce")
+        system = None if pickled else openmm.XmlSerializer.deserialize(xml)
     except (openmm.OpenMMException, ValueError) as error:
         raise ValueError(f"{path}: expected the XML of a System, got {error}") from error
+    if pickled:
+        raise ValueError(f"{path}: expected a System without PythonForce, whose XML is a pickle")
     if not isinstance(system, openmm.System):
         raise ValueError(f"{path}: expected the XML of a System, got {type(system).__name__}")
     return system

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openmm
 import torch
 from openmm import app, unit
@@ -28,10 +27,11 @@ from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
-from openmm_vtdis.ensemble import WeightedEnsemble
+from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames, split_in_time
 from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
 from openmm_vtdis.networks import network_of_size
+from openmm_vtdis.provenance import about_flow, about_kernel
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
 from openmm_vtdis.targets.equilibrium import check_equilibrium, check_exchangeable
@@ -399,8 +399,8 @@ class DiffusionBoltzmannGenerator:
         generator = make_generator(seed, self.device)
         size = self._size(batch_size)
         paths = reverse_paths(kernel, n, generator, size, progress)
-        metadata = {"method": "reverse SDE", **describe_kernel(kernel)}
-        return self._units.ensemble(paths.x, paths.log_ratio, self.topology, metadata)
+        about = about_kernel(self._units, kernel)
+        return self._units.ensemble(paths.x, paths.log_ratio, self.topology, about)
 
     def sample_ode(
         self,
@@ -432,9 +432,8 @@ class DiffusionBoltzmannGenerator:
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
         )  # fmt: skip
-        metadata: dict[str, Any] = {"method": "probability-flow ODE", "times": list(grid.times)}
-        metadata |= {"divergence": divergence, "solver": solver}
-        return self._units.ensemble(x, -log_p, self.topology, metadata)
+        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
+        return self._units.ensemble(x, -log_p, self.topology, about)
 
     def noise(
         self,
@@ -444,8 +443,8 @@ class DiffusionBoltzmannGenerator:
         seed: Seed = None,
         batch_size: int | None = None,
         progress: bool = True,
-    ) -> np.ndarray:
-        """Trajectory log weights of target configurations, noised by q: (n,) float64.
+    ) -> FrameLogWeights:
+        """Trajectory log weights of target configurations, noised by q: an array (n,) float64.
 
         ``ensemble.forward_ess`` of the result is the forward ESS; together with ``sample()`` they
         give log Z by BAR.
@@ -455,8 +454,8 @@ class DiffusionBoltzmannGenerator:
         generator = make_generator(seed, self.device)
         size = self._size(batch_size)
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
-        energies = self.target.reduced_energy(x).cpu()
-        return self._units.log_weights(energies, paths.log_ratio).numpy()
+        about = about_kernel(self._units, kernel)
+        return self._units.frame_log_weights(x, paths.log_ratio, about["proposal"])
 
     def noise_ode(
         self,
@@ -468,7 +467,7 @@ class DiffusionBoltzmannGenerator:
         seed: Seed = None,
         batch_size: int | None = None,
         progress: bool = True,
-    ) -> np.ndarray:
+    ) -> FrameLogWeights:
         """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
         grid = self._tuned("noise_ode").flow_schedule(n_steps)
         x = self._frames("noise_ode", traj)
@@ -478,8 +477,8 @@ class DiffusionBoltzmannGenerator:
             self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
         )  # fmt: skip
-        energies = self.target.reduced_energy(x).cpu()
-        return self._units.log_weights(energies, -log_p).numpy()
+        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
+        return self._units.frame_log_weights(x, -log_p, about["proposal"])
 
     # -- archive ------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:

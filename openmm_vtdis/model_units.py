@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.schedule import default_range
-from openmm_vtdis.ensemble import WeightedEnsemble
+from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import Target
 from openmm_vtdis.topology import Handedness
@@ -76,6 +76,11 @@ class ModelUnits:
         """log w from u(x) (n,) and the log ratio (n,); -inf where an energy is NaN or infinite."""
         log_w = -energies + log_ratio + self.log_jacobian
         return torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
+
+    def frame_log_weights(self, x: Tensor, log_ratio: Tensor, proposal: str) -> FrameLogWeights:
+        """Those of target configurations x (n, M, D) in nm, against a proposal."""
+        energies = self.target.reduced_energy(x).cpu()
+        return FrameLogWeights.of(self.log_weights(energies, log_ratio).numpy(), proposal)
 
     def ensemble(
         self, y: Tensor, log_ratio: Tensor, topology: Any, metadata: dict[str, Any]

@@ -48,7 +48,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path}: expected the name of a file in a folder that exists")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -110,6 +113,8 @@ def read_archive(
         If the file is truncated, altered, foreign, of another kind, or of a newer format version.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected an {FORMAT} archive, got a folder")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such archive")
     try:
@@ -202,6 +207,6 @@ def mentions(xml: str, name: str) -> bool:
     try:
         elements = list(ElementTree.fromstring(xml).iter())
     except ElementTree.ParseError as error:
-        raise ValueError(f"expected the XML of a System: {error}") from error
+        raise ValueError(f"text that is no XML ({error})") from error
     words = (word for e in elements for word in (e.tag, e.text or "", *e.attrib.values()))
     return name in xml or any(name in word for word in words)

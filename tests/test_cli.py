@@ -70,6 +70,31 @@ def test_from_files_to_samples(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "grid          6 steps" in capsys.readouterr().out
 
 
+def test_samples_are_analysed_on_their_own_grid(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, archive = str(folder / "coarse.nc"), str(folder / "model.vtdis")
+    assert run(folder, "sample", archive, "-n", "600", "--steps", "4", "-o", samples) == 0
+    md = ["-t", str(folder / "md.dcd")]
+    assert run(folder, "analyze", samples, "--archive", archive, *md) == 0
+    assert "-log Z by BAR" in capsys.readouterr().out
+    again = str(folder / "again.vtdis")
+    assert run(folder, "tune", archive, *md, "--steps", "6", "--seed", "9", "-o", again) == 0
+    assert run(folder, "analyze", samples, "--archive", again, *md) == 2
+    assert "noise() them with the same generator, tuning" in capsys.readouterr().err
+
+
+def test_training_that_is_done_keeps_the_tuning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job script that runs twice."""
+    archive = folder / "model.vtdis"
+    before = archive.read_bytes()
+    assert run(folder, "train", *training(folder)) == 0
+    assert "has this network already, and its tuning" in capsys.readouterr().out
+    assert archive.read_bytes() == before
+
+
 def test_an_interrupted_sample_goes_on_where_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

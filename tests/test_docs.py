@@ -123,6 +123,7 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
     """With the notebook executed, at a small size."""
     source = tmp_path / "docs"
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("_build"))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     page = source / "alanine.md"
     full, small = NOTEBOOK_SIZES.format("150, 50, 10, 100"), NOTEBOOK_SIZES.format("12, 6, 1, 8")
     assert full in page.read_text()

@@ -20,7 +20,7 @@ from openmm_vtdis.diffusion.covariance import Isotropic
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.ensemble import forward_ess
+from openmm_vtdis.ensemble import FrameLogWeights, forward_ess, mbar
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import (
     OpenMMTarget,
@@ -520,3 +520,41 @@ def test_forward_ess_of_the_ddpm_baseline_is_lower(
     assert tuned.forward_ess_test > baseline.forward_ess_test
     assert np.allclose(baseline.eta, 1.0)
     assert forward_ess(trained.noise(frames, seed=1, progress=False)) > 0.0
+
+
+def test_samples_and_frames_of_two_proposals_are_refused() -> None:
+    """BAR of two densities is off by many of its errors, and both of its sides are right."""
+    target, gen = exact_generator(0.7, Space(4, 2))
+    frames = target.sample(2_000, seed=0)
+    gen.tune(frames, 8, "isotropic", n_trajectories=1_000, progress=False)
+    ensemble = gen.sample(2_000, seed=1, progress=False)
+    options: dict[str, Any] = {"seed": 2, "progress": False}
+    same, other = gen.noise(frames, **options), gen.noise(frames, n_steps=4, **options)
+    assert same.proposal == ensemble.metadata["proposal"] != other.proposal
+    result = ensemble.free_energy(same[::2])
+    assert abs(result.z(0.0)) < 4.0
+    assert abs(mbar(ensemble, [target], [frames.numpy()], [same]).log_z(0).z(0.0)) < 4.0
+
+    with pytest.raises(ValueError, match="free_energy: expected log weights of frames against the"):
+        ensemble.free_energy(other)
+    with pytest.raises(ValueError, match="mbar, state 0: expected log weights of frames"):
+        mbar(ensemble, [target], [frames.numpy()], [other])
+    # control: the error that this is to prevent, from arrays that do not know
+    assert abs(ensemble.free_energy(np.array(other)).z(0.0)) > 4.0
+    gen.tune(frames, 8, "diagonal", n_trajectories=1_000, progress=False)
+    with pytest.raises(ValueError, match="draw the samples again"):
+        ensemble.free_energy(gen.noise(frames, **options))
+    # a flow's density does not depend on its solver
+    flow = gen.sample_ode(50, seed=3, progress=False)
+    assert flow.metadata["proposal"] == gen.noise_ode(frames[:4], solver="rk4", **options).proposal
+    assert flow.metadata["proposal"] != same.proposal
+
+
+def test_log_weights_of_frames_are_an_array() -> None:
+    lw = FrameLogWeights.of([0.0, 1.0, 2.0], "kernel")
+    assert lw[1:].proposal == lw[lw > 0.0].proposal == lw.copy().proposal == "kernel"
+    for plain in (-lw, lw + lw, np.exp(lw)):
+        assert type(plain) is np.ndarray
+    assert isinstance(lw.mean(), float)
+    assert isinstance(lw.sum(), float)
+    assert torch.tensor(lw).dtype == torch.float64

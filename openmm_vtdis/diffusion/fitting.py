@@ -133,6 +133,7 @@ def fit(
         )
         if not gradient:
             return float(loss), x
+        loss = loss + family.penalty(parameters)
         (grad,) = torch.autograd.grad(loss, parameters)
         return float(loss.detach()), grad.flatten().numpy()
 
@@ -200,6 +201,7 @@ def fit_sgd(
         loss = objective_value(
             data.base + family.cost(parameters, data.statistics, schedule), objective
         )
+        loss = loss + family.penalty(parameters)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"tuning: Adam diverged, the objective is {float(loss.detach())}; use "

@@ -141,15 +141,19 @@ class Schedule:
         """(1 - r_n) / r_n for n = 1..N, shape (N,): see :func:`widening`."""
         return widening(self.pairs)
 
-    def carried(self, values: Tensor, other: Schedule) -> Tensor:
-        """Values (N, ...) at t_1..t_N, at those of another grid: (N', ...).
+    def interpolated(self, values: Tensor, levels: Tensor) -> Tensor:
+        """Values (N, ...) at t_1..t_N, at other levels (L,): (L, ...).
 
         Linear in log t between the levels of this grid, constant outside.
         """
-        there, here = (grid.tensor[1:].log().numpy() for grid in (self, other))
+        there, here = (t.log().numpy() for t in (self.tensor[1:], levels))
         columns = values.reshape(len(values), -1).numpy().T
-        carried = np.stack([np.interp(here, there, column) for column in columns], axis=1)
-        return torch.tensor(carried).reshape(other.n_steps, *values.shape[1:])
+        found = np.stack([np.interp(here, there, column) for column in columns], axis=1)
+        return torch.tensor(found).reshape(len(levels), *values.shape[1:])
+
+    def carried(self, values: Tensor, other: Schedule) -> Tensor:
+        """Values (N, ...) at t_1..t_N, at those of another grid: (N', ...)."""
+        return self.interpolated(values, other.tensor[1:])
 
     @property
     def increments(self) -> Tensor:

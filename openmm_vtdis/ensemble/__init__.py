@@ -12,6 +12,7 @@ from openmm_vtdis.ensemble.diagnostics import (
     pareto_k,
     reverse_ess,
 )
+from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.free_energy import FreeEnergy
 from openmm_vtdis.ensemble.multistate import PooledEnsemble, mbar
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
@@ -19,6 +20,7 @@ from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 __all__ = [
     "Diagnostics",
     "Estimate",
+    "FrameLogWeights",
     "FreeEnergy",
     "PooledEnsemble",
     "WeightedEnsemble",

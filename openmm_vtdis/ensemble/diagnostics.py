@@ -158,7 +158,13 @@ class Diagnostics:
 
 def check_log_weights(log_weights: ArrayLike) -> Array:
     """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
-    lw = np.asarray(log_weights, dtype=np.float64)
+    try:
+        lw = np.asarray(log_weights, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "log_weights: expected an array (n,), as noise() gives it for frames, got "
+            f"{type(log_weights).__name__}"
+        ) from error
     if lw.ndim != 1 or len(lw) == 0:
         raise ValueError(f"log_weights: expected shape (n,) with n >= 1, got {lw.shape}")
     bad = np.flatnonzero(np.isnan(lw) | np.isposinf(lw))

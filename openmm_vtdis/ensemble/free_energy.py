@@ -9,10 +9,12 @@ itself. Their difference in free energy is -log Z, and the reduced work between 
 so that BAR (Bennett 1976; Shirts et al. 2003) applies as it stands. It weighs either side by what
 it knows: its error is below that of both one-sided averages,
 
-    -log mean_p w    (generated)              log mean_q 1/w    (target),
+    -log mean_p w    (generated)              log mean_q 1/w - log P    (target),
 
-which come with it for comparison. Its *overlap* is 1 where the two states are one and 0 where they
-do not meet (1 minus the second eigenvalue of the overlap matrix, Klimovich et al. 2015).
+which come with it for comparison. (P is the share of generated samples that have weight: the others
+are outside the target, of another handedness say, where no target sample can tell of them.) Its
+*overlap* is 1 where the two states are one and 0 where they do not meet (1 minus the second
+eigenvalue of the overlap matrix, Klimovich et al. 2015).
 
 Frames of MD are correlated: g of them count as one. All m are used, each with the weight 1/g, so
 that they count as m' = m / g. With f(x) = 1 / (1 + exp(-(log w + F + log m'/n))), the chance that x
@@ -152,13 +154,15 @@ def bar(
         ]
         bootstrap = float(np.std(again, ddof=1))
     generated_side, target_side = log_mean_weight(generated), log_mean_weight(-target)
+    inside = float(np.isfinite(generated).mean())
+    target_error = math.sqrt(g * target_side.stderr**2 + (1.0 / inside - 1.0) / n)
     return FreeEnergy(
         value=value,
         stderr=float(np.sqrt(n * ours.var() + m * theirs.var()) / common),
         overlap=overlap,
         bootstrap_stderr=bootstrap,
         from_generated=Estimate(-generated_side.value, generated_side.stderr),
-        from_target=Estimate(target_side.value, math.sqrt(g) * target_side.stderr),
+        from_target=Estimate(target_side.value - math.log(inside), target_error),
         n_generated=n,
         n_target=len(target),
         statistical_inefficiency=g,

@@ -185,6 +185,7 @@ def mbar(
             raise ValueError(f"mbar: expected frames and log weights of state {k}, got only one")
         x, weights, g = generated.positions[:0], np.zeros(0), math.nan
         if traj is not None and lw is not None:
+            generated.check_same_proposal(f"mbar, state {k}", lw)
             x, weights = _frames(k, traj, lw, generated.positions.shape[1:])
             g = 1.0
             if isinstance(subsample, list | tuple):

@@ -259,6 +259,16 @@ class WeightedEnsemble:
         if "concatenated" in self.metadata:
             raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
 
+    def check_same_proposal(self, name: str, log_weights: object) -> None:
+        """Raise ValueError if log weights of frames say that they are against another proposal."""
+        theirs, ours = getattr(log_weights, "proposal", None), self.metadata.get("proposal")
+        if theirs is not None and ours is not None and theirs != ours:
+            raise ValueError(
+                f"{name}: expected log weights of frames against the proposal that drew the "
+                "samples, got those against another; noise() them with the same generator, tuning "
+                "and n_steps as sample(), or draw the samples again"
+            )
+
     # -- estimates ----------------------------------------------------------------------------
     def log_z(self) -> Estimate:
         """log Z, the log of the integral of exp(-u) over configurations (in nm), and its error.
@@ -365,16 +375,19 @@ class WeightedEnsemble:
         Raises
         ------
         ValueError
-            If the two sides hardly overlap, with the overlap; or if these samples are not as one
-            kernel of the generator drew them: resampled, reweighted, or of several kernels.
+            If the two sides hardly overlap, with the overlap; if they are of two tunings; or if
+            these samples are not as one kernel of the generator drew them: resampled, reweighted,
+            or of several kernels.
 
         Notes
         -----
-        Both sides must be of one tuning, and of its own Hamiltonian and temperature, which an array
-        cannot tell: tune, then sample *and* noise. For a flow, ``sample_ode`` and ``noise_ode``.
-        For other temperatures there is :func:`mbar`.
+        Both sides must be of one tuning and number of steps, and of its own Hamiltonian and
+        temperature: tune, then sample *and* noise. What ``noise()`` gives is compared; arrays from
+        elsewhere cannot be. For a flow, ``sample_ode`` and ``noise_ode``. For other temperatures
+        there is :func:`mbar`.
         """
         self.check_as_drawn("free_energy")
+        self.check_same_proposal("free_energy", target_log_weights)
         return bar(
             self.log_weights,
             target_log_weights,

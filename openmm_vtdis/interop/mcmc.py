@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mpiplus import get_mpicomm
 from openmm import unit
 
 from openmm_vtdis import checks
@@ -53,8 +54,9 @@ class Proposals:
         if self.gen.kernel is None:
             raise ValueError(f"{path}: expected a tuned generator; call tune() before save()")
         self.batch_size, self.n_steps = batch_size, n_steps
-        # A run that is resumed must not propose again what its states have come from
-        sequence = np.random.SeedSequence(None if seed is None else [seed, n_before])
+        # A run that is resumed must not propose again what its states have come from, nor a replica
+        # what one in another process is offered: exchanges would see the two as alike
+        sequence = np.random.SeedSequence(None if seed is None else [seed, n_before, _mpi_rank()])
         self.torch_rng = make_generator(int(sequence.generate_state(1)[0]), self.gen.device)
         self.rng = np.random.default_rng(sequence)
         self._stock: list[tuple[np.ndarray, float]] = []
@@ -102,8 +104,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     device
         Where the network runs.
     seed
-        Of the random numbers, which all copies of the move in a process share; a resumed run draws
-        others.
+        Of the random numbers, which all copies of the move in a process share; processes that share
+        replicas by MPI draw their own, and a resumed run others.
 
     Attributes
     ----------
@@ -128,6 +130,13 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(archive, str | os.PathLike):
+            raise ValueError(
+                "archive: expected the path of a generator's file, as save() writes it, got "
+                f"{type(archive).__name__}"
+            )
+        if not Path(archive).is_file():
+            raise FileNotFoundError(f"{archive}: no such archive")
         self.archive = str(Path(archive).resolve())
         self.sha256 = _digest(self.archive)
         self.n_proposals = checks.positive_integer("n_proposals", n_proposals)
@@ -213,6 +222,12 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
                 Path(self.archive), self.device, *settings, n_before=self.n_proposed
             )
         return _PROPOSALS[key]
+
+
+def _mpi_rank() -> int:
+    """Number of this process among those that openmmtools spreads replicas over."""
+    communicator = get_mpicomm()
+    return 0 if communicator is None else int(communicator.rank)
 
 
 def _digest(path: str) -> str:

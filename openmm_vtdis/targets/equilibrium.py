@@ -22,7 +22,7 @@ from openmm_vtdis.targets.target import Target
 
 logger = logging.getLogger(__name__)
 
-_FRAMES = 1_000
+_FRAMES = 5_000
 _BLOCKS = 20
 _TOLERANCE = 0.1
 _SIGMAS = 5.0
@@ -48,8 +48,8 @@ def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
 def check_equilibrium(name: str, target: Target, x: Tensor) -> None:
     """Refuse frames (n, M, D), nm, that are exploded; warn of frames of another ensemble.
 
-    Energies are looked at on up to a thousand frames, and on all that are unusually large. Messages
-    begin with ``name``.
+    Energies are looked at on up to five thousand frames, and on all that are unusually large.
+    Messages begin with ``name``.
 
     Raises
     ------

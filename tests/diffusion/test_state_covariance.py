@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
 from openmm_vtdis.diffusion.covariance.hessian import energy_derivatives
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
 from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian
-from openmm_vtdis.diffusion.covariance.state import EigenScatter
+from openmm_vtdis.diffusion.covariance.state import EigenScatter, StateCovariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import Trajectories, fit, log_weights, objective_value
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
@@ -22,9 +23,12 @@ from openmm_vtdis.diffusion.pair_training import new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
+from openmm_vtdis.diffusion.tuning import collect
+from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.networks.pair_head import pair_indices
+from openmm_vtdis.targets import sample_hmc
 from openmm_vtdis.targets.validation import random_rotations
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
@@ -475,6 +479,60 @@ def test_the_training_of_a_head_resumes_bit_for_bit(tmp_path: Path) -> None:
     run(stop=True)
     resumed = run(stop=False)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+# -- on another grid --------------------------------------------------------------------------
+def test_only_what_grows_with_the_step_is_carried_in_proportion() -> None:
+    family = arbitrary(Space(4, 2))
+    fine, coarse = GRID.resampled(48), GRID.resampled(6)
+    torch.testing.assert_close(family.resampled(GRID, GRID).parameters, family.parameters)
+    for grid in (fine, coarse):
+        log_a, log_c = family.resampled(GRID, grid).parameters[0].chunk(2)
+        before, same = family.parameters[0].chunk(2)
+        torch.testing.assert_close(log_c, same)
+        ratio = float(grid.widening[0] / GRID.widening[0])  # of a geometric grid, everywhere
+        torch.testing.assert_close(log_a.abs().expm1(), ratio * before.abs().expm1())
+        assert bool((torch.sign(log_a) == torch.sign(before)).all())
+        back = family.resampled(GRID, grid).resampled(grid, GRID)
+        torch.testing.assert_close(back.parameters, family.parameters)
+
+
+def test_a_tuning_for_few_steps_serves_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter more variance is no matter in each of ten steps, and would be in each of forty."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained("dw4")
+    frames = sample_hmc(
+        gen.target, n_chains=400, n_samples=1, burn_in=200, seed=45, progress=False
+    ).positions
+    untuned = gen.kernel.resampled(10)  # type: ignore[union-attr]
+    wider = torch.zeros_like(untuned.covariance.parameters)
+    wider[:, 3:9] = 0.25
+
+    def ess(n_steps: int, parameters: Tensor) -> float:
+        gen.kernel = untuned.with_covariance(untuned.covariance.with_parameters(parameters))
+        return forward_ess(gen.noise(frames, n_steps=n_steps, seed=5, progress=False))
+
+    best = ess(40, 0.0 * wider)
+    assert ess(10, wider) > 0.5 * ess(10, 0.0 * wider)
+    assert ess(40, wider) > 0.75 * best
+    # control: the variances of ten steps in each of forty
+    monkeypatch.setattr(StateCovariance, "resampled", lambda self, old, new: self)
+    assert ess(40, wider) < 0.5 * best
+
+
+def test_knots_that_trajectories_say_nothing_of_stay(oracle: Oracle) -> None:
+    grid = Schedule.geometric(5, 0.03, 15.0)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid)
+    family = make_covariance("tweedie", oracle.space, [0] * oracle.space.n_particles)
+    data = collect(
+        kernel, family, oracle.reduced_energy, oracle.sample(300, 1), 300, generator(2),
+        300, False,
+    )  # fmt: skip
+    fitted = fit(family, data, grid).fitted.parameters
+    assert float(fitted.abs().max()) < 2.5
+    # control: without the penalty they run away
+    type_without = type("Free", (type(family),), {"penalty": lambda self, p: p.new_zeros(())})
+    free = type_without(family.space, family.labels, family.parameters)
+    assert float(fit(free, data, grid).fitted.parameters.abs().max()) > 2.5
 
 
 # -- one bad configuration --------------------------------------------------------------------

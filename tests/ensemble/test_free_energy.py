@@ -15,7 +15,7 @@ from openmmtools.states import ThermodynamicState
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.ensemble import FreeEnergy, mbar
+from openmm_vtdis.ensemble import Estimate, FreeEnergy, mbar
 from openmm_vtdis.ensemble.free_energy import bar
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture
@@ -84,6 +84,21 @@ def test_generated_samples_without_weight_count() -> None:
     generated, target = work(3_000, 1.0, 5, log_z=LOG_Z - math.log(alive))
     generated[np.random.default_rng(0).random(3_000) > alive] = -math.inf
     assert abs(bar(generated, target).z(-LOG_Z)) < 4.0
+
+
+def test_both_sides_agree_where_a_part_of_the_samples_is_outside() -> None:
+    """Two of five samples have the wrong handedness, which noised frames cannot know of."""
+    generated, target = work(4_000, 0.5, 1)
+    outside = np.random.default_rng(2).random(len(generated)) < 0.4
+    shift = math.log(1.0 / 0.6)
+    generated = np.where(outside, -math.inf, generated + shift)  # mean w over all is still Z
+    result = bar(generated, target + shift, n_bootstraps=0)
+    for estimate in (result, result.from_generated, result.from_target):
+        assert abs(estimate.z(-LOG_Z)) < 4.0
+    assert abs(result.disagreement) < 4.0
+    # control: the average over frames alone knows only the inside
+    alone = Estimate(np.log(np.exp(-target - shift + LOG_Z).mean()) - LOG_Z, 0.01)
+    assert abs(alone.z(-LOG_Z)) > 20.0
 
 
 def test_repeated_frames_count_once() -> None:
@@ -268,8 +283,8 @@ def test_samples_that_noise_does_not_belong_to_are_refused() -> None:
     assert abs(ensemble.free_energy(lw).disagreement) < 4.0
 
 
-def test_two_tunings_disagree() -> None:
-    """What an array of log weights cannot tell, the two one-sided averages do."""
+def test_sides_of_two_hamiltonians_disagree() -> None:
+    """Energies that differ by half a kT."""
     generated, target = work(2_000, 1.0, 10)
     assert abs(bar(generated, target).disagreement) < 4.0
     assert abs(bar(generated, target - 0.5).disagreement) > 4.0

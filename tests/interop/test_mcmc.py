@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,16 @@ def test_replica_exchange_is_stored_and_goes_on(
     again.extend(2)
     assert again.iteration == 5
     assert [move.move_list[0].n_proposed for move in again.mcmc_moves] == [5, 5, 5]
+
+
+def test_processes_that_share_replicas_draw_their_own_numbers(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replicas that are offered the same samples become alike, and exchanges between them wrong."""
+
+    def first(rank: int) -> np.ndarray:
+        monkeypatch.setattr(module, "get_mpicomm", lambda: SimpleNamespace(rank=rank))
+        return module.Proposals(archive, "cpu", 4, None, seed=11).draw()[0]
+
+    np.testing.assert_array_equal(first(0), first(0))
+    assert np.abs(first(0) - first(1)).min() > 0.0

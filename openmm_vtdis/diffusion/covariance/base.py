@@ -180,6 +180,10 @@ class Fittable(ABC):
         """Smallest allowed value of each parameter, -inf where there is none."""
         return torch.full_like(parameters, -math.inf)
 
+    def penalty(self, parameters: Tensor) -> Tensor:
+        """What a fit adds to its objective, in nats: a scalar."""
+        return parameters.new_zeros(())
+
 
 class Covariance(Fittable):
     """A family of reverse covariances, with its fitted parameters."""

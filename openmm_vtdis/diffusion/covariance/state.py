@@ -13,7 +13,10 @@ to zero, and two functions of the noise level are tuned:
     Sigma_n(x_n) = v_n [ a(t_n) I + c(t_n) (1 - r) / r C_+ ],         a = c = 1 untuned.
 
 log a and log c are linear in log t between fixed knots, half a decade apart, so that few numbers
-are fitted and one tuning serves any grid. In the eigenbasis of C the log density needs the
+are fitted. A penalty keeps a knot where the trajectories say nothing of it, or nothing worth a
+hundredth of a nat: a coarse grid has few levels between knots, and what they leave open would be
+met by another grid. On that, c stays as it is; a - 1 stands for the denoiser's error, whose part of
+the variance grows like (1 - r) / r, and is carried over in proportion. In the eigenbasis of C the log density needs the
 eigenvalues and the squares of the residual's components: these 2 d numbers a step are the
 statistics. If C turns with the configuration, so does Sigma.
 
@@ -40,6 +43,8 @@ from openmm_vtdis.geometry import LOG_2PI, Space
 
 _FIRST_KNOT, _KNOTS_PER_DECADE, N_KNOTS = -3.0, 2.0, 11
 """log10 of the first knot's noise level; knots reach to 100."""
+_PENALTY = 0.01
+"""Nats for a knot that is off by a factor e, and for two neighbours that differ by one."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,22 @@ class StateCovariance(Covariance):
         """The part of the variance that does not depend on the state, a(t_n): (N, K)."""
         a, _ = self._scales(self.parameters, schedule.pairs)
         return a[:, None].expand(-1, len(set(self.labels)))
+
+    def penalty(self, parameters: Tensor) -> Tensor:
+        logs = parameters.reshape(2, N_KNOTS)
+        return _PENALTY * (logs.square().sum() + logs.diff(dim=1).square().sum())
+
+    def resampled(self, old: Schedule, new: Schedule) -> Self:
+        """The excess of a over one (or of 1/a) in proportion to (1 - r) / r; c as it is."""
+        levels = torch.logspace(
+            _FIRST_KNOT, _FIRST_KNOT + (N_KNOTS - 1) / _KNOTS_PER_DECADE, N_KNOTS,
+            dtype=torch.float64,
+        )  # fmt: skip
+        wider, narrower = (grid.interpolated(grid.widening.log(), levels) for grid in (new, old))
+        log_a, log_c = self.parameters[0].chunk(2)
+        excess = log_a.abs().expm1() * (wider - narrower).exp()
+        log_a = torch.sign(log_a) * excess.log1p()
+        return self.with_parameters(torch.cat([log_a, log_c])[None])
 
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)

@@ -1,0 +1,50 @@
+"""Which proposal density log weights are against.
+
+Generated samples and noised frames are two sides of one problem only if one density drew the
+former and weighs the latter: the same network, grid, covariance and units. Both sides carry a
+digest of all of it, so that mixed ones are an error, and not a number that is off by many of its
+errors.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import Tensor, nn
+
+from openmm_vtdis.archive import describe_kernel
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.model_units import ModelUnits
+from openmm_vtdis.storage import digest
+
+
+def about_kernel(units: ModelUnits, kernel: DiffusionKernel) -> dict[str, Any]:
+    """Notes on samples of a reverse process, as JSON."""
+    about = {"method": "reverse SDE", **describe_kernel(kernel)}
+    fitted = (kernel.covariance.parameters, kernel.mean_gains)
+    return {**about, "proposal": _digest(about, units, kernel.denoiser, *fitted)}
+
+
+def about_flow(
+    units: ModelUnits, denoiser: Denoiser, grid: Schedule, divergence: str, solver: str
+) -> dict[str, Any]:
+    """Notes on samples of a probability flow, whose density does not depend on the solver."""
+    about = {"method": "probability-flow ODE", "times": list(grid.times)}
+    density = {"method": about["method"], "ends": [grid.times[0], grid.times[-1]]}
+    proposal = _digest(density, units, denoiser)
+    return {**about, "divergence": divergence, "solver": solver, "proposal": proposal}
+
+
+def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more: Tensor) -> str:
+    signs = None if units.handedness is None else units.handedness.signs
+    frame = [units.length, units.target.temperature, None if signs is None else list(signs)]
+    return digest(json.dumps([about, frame]), *_tensors(denoiser), *more)
+
+
+def _tensors(denoiser: Denoiser) -> list[Tensor]:
+    """All numbers that a denoiser is made of."""
+    held = denoiser.state_dict() if isinstance(denoiser, nn.Module) else vars(denoiser)
+    return [value for _, value in sorted(held.items()) if isinstance(value, Tensor)]
