@@ -16,9 +16,11 @@ log a and log c are linear in log t between fixed knots, half a decade apart, so
 are fitted. A penalty keeps a knot where the trajectories say nothing of it, or nothing worth a
 hundredth of a nat: a coarse grid has few levels between knots, and what they leave open would be
 met by another grid. On that, c stays as it is; a - 1 stands for the denoiser's error, whose part of
-the variance grows like (1 - r) / r, and is carried over in proportion. In the eigenbasis of C the log density needs the
-eigenvalues and the squares of the residual's components: these 2 d numbers a step are the
-statistics. If C turns with the configuration, so does Sigma.
+the variance grows like (1 - r) / r, and is carried over in proportion.
+
+In the eigenbasis of C the log density needs the eigenvalues and the squares of the residual's
+components: these 2 d numbers a step are the statistics. If C turns with the configuration, so does
+Sigma.
 
 Where the kernel goes by the Laplace approximation of the posterior
 (:mod:`~openmm_vtdis.diffusion.laplace`), its C is taken, whatever the family.
