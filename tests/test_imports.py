@@ -19,6 +19,7 @@ ORDER = [
     {"diffusion"},
     {"ensemble"},
     {"pretrained", "archive", "model_units"},
+    {"provenance"},
     {"generator", "testing"},
     {"interop", "shards"},
     {"plotting", "cli"},

@@ -58,9 +58,9 @@ def test_frames_of_another_temperature_are_reported(caplog: pytest.LogCaptureFix
 
 def test_exploded_frames_are_refused() -> None:
     target = springs()
-    x = exact_frames(target, 2000, 300.0)
-    x[[17, 1040]] *= 30.0  # 1040 is not among the thousand that are looked at anyhow
-    with pytest.raises(ValueError, match="got 2 of 1001 that exploded, the first at index 17, of"):
+    x = exact_frames(target, 10_000, 300.0)
+    x[[18, 1041]] *= 30.0  # 1041 is not among the five thousand that are looked at anyhow
+    with pytest.raises(ValueError, match="got 2 of 5001 that exploded, the first at index 18, of"):
         check_equilibrium("train", target, x)
 
 
