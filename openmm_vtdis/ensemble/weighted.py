@@ -47,6 +47,8 @@ from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.topology import placeholder_topology, topology_to_json
 from openmm_vtdis.units import nanometers
 
+_ALONE = 1.5
+"""Effective samples below which one has nearly all the weight, and no error is known."""
 Observable = Callable[[Array], ArrayLike] | ArrayLike
 """A function of positions (n, M, D) in nm, or its values: (n,) or (n, ...), one per sample."""
 
@@ -299,7 +301,8 @@ class WeightedEnsemble:
         w = weights[alive].reshape(-1, *[1] * (v.ndim - 1))
         mean = (w * v).sum(axis=0)
         error = np.sqrt((w * w * (v - mean) ** 2).sum(axis=0))
-        return Estimate(mean, error if len(v) > 1 else np.full_like(error, np.nan))
+        alone = 1.0 / np.square(weights).sum() < _ALONE
+        return Estimate(mean, np.full_like(error, np.nan) if alone else error)
 
     def histogram(
         self,

@@ -580,3 +580,13 @@ def test_unweighted_samples_are_those_with_an_energy() -> None:
         np.zeros((4, 2, 3)), [1.0, -np.inf, 3.0, -np.inf], [0.0, np.inf, 1.0, 5.0]
     )
     np.testing.assert_array_equal(ensemble.unweighted().log_weights, [0.0, -np.inf, 0.0, 0.0])
+
+
+def test_one_sample_with_all_the_weight_knows_no_error() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 1, 1))
+    log_w = np.where(np.arange(50) == 7, 20.0, 0.0)
+    single = WeightedEnsemble(x, log_w, np.zeros(50)).expectation(lambda x: x[:, 0, 0])
+    assert single.value == pytest.approx(x[7, 0, 0], abs=1e-6)
+    assert math.isnan(single.stderr)
+    pair = np.where(np.arange(50) < 2, 20.0, 0.0)  # control: two of them do
+    assert WeightedEnsemble(x, pair, np.zeros(50)).expectation(lambda x: x[:, 0, 0]).stderr > 0.0
