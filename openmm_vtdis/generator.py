@@ -34,7 +34,7 @@ from openmm_vtdis.networks import network_of_size
 from openmm_vtdis.provenance import about_flow, about_kernel
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
-from openmm_vtdis.targets.equilibrium import check_equilibrium, check_exchangeable
+from openmm_vtdis.targets.equilibrium import check_equilibrium, check_exchangeable, check_exploded
 from openmm_vtdis.topology import Handedness, Particles
 
 _STEREOCHEMISTRY = ("reference", "any")
@@ -451,6 +451,7 @@ class DiffusionBoltzmannGenerator:
         """
         kernel = self._tuned("noise", n_steps)
         x = self._frames("noise", traj)
+        check_exploded("noise", self.target, x)
         generator = make_generator(seed, self.device)
         size = self._size(batch_size)
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)

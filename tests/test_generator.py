@@ -558,3 +558,12 @@ def test_log_weights_of_frames_are_an_array() -> None:
     assert isinstance(lw.mean(), float)
     assert isinstance(lw.sum(), float)
     assert torch.tensor(lw).dtype == torch.float64
+
+
+def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenerator) -> None:
+    frames = sample_hmc(
+        trained.target, n_chains=30, n_samples=1, burn_in=60, seed=8, progress=False
+    ).positions
+    assert np.isfinite(trained.noise(frames, seed=0, progress=False)).all()
+    with pytest.raises(ValueError, match=r"noise: expected equilibrium frames.*length unit"):
+        trained.noise(10.0 * frames, seed=0, progress=False)

@@ -48,8 +48,33 @@ def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
 def check_equilibrium(name: str, target: Target, x: Tensor) -> None:
     """Refuse frames (n, M, D), nm, that are exploded; warn of frames of another ensemble.
 
-    Energies are looked at on up to five thousand frames, and on all that are unusually large.
     Messages begin with ``name``.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`check_exploded`.
+    """
+    check_exploded(name, target, x)
+    every = torch.linspace(0, len(x) - 1, min(len(x), _FRAMES)).long().unique()
+    ratio, error = virial_ratio(target, x[every])
+    if not abs(ratio - 1.0) < max(_TOLERANCE, _SIGMAS * error):
+        looks, wanted = "", ""
+        if target.temperature is not None:
+            wanted = f" ({target.temperature:.4g} K is the target's)"
+            looks = f", as if they were at {ratio * target.temperature:.4g} K" if ratio > 0 else ""
+        logger.warning(
+            "%s: <x.grad u> / d is %.3g ± %.2g over the frames, where equilibrium has exactly "
+            "1%s; check their temperature%s, length unit (nm), force field, and that they were "
+            "made without constraints",
+            name, ratio, error, looks, wanted,
+        )  # fmt: skip
+
+
+def check_exploded(name: str, target: Target, x: Tensor) -> None:
+    """Refuse frames (n, M, D), nm, whose energies equilibrium does not have.
+
+    Energies are looked at on up to five thousand frames, and on all that are unusually large.
 
     Raises
     ------
@@ -77,18 +102,6 @@ def check_equilibrium(name: str, target: Target, x: Tensor) -> None:
             f"{float(energies.max()):.4g} kT where half of them have less than "
             f"{float(energies.median()):.4g} kT; check the length unit (nm), or remove them"
         )
-    ratio, error = virial_ratio(target, x[every])
-    if not abs(ratio - 1.0) < max(_TOLERANCE, _SIGMAS * error):
-        looks, wanted = "", ""
-        if target.temperature is not None:
-            wanted = f" ({target.temperature:.4g} K is the target's)"
-            looks = f", as if they were at {ratio * target.temperature:.4g} K" if ratio > 0 else ""
-        logger.warning(
-            "%s: <x.grad u> / d is %.3g ± %.2g over the frames, where equilibrium has exactly "
-            "1%s; check their temperature%s, length unit (nm), force field, and that they were "
-            "made without constraints",
-            name, ratio, error, looks, wanted,
-        )  # fmt: skip
 
 
 def check_exchangeable(target: Target, x: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
