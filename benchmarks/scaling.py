@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.tables import DOCS, named, write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
@@ -141,10 +142,12 @@ def main() -> None:
             ]
             text += f"| {' | '.join(cells)} |\n"
             print(text.splitlines()[-1], flush=True)
-            for ax, y in zip(axes[:, column], (seconds, memory), strict=True):
-                ax.loglog(values, y, "o-", label=covariance)
-                ax.grid(True, color="0.9", lw=0.6)
-        axes[1, column].set_xlabel(series)
+            axes[0, column].loglog(values, seconds, "o-", label=covariance)
+            axes[1, column].semilogx(values, memory, "o-")
+        for ax in axes[:, column]:
+            ax.grid(True, color="0.9", lw=0.6)
+        axes[1, column].set(xlabel=series, ylim=(0.0, None))
+        axes[1, column].xaxis.set_minor_formatter(NullFormatter())
         axes[0, column].legend(frameon=False)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory / GB")
