@@ -196,18 +196,6 @@ def demo(options: argparse.Namespace) -> None:
     print("next: openmm-vtdis train --help")
 
 
-def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
-    """Whether an archive holds this very network, with a tuning that would be lost."""
-    if not path.is_file():
-        return False
-    there = DiffusionBoltzmannGenerator.load(path)
-    ours, theirs = gen.network.state_dict(), there.network.state_dict()
-    same = ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name].cpu(), theirs[name]) for name in ours
-    )
-    return there.kernel is not None and same and gen.length == there.length
-
-
 # -- files and options -------------------------------------------------------------------------
 def read_system(path: str) -> openmm.System:
     """A System from XML, unless reading it would execute what it holds."""
@@ -230,6 +218,19 @@ def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     if not Path(name).exists() and name in pretrained.names():
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
     return DiffusionBoltzmannGenerator.load(name, device=device)
+
+
+def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
+    """Whether an archive holds this very network, with a tuning that would be lost."""
+    try:
+        there = DiffusionBoltzmannGenerator.load(path)
+    except (FileNotFoundError, ValueError):  # nothing there, or something else: to be replaced
+        return False
+    ours, theirs = gen.network.state_dict(), there.network.state_dict()
+    same = ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name].cpu(), theirs[name]) for name in ours
+    )
+    return there.kernel is not None and same and gen.length == there.length
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

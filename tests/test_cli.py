@@ -85,7 +85,7 @@ def test_samples_are_analysed_on_their_own_grid(
 
 
 def test_training_that_is_done_keeps_the_tuning(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A job script that runs twice."""
     archive = folder / "model.vtdis"
@@ -93,6 +93,12 @@ def test_training_that_is_done_keeps_the_tuning(
     assert run(folder, "train", *training(folder)) == 0
     assert "has this network already, and its tuning" in capsys.readouterr().out
     assert archive.read_bytes() == before
+    # what is no archive is replaced, after training as before it
+    other = tmp_path / "other.vtdis"
+    other.write_text("notes")
+    short = [*training(folder, 2), "-o", str(other), "--checkpoint", str(tmp_path / "other.ckpt")]
+    assert run(folder, "train", *short) == 0
+    assert DiffusionBoltzmannGenerator.load(other).kernel is None
 
 
 def test_an_interrupted_sample_goes_on_where_it_was(
