@@ -201,13 +201,12 @@ def fit_sgd(
         loss = objective_value(
             data.base + family.cost(parameters, data.statistics, schedule), objective
         )
-        loss = loss + family.penalty(parameters)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"tuning: Adam diverged, the objective is {float(loss.detach())}; use "
                 'method="convex" or a lower learning rate'
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + family.penalty(parameters)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule_lr.step()
         with torch.no_grad():

@@ -17,7 +17,13 @@ from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
 from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian
 from openmm_vtdis.diffusion.covariance.state import EigenScatter, StateCovariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
-from openmm_vtdis.diffusion.fitting import Trajectories, fit, log_weights, objective_value
+from openmm_vtdis.diffusion.fitting import (
+    Trajectories,
+    fit,
+    fit_sgd,
+    log_weights,
+    objective_value,
+)
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.pair_training import new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
@@ -533,6 +539,22 @@ def test_knots_that_trajectories_say_nothing_of_stay(oracle: Oracle) -> None:
     type_without = type("Free", (type(family),), {"penalty": lambda self, p: p.new_zeros(())})
     free = type_without(family.space, family.labels, family.parameters)
     assert float(fit(free, data, grid).fitted.parameters.abs().max()) > 2.5
+
+
+def test_the_paper_s_procedure_has_the_penalty_too(oracle: Oracle) -> None:
+    """A knot that no level of the grid is near feels nothing else."""
+    grid = Schedule.geometric(5, 0.03, 1.0)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid)
+    family = make_covariance("tweedie", oracle.space, [0] * oracle.space.n_particles)
+    data = collect(
+        kernel, family, oracle.reduced_energy, oracle.sample(50, 1), 50, generator(2), 50, False
+    )
+    start = family.ddpm_parameters(grid)
+    start[0, 10] = 1.0
+    done = fit_sgd(family, lambda n: data, grid, start, n_iterations=100, progress=False)
+    assert float(done.fitted.parameters[0, 10]) < 0.9
+    value = objective_value(log_weights(done.fitted, data, grid), "alpha2")
+    assert done.objective == pytest.approx(float(value), abs=0.01)  # of the trajectories alone
 
 
 # -- one bad configuration --------------------------------------------------------------------

@@ -101,6 +101,19 @@ def test_both_sides_agree_where_a_part_of_the_samples_is_outside() -> None:
     assert abs(alone.z(-LOG_Z)) > 20.0
 
 
+def test_the_error_of_the_frames_side_knows_of_the_share_outside() -> None:
+    """Few generated samples, so that their share inside is what is known worst."""
+    z = []
+    for seed in range(80):
+        generated, target = work(60, 0.3, seed, 2_000)
+        outside = np.random.default_rng(1_000 + seed).random(60) < 0.4
+        generated = np.where(outside, -math.inf, generated + math.log(1.0 / 0.6))
+        result = bar(generated, target + math.log(1.0 / 0.6), subsample=False, n_bootstraps=0)
+        z.append(result.from_target.z(-LOG_Z))
+    assert abs(np.mean(z)) < 4.0 / math.sqrt(80)
+    assert 0.7 < np.std(z, ddof=1) < 1.35  # 1 +- 0.08
+
+
 def test_repeated_frames_count_once() -> None:
     generated, target = work(1_000, 1.0, 6, 500)
     once = bar(generated, target)

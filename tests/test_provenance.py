@@ -1,0 +1,86 @@
+"""The digest of a proposal changes with all that its density depends on, and with nothing else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.model_units import ModelUnits
+from openmm_vtdis.provenance import about_flow, about_kernel
+
+
+@pytest.fixture
+def gen() -> DiffusionBoltzmannGenerator:
+    return DiffusionBoltzmannGenerator.from_pretrained("dw4")
+
+
+def proposals(gen: DiffusionBoltzmannGenerator) -> tuple[str, str]:
+    """Of its reverse process, and of its flow."""
+    units = ModelUnits(gen.target, gen.length, gen.handedness)  # type: ignore[arg-type]
+    grid = gen.kernel.schedule  # type: ignore[union-attr]
+    flow = about_flow(units, gen.denoiser, grid, "exact", "heun")
+    return about_kernel(units, gen.kernel)["proposal"], flow["proposal"]  # type: ignore[arg-type]
+
+
+def test_a_copy_from_a_file_is_the_same_proposal(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "copy.vtdis"))
+    assert proposals(again) == proposals(gen)
+
+
+def covariance(gen: DiffusionBoltzmannGenerator) -> None:
+    family = gen.kernel.covariance  # type: ignore[union-attr]
+    changed = family.with_parameters(family.parameters + 1e-6)
+    gen.kernel = gen.kernel.with_covariance(changed)  # type: ignore[union-attr]
+
+
+def mean(gen: DiffusionBoltzmannGenerator) -> None:
+    gen.kernel = gen.kernel.with_gains(1.001 * gen.kernel.mean_gains)  # type: ignore[union-attr]
+
+
+def grid(gen: DiffusionBoltzmannGenerator) -> None:
+    gen.kernel = gen.kernel.resampled(99)  # type: ignore[union-attr]
+
+
+def laplace(gen: DiffusionBoltzmannGenerator) -> None:
+    gen.kernel = dataclasses.replace(gen.kernel, laplace=None)  # type: ignore[type-var]
+
+
+def network(gen: DiffusionBoltzmannGenerator) -> None:
+    with torch.no_grad():
+        next(gen.network.parameters()).flatten()[0].add_(1e-5)
+
+
+def length(gen: DiffusionBoltzmannGenerator) -> None:
+    gen.length = 1.001 * gen.length  # type: ignore[operator]
+
+
+def temperature(gen: DiffusionBoltzmannGenerator) -> None:
+    gen.target = copy.copy(gen.target)
+    gen.target.temperature = 1.001 * gen.target.temperature  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "of_flow"),
+    [
+        (covariance, False), (mean, False), (grid, False), (laplace, False),
+        (network, True), (length, True), (temperature, True),
+    ],
+)  # fmt: skip
+def test_whatever_the_density_depends_on_counts(
+    gen: DiffusionBoltzmannGenerator,
+    change: Callable[[DiffusionBoltzmannGenerator], None],
+    of_flow: bool,
+) -> None:
+    before = proposals(gen)
+    change(gen)
+    after = proposals(gen)
+    assert after[0] != before[0]
+    assert (after[1] != before[1]) == of_flow
