@@ -15,9 +15,8 @@ from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
 
-HAS_PYTHON_FORCE = hasattr(openmm, "PythonForce")
 needs_python_force = pytest.mark.skipif(
-    not HAS_PYTHON_FORCE, reason="OpenMM has a PythonForce from version 8.5 on"
+    not hasattr(openmm, "PythonForce"), reason="OpenMM has a PythonForce from version 8.5 on"
 )
 
 

@@ -20,7 +20,7 @@ from openmm import app, unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.targets import alanine_dipeptide
-from tests.conftest import HAS_PYTHON_FORCE
+from tests.conftest import needs_python_force
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,10 +88,16 @@ def limited(name: str, limits: dict[str, int]) -> Any:
     return run
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=needs_python_force if p.name == "ecosystem.md" else ())
+        for p in PAGES
+        if snippets(p)
+    ],
+    ids=lambda p: p.name,
+)
 def test_snippets_run(page: Path, namespace: dict[str, Any]) -> None:
-    if "score_force" in page.read_text() and not HAS_PYTHON_FORCE:
-        pytest.skip("OpenMM has a PythonForce from version 8.5 on")
     for snippet in snippets(page):
         exec(compile(snippet, str(page), "exec"), namespace)
 
