@@ -396,7 +396,7 @@ FORCE_FIELDS = {
     "ff19SB (CMAP)": ("amber19/protein.ff19SB.xml",),
 }
 IN_NEWER = {"ff19SB (CMAP)": (8, 3)}
-"""The version of OpenMM that a force field came with, where that is not the lowest supported one."""
+"""The version of OpenMM that brought a force field, where that is not the lowest supported one."""
 OURS = tuple(int(part) for part in openmm.version.short_version.split(".")[:2])
 
 
