@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,18 @@ def positive_number(name: str, value: object) -> float:
     if not (math.isfinite(number) and number > 0.0):
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
     return number
+
+
+def checkpoint(path: object, seconds: object) -> Path | None:
+    """Return a checkpoint's path, if any; ``seconds`` between writes must be a number >= 0."""
+    if not isinstance(seconds, int | float) or not seconds >= 0.0:
+        raise ValueError(f"checkpoint_seconds: expected a number >= 0, got {seconds!r}")
+    if path is None:
+        return None
+    file = Path(path)  # type: ignore[arg-type]
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"checkpoint: expected a path in a folder that exists, got {file}")
+    return file
 
 
 def fraction(name: str, value: object) -> float:

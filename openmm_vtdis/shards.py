@@ -27,7 +27,7 @@ from openmm_vtdis.ensemble.io import join_ensembles, read_metadata
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
-from openmm_vtdis.storage import digest, write_atomically
+from openmm_vtdis.storage import differences, digest, write_atomically
 from openmm_vtdis.targets import OpenMMTarget
 
 _PLAN = "plan.json"
@@ -199,14 +199,11 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with the one that is there."""
     file = folder / _PLAN
     if file.exists():
-        there = json.loads(file.read_text())
-        changed = [
-            f"{k} ({there.get(k)} there, {v} here)" for k, v in plan.items() if there.get(k) != v
-        ]
+        changed = differences(json.loads(file.read_text()), plan)
         if changed:
             raise ValueError(
-                f"{folder}: expected shards of this run, got some that differ in "
-                f"{', '.join(changed)}; give another output, or remove the folder"
+                f"{folder}: expected shards of this run, got some that differ in {changed}; give "
+                "another output, or remove the folder"
             )
         return
     folder.mkdir(exist_ok=True)

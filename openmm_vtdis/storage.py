@@ -137,6 +137,16 @@ def read_archive(
     return tensors, metadata
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Settings that differ, with both values; "" where none does."""
+    names = sorted(there.keys() | here.keys())
+    return ", ".join(
+        f"{name} ({there.get(name)} there, {here.get(name)} here)"
+        for name in names
+        if there.get(name) != here.get(name)
+    )
+
+
 def digest(*parts: str | Tensor) -> str:
     """SHA-256 of texts and of the shapes and bytes of tensors."""
     found = hashlib.sha256()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import os
 import random
 import shutil
@@ -29,8 +31,9 @@ from openmm_vtdis import (
 )
 from openmm_vtdis.ensemble import io
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.pretrained import train
 from openmm_vtdis.shards import sample_to_file
-from openmm_vtdis.targets import OpenMMTarget, double_well
+from openmm_vtdis.targets import OpenMMTarget, double_well, sample_hmc
 from tests.conftest import exact_generator
 from tests.diffusion.test_training import make_trainer
 
@@ -324,6 +327,64 @@ def test_a_device_that_is_full_is_reported_by_the_real_write(tmp_path: Path) -> 
         Path("/dev/full").write_bytes(b"x" * 100_000)
     with pytest.raises((ValueError, OSError)):
         storage.write_atomically("/proc/samples.nc", b"x")
+
+
+# -- reference data ----------------------------------------------------------------------------
+def test_reference_data_that_are_killed_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script that makes them, with a checkpoint a proposal: the same frames and report."""
+    small = dataclasses.replace(
+        train.RECIPES["dw4"], n_chains=20, n_samples=5, burn_in=40, thin=12, n_leapfrog=10
+    )
+    monkeypatch.setitem(train.RECIPES, "dw4", small)
+    often = functools.partial(train.sample_hmc, checkpoint_seconds=0.0, progress=False)
+    monkeypatch.setattr(train, "sample_hmc", often)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    frames = train.reference_frames("dw4", "train", folder=whole)
+    longest, rng, n_kills = 0.4 * (time.monotonic() - began), random.Random(3), 0
+    while not killed_at_random(
+        lambda: train.reference_frames("dw4", "train", folder=killed), longest, rng
+    ):
+        n_kills, longest = n_kills + 1, 1.05 * longest
+        assert n_kills < 100
+        for path in killed.glob("*.ckpt"):
+            storage.read_archive(path, "hmc")
+        for path in killed.glob("*.npy"):
+            np.load(path)
+    assert n_kills >= 2
+    assert frames.shape == (100, 4, 2)
+    np.testing.assert_array_equal(train.reference_frames("dw4", "train", folder=killed), frames)
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["dw4-train.chains.npy", "dw4-train.npy", "dw4-train.txt"]
+    assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in names)
+
+
+def test_a_checkpoint_of_other_reference_data_is_refused(tmp_path: Path) -> None:
+    """Other arguments, another Hamiltonian and another start; a generator as seed; no folder."""
+    target, warm = double_well().target(), double_well()
+    warm = OpenMMTarget(warm.system, None, 2.0 * warm.temperature, n_dims=2)
+    options = {"n_samples": 2, "burn_in": 5, "thin": 1, "seed": 4, "progress": False}
+    options |= {"checkpoint": tmp_path / "hmc.ckpt"}
+    first = sample_hmc(target, 10, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        sample_hmc(target, 10, **options).positions,
+        first.positions,
+        rtol=0.0,
+        atol=0.0,  # type: ignore[arg-type]
+    )
+    for changed, message in (
+        ({"seed": 5}, r"differs in seed \(4 there, 5 here\)"),
+        ({"thin": 2}, r"differs in thin \(1 there, 2 here\)"),
+        ({"target": warm}, "differs in the target or the starting configurations"),
+        ({"initial": torch.tensor(double_well().positions)}, "or the starting configurations"),
+        ({"seed": torch.Generator()}, "seed: expected an integer"),
+        ({"checkpoint": tmp_path / "no" / "hmc.ckpt"}, "in a folder that exists"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds: expected a number >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_hmc(**{"target": target, "n_chains": 10, **options, **changed})  # type: ignore[arg-type]
 
 
 # -- training ----------------------------------------------------------------------------------

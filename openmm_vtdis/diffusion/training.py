@@ -195,14 +195,8 @@ class Trainer:
             On Ctrl-C, once a checkpoint is written. After this or any other exception the
             denoiser has the weights that it had before.
         """
-        path = None if checkpoint is None else Path(checkpoint)
-        if not isinstance(checkpoint_seconds, int | float) or not checkpoint_seconds >= 0.0:
-            raise ValueError(
-                f"checkpoint_seconds: expected a number >= 0, got {checkpoint_seconds!r}"
-            )
+        path = checks.checkpoint(checkpoint, checkpoint_seconds)
         evaluate_every = checks.positive_integer("evaluate_every", evaluate_every)
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"checkpoint: expected a path in a folder that exists, got {path}")
         before = {k: v.detach().clone() for k, v in self.denoiser.state_dict().items()}
         try:
             if path is not None and path.exists():
@@ -367,13 +361,8 @@ class Trainer:
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     """What differs between two identities, with the values of settings."""
     changed = [k for k in here if k != "config" and there.get(k) != here[k]]
-    old, new = there.get("config", {}), here["config"]
-    changed += [
-        f"{k} ({old.get(k)} there, {new.get(k)} here)"
-        for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k)
-    ]
-    return ", ".join(changed)
+    settings = storage.differences(there.get("config", {}), here["config"])
+    return ", ".join([*changed, *([settings] if settings else [])])
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
     python -m openmm_vtdis.pretrained.train lj13 --keep-network    # only what comes after it
 
 Everything is seeded. Reference data are made in shards of independent chains, each kept under
-``runs/`` with a convergence report; interrupted, the script goes on from there when called again.
+``runs/`` with a convergence report; interrupted, the script goes on where it was when called again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from openmm import app
 
 from openmm_vtdis.ensemble import Estimate
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.storage import replacing, write_atomically
 from openmm_vtdis.targets import (
     BenchmarkSystem,
     OpenMMTarget,
@@ -196,6 +197,8 @@ def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
         recipe, system = RECIPES[name], build_system(name)
         bias = None if system.topology is None else peptide_bias(system)
         seed = (TRAIN_SEED if split == "train" else TEST_SEED) + 1_000 * k
+        folder.mkdir(exist_ok=True)
+        checkpoint = path.with_suffix(".ckpt")
         data = sample_hmc(
             system.target() if bias is None else biased(system, bias).target(),
             n_chains=recipe.n_chains,
@@ -206,8 +209,8 @@ def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
             step_size=0.1 if system.topology is None else 2e-3,
             initial=None if system.topology is None else torch.tensor(system.positions),
             seed=seed,
+            checkpoint=checkpoint,
         )
-        folder.mkdir(exist_ok=True)
         text, frames = f"{data.report}\n", data.positions.numpy()
         lengths = np.full(recipe.n_chains, recipe.n_samples)
         if bias is not None:
@@ -215,11 +218,11 @@ def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
             frames, lengths = frames[kept], kept.reshape(recipe.n_chains, -1).sum(axis=1)
             text = f"with flattened peptide bonds\n{text}frames kept       {kept.mean():.1%}\n"
             text += backbone_report(frames, lengths, system)
-        path.with_suffix(".txt").write_text(text)
-        np.save(_chains_path(name, split, k, folder), lengths)
-        partial = path.with_suffix(".part.npy")
-        np.save(partial, frames)
-        partial.replace(path)
+        write_atomically(path.with_suffix(".txt"), text.encode())
+        for file, array in ((_chains_path(name, split, k, folder), lengths), (path, frames)):
+            with replacing(file) as partial, partial.open("wb") as stream:
+                np.save(stream, array)
+        checkpoint.unlink()
     return np.load(path)
 
 

@@ -27,12 +27,16 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
+from openmm_vtdis import checks, storage
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets.target import Target
@@ -142,6 +146,80 @@ class _State:
     f: Tensor
 
 
+@dataclass
+class _Run:
+    """Where the chains are, what was kept of them, and where the step size went."""
+
+    state: _State
+    positions: Tensor
+    energies: Tensor
+    virials: Tensor
+    start: Tensor
+    """Energies (C,) that the chains began with."""
+    step_size: float
+    iteration: int = 0
+    n_kept: int = 0
+    acceptance: float = 0.0
+    """The sum over proposals after burn-in."""
+    log_steps: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, state: _State, n_samples: int, step_size: float) -> _Run:
+        shape = (len(state.x), n_samples)
+        positions = torch.empty(*shape, *state.x.shape[1:], dtype=torch.float64)
+        energies, virials = (torch.empty(shape, dtype=torch.float64) for _ in range(2))
+        return cls(state, positions, energies, virials, state.u, step_size)
+
+    def count(self, probability: float, burn_in: int, thin: int) -> None:
+        """After a proposal that was accepted with this probability."""
+        self.iteration += 1
+        if self.iteration <= burn_in:
+            gain = _ADAPTATION_RATE / math.sqrt(self.iteration)
+            self.step_size *= math.exp(gain * (probability - _TARGET_ACCEPTANCE))
+            if self.iteration > burn_in // 2:
+                self.log_steps.append(math.log(self.step_size))
+            if self.iteration == burn_in:
+                self.step_size = math.exp(sum(self.log_steps) / len(self.log_steps))
+            return
+        self.acceptance += probability
+        if (self.iteration - burn_in) % thin == 0:
+            self.positions[:, self.n_kept] = self.state.x
+            self.energies[:, self.n_kept] = self.state.u
+            self.virials[:, self.n_kept] = -(self.state.x * self.state.f).sum(dim=(1, 2))
+            self.n_kept += 1
+
+    def save(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
+        """Write all of it and the state of the random numbers, atomically."""
+        kept = {name: getattr(self, name)[:, : self.n_kept] for name in _KEPT}
+        others = {"start": self.start, "generator": generator.get_state()}
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        storage.write_archive(
+            path, "hmc", {**vars(self.state), **kept, **others}, {"run": about, **numbers}
+        )
+
+    def restore(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
+        """Go on from a checkpoint of this very run."""
+        tensors, metadata = storage.read_archive(path, "hmc")
+        changed = storage.differences(metadata["run"], about)
+        if not (changed or torch.allclose(tensors["start"], self.start, rtol=1e-6)):
+            changed = "the target or the starting configurations"
+        if changed:
+            raise ValueError(
+                f"{path}: expected a checkpoint of this run, got one that differs in {changed}; "
+                "give another checkpoint path or the same arguments"
+            )
+        for name in _NUMBERS:
+            setattr(self, name, metadata[name])
+        for name in _KEPT:
+            getattr(self, name)[:, : self.n_kept] = tensors[name]
+        self.state = _State(*(tensors[name] for name in ("x", "u", "f")))
+        generator.set_state(tensors["generator"])
+
+
+_KEPT = ("positions", "energies", "virials")
+_NUMBERS = ("step_size", "iteration", "n_kept", "acceptance", "log_steps")
+
+
 def sample_hmc(
     target: Target,
     n_chains: int = 2_000,
@@ -153,6 +231,8 @@ def sample_hmc(
     n_leapfrog: int = 10,
     initial: Tensor | None = None,
     seed: Seed = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 120.0,
     progress: bool = True,
 ) -> ReferenceData:
     """Draw reference samples of ``target``.
@@ -177,14 +257,18 @@ def sample_hmc(
         Starting configurations (n_chains, M, D), or one (M, D) for all, in nm. None: Gaussian
         clouds of 1 nm, relaxed by gradient descent.
     seed
-        Integer, torch.Generator (CPU) or None.
+        Integer, torch.Generator (CPU) or None; an integer where there is a checkpoint.
+    checkpoint
+        A file to which all is written every ``checkpoint_seconds``, and at the end. If it exists,
+        the run goes on from there, and ends in the same samples bit for bit.
     progress
         Show a progress bar.
 
     Raises
     ------
     ValueError
-        On bad arguments, or if a chain starts at a non-finite energy.
+        On bad arguments, if a chain starts at a non-finite energy, or if the checkpoint belongs to
+        another run (arguments, target or starting configurations differ).
     """
     n_chains = checks.positive_integer("n_chains", n_chains, minimum=2)
     n_samples = checks.positive_integer("n_samples", n_samples)
@@ -192,36 +276,33 @@ def sample_hmc(
     thin = checks.positive_integer("thin", thin)
     n_leapfrog = checks.positive_integer("n_leapfrog", n_leapfrog)
     step_size = checks.positive_number("step_size", step_size)
+    path = checks.checkpoint(checkpoint, checkpoint_seconds)
+    if path is not None:
+        seed = checks.positive_integer("seed", seed, minimum=0)
     generator = make_generator(seed)
-    state = _start(target, n_chains, initial, generator)
-
-    space = target.space
-    positions = torch.empty(n_chains, n_samples, space.n_particles, space.n_dims).double()
-    energies = torch.empty(n_chains, n_samples, dtype=torch.float64)
-    virials = torch.empty(n_chains, n_samples, dtype=torch.float64)
-    acceptance, log_steps = 0.0, []
-    bar = progress_bar(burn_in + n_samples * thin, "HMC", progress)
-    for iteration in range(burn_in + n_samples * thin):
+    run = _Run.begin(_start(target, n_chains, initial, generator), n_samples, step_size)
+    about = {
+        "n_chains": n_chains, "n_samples": n_samples, "burn_in": burn_in, "thin": thin,
+        "step_size": step_size, "n_leapfrog": n_leapfrog, "seed": seed,
+    }  # fmt: skip
+    if path is not None and path.exists():
+        run.restore(path, generator, about)
+    saved = time.monotonic()
+    total = burn_in + n_samples * thin
+    bar = progress_bar(total, "HMC", progress, initial=run.iteration)
+    while run.iteration < total:
+        probability = _propose(target, run.state, run.step_size, n_leapfrog, generator)
+        run.count(probability, burn_in, thin)
         bar.update()
-        probability = _propose(target, state, step_size, n_leapfrog, generator)
-        if iteration < burn_in:
-            gain = _ADAPTATION_RATE / math.sqrt(1.0 + iteration)
-            step_size *= math.exp(gain * (probability - _TARGET_ACCEPTANCE))
-            if iteration >= burn_in // 2:
-                log_steps.append(math.log(step_size))
-            if iteration == burn_in - 1:
-                step_size = math.exp(sum(log_steps) / len(log_steps))
-            continue
-        acceptance += probability / (n_samples * thin)
-        k, remainder = divmod(iteration - burn_in + 1, thin)
-        if remainder == 0:
-            positions[:, k - 1] = state.x
-            energies[:, k - 1] = state.u
-            virials[:, k - 1] = -(state.x * state.f).sum(dim=(1, 2))
+        due = time.monotonic() - saved >= checkpoint_seconds or run.iteration == total
+        if path is not None and due:
+            run.save(path, generator, about)
+            saved = time.monotonic()
     bar.close()
-    report = _report(energies, virials, space.dim, acceptance, step_size)
+    acceptance = run.acceptance / (n_samples * thin)
+    report = _report(run.energies, run.virials, target.space.dim, acceptance, run.step_size)
     logger.info("HMC of %r:\n%s", target, report)
-    return ReferenceData(positions.flatten(0, 1), energies.flatten(), report)
+    return ReferenceData(run.positions.flatten(0, 1), run.energies.flatten(), report)
 
 
 def _propose(
