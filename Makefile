@@ -18,8 +18,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
+# Statistics over many seeds; then files, graphs and weights that are drawn at random anew.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q --hypothesis-profile=nightly \
+		tests/test_fuzz.py tests/test_topology.py tests/ensemble/test_weighted.py
 
 # The wheel in an environment of its own, away from the sources.
 test-wheel:

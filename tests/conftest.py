@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import openmm
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
+
+settings.register_profile("always", max_examples=60, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=20_000, deadline=None)
+settings.load_profile("always")
 
 needs_python_force = pytest.mark.skipif(
     not hasattr(openmm, "PythonForce"), reason="OpenMM has a PythonForce from version 8.5 on"

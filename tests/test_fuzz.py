@@ -5,6 +5,9 @@ And numbers that are none, from the network: counted, never weighted.
 
 from __future__ import annotations
 
+import io
+import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +24,7 @@ from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.targets import double_well, gaussian_mixture
 from openmm_vtdis.topology import placeholder_topology
 
-FUZZ = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 DAMAGE = st.lists(
     st.tuples(
         st.floats(0.0, 1.0, exclude_max=True),
@@ -112,7 +113,7 @@ def test_generators(folder: Path) -> None:
     x = 0.1 * torch.ones(1, 4, 2, dtype=torch.float64).cumsum(1)
     expected = gen.denoiser(x, torch.tensor([0.5]))
 
-    @settings(FUZZ, max_examples=25)
+    @settings(FUZZ, max_examples=FUZZ.max_examples // 2)
     @given(damage=DAMAGE)
     def check(damage: list[tuple[float, str, bytes]]) -> None:
         found = attempt(damage)
@@ -143,6 +144,48 @@ def test_ensembles(suffix: str, folder: Path) -> None:
                 np.testing.assert_array_equal(getattr(found, name), getattr(ensemble, name))
 
     check()
+
+
+@pytest.mark.parametrize("n_frames", [8, 10**7, 2**31 - 1])
+def test_ensembles_that_declare_more_than_there_is(n_frames: int, folder: Path) -> None:
+    """Bytes 4 to 8 of a NetCDF 3 file count its frames; nothing is allocated for them."""
+    rng = np.random.default_rng(0)
+    path = folder / "frames.nc"
+    WeightedEnsemble(
+        rng.normal(size=(7, 3, 3)), rng.normal(size=7), rng.normal(size=7), 300.0
+    ).save(path)  # fmt: skip
+    content = path.read_bytes()
+    assert content[:8] == b"CDF\x02\0\0\0\x07"
+    path.write_bytes(content[:4] + n_frames.to_bytes(4, "big") + content[8:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="truncated"):
+        WeightedEnsemble.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_an_npz_whose_array_claims_more_than_there_is(folder: Path) -> None:
+    """Once with a wrong checksum, once with a right one."""
+    rng = np.random.default_rng(0)
+    path, forged = folder / "frames.npz", folder / "forged.npz"
+    WeightedEnsemble(
+        rng.normal(size=(7, 3, 3)), rng.normal(size=7), rng.normal(size=7), 300.0
+    ).save(path)  # fmt: skip
+    content = path.read_bytes()
+    assert content.count(b"(7, 3, 3), }     ") == 1
+    altered = content.replace(b"(7, 3, 3), }     ", b"(7777777, 777), }")
+    path.write_bytes(altered)
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        WeightedEnsemble.load(path)
+    with zipfile.ZipFile(forged, "w") as archive, np.load(io.BytesIO(content)) as arrays:
+        for name in arrays.files:
+            member = io.BytesIO()
+            np.save(member, arrays[name])
+            claimed = member.getvalue().replace(
+                b"(7, 3, 3), }           ", b"(77777777, 77777777), }"
+            )
+            archive.writestr(f"{name}.npy", claimed)
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        WeightedEnsemble.load(forged)
 
 
 def test_systems(folder: Path) -> None:

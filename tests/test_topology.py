@@ -10,7 +10,7 @@ import mdtraj as md
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openmm import Vec3, app, unit
 from openmmtools import testsystems
@@ -143,7 +143,6 @@ def brute_force(elements: str, bonds: set[frozenset[int]]) -> list[int]:
     return orbit
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.text("CH", min_size=1, max_size=6).flatmap(
         lambda elements: st.tuples(

@@ -17,15 +17,16 @@ positions         frame, atom, n_dims    x in nm, float64: what is read back
 ``logweight``, dimensionless, for ``LOGWEIGHTS=``.
 
 ``.nc`` and ``.npz`` carry one JSON document (temperature, topology, metadata) with a CRC of it and
-of the three arrays: the NetCDF-3 library fills the missing end of a truncated file with zeros and
-says nothing. Nothing is ever unpickled, and files are written under a temporary name first.
+of the three arrays. Nothing is ever unpickled, and files are written under a temporary name first.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from typing import Any, TypedDict
 import netCDF4
 import numpy as np
 from openmm import app
+from scipy.io import netcdf_file
 
 from openmm_vtdis._version import __version__
 from openmm_vtdis.storage import replacing, write_atomically
@@ -298,27 +300,32 @@ def _append(file: netCDF4.Dataset, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _unpack_netcdf(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    # scipy's reader is Python all through; the NetCDF library crashes on some damaged headers
     try:
-        file = netCDF4.Dataset(path, mode="r")
-    except OSError as error:
+        with netcdf_file(path, mmap=False) as file:
+            found = {name: file.variables.get(v) for name, v in _VARIABLES.items()}
+            document = getattr(file, _ATTRIBUTE, None)
+            if document is not None and None not in found.values():
+                arrays = {name: np.array(v[:], np.float64) for name, v in found.items()}
+                return arrays, document.decode()
+            missing = [_VARIABLES[name] for name, v in found.items() if v is None]
+            there = ", ".join(file.variables) or "none"
+    except Exception as error:  # whatever a damaged header leads to
         raise _foreign(path, f"a truncated or foreign file ({error})") from error
-    with file:
-        file.set_auto_mask(False)
-        missing = [v for v in _VARIABLES.values() if v not in file.variables]
-        if missing or _ATTRIBUTE not in file.ncattrs():
-            raise _foreign(
-                path,
-                f"a NetCDF file without {', '.join(missing or ['its document'])} (variables: "
-                f"{', '.join(file.variables) or 'none'})",
-            )
-        try:
-            arrays = {name: np.array(file[v][:], np.float64) for name, v in _VARIABLES.items()}
-        except (RuntimeError, OSError, ValueError) as error:
-            raise _foreign(path, f"a truncated file ({error})") from error
-        return arrays, str(file.getncattr(_ATTRIBUTE))
+    raise _foreign(
+        path,
+        f"a NetCDF file without {', '.join(missing) or 'its document'} (variables: {there})",
+    )
 
 
 # -- npz --------------------------------------------------------------------------------------
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    RuntimeError, MemoryError,
+)  # fmt: skip
+"""What zipfile and numpy raise, whichever bytes are damaged."""
+
+
 def _pack_npz(path: Path, arrays: Mapping[str, np.ndarray], document: str) -> bytes:
     buffer = io.BytesIO()
     text = np.frombuffer(document.encode(), dtype=np.uint8)
@@ -330,12 +337,16 @@ def _unpack_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
     if not zipfile.is_zipfile(path):
         raise _foreign(path, "a truncated or foreign file (not a zip archive)")
     try:
+        # before any array is made: a damaged header could ask for any amount of memory
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("an array that does not match its checksum")
         with np.load(path, allow_pickle=False) as file:
             names = list(file.files)
             missing = {"document", *_VARIABLES} - set(names)
             if not missing:
                 arrays = {name: np.array(file[name], dtype=np.float64) for name in _VARIABLES}
                 return arrays, file["document"].astype(np.uint8).tobytes().decode()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise _foreign(path, f"a truncated or foreign file ({error})") from error
     raise _foreign(path, f"an npz file without {', '.join(sorted(missing))} (arrays: {names})")

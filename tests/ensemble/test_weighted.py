@@ -10,7 +10,7 @@ import mdtraj as md
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from openmm import unit
@@ -187,7 +187,6 @@ def test_resampling_takes_energies_along(ensemble: WeightedEnsemble) -> None:
     assert abs(broken.expectation(squared).value - DIM / 0.9) > 20.0 * error
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     npst.arrays(np.float64, st.integers(1, 30), elements=st.floats(-20, 20) | st.just(-np.inf)),
     st.integers(1, 60),
@@ -237,7 +236,6 @@ def test_weights_that_span_twenty_thousand_units() -> None:
     assert ensemble.weights[-1] == 1.0
 
 
-@settings(max_examples=50, deadline=None)
 @given(npst.arrays(np.float64, st.integers(1, 40), elements=st.floats(-30, 30)))
 def test_ess_formulas_and_bounds(lw: np.ndarray) -> None:
     w = np.exp(lw)
