@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ from openmm_vtdis.topology import (
     topology_from_json,
     topology_to_json,
 )
+
+
+def _check_finite(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ValueError(f"{path}: expected finite numbers, got NaN or infinity in {broken}")
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,18 @@ class GeneratorArchive:
     gains: Tensor | None = None
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            If a weight of the network, or a number of its tuning, is NaN or infinite.
+        """
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         for name, tensor in {"covariance": self.parameters, "gains": self.gains}.items():
             if tensor is not None:
                 tensors[name] = tensor
+        _check_finite(path, tensors)
         metadata = {
             "system": openmm.XmlSerializer.serialize(self.system),
             "topology": None if self.topology is None else topology_to_json(self.topology),
@@ -95,9 +108,11 @@ class GeneratorArchive:
         Raises
         ------
         ValueError
-            If it is truncated, foreign, newer or incomplete, or holds a PythonForce.
+            If it is truncated, foreign, newer or incomplete, or holds a PythonForce, or numbers
+            that are not finite.
         """
         tensors, metadata = storage.read_archive(path, "generator")
+        _check_finite(path, tensors)
         try:
             xml, document = metadata["system"], metadata["topology"]
             if not allow_pickle and storage.mentions(xml, "PythonForce"):

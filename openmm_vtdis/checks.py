@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +37,31 @@ def positive_number(name: str, value: object) -> float:
     return number
 
 
-def checkpoint(path: object, seconds: object) -> Path | None:
+def output_file(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return a path that can be written: asked before the work whose result goes there.
+
+    Raises
+    ------
+    ValueError
+        If it is a folder, or in one that does not exist.
+    OSError
+        If nothing can be written there.
+    """
+    file = Path(path)
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"{name}: expected a path in a folder that exists, got {file}")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(file)) from error
+    return file
+
+
+def checkpoint(path: str | os.PathLike[str] | None, seconds: object) -> Path | None:
     """Return a checkpoint's path, if any; ``seconds`` between writes must be a number >= 0."""
     if not isinstance(seconds, int | float) or not seconds >= 0.0:
         raise ValueError(f"checkpoint_seconds: expected a number >= 0, got {seconds!r}")
-    if path is None:
-        return None
-    file = Path(path)  # type: ignore[arg-type]
-    if file.is_dir() or not file.parent.is_dir():
-        raise ValueError(f"checkpoint: expected a path in a folder that exists, got {file}")
-    return file
+    return None if path is None else output_file("checkpoint", path)
 
 
 def fraction(name: str, value: object) -> float:

@@ -28,7 +28,7 @@ import openmm
 import torch
 from openmm import app
 
-from openmm_vtdis import pretrained
+from openmm_vtdis import checks, pretrained
 from openmm_vtdis._version import __version__
 from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"openmm-vtdis: {error}", file=sys.stderr)
         return 2
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"openmm-vtdis: a single configuration does not fit: {error}", file=sys.stderr)
+        return 1
     except ArithmeticError as error:
         print(f"openmm-vtdis: {error}", file=sys.stderr)
         return 1
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # -- commands ----------------------------------------------------------------------------------
 def train(options: argparse.Namespace) -> None:
     """Fit a network to MD."""
-    output = Path(options.output)
+    output = checks.output_file("--output", options.output)
     if options.pairs < 0 or (options.pairs and not options.network.startswith("egnn")):
         raise ValueError(
             f"--pairs: expected a number >= 0, and a network that has messages if it is not 0, got "
@@ -101,6 +104,7 @@ def train(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Choose grid and covariance; the archive is written again."""
+    output = checks.output_file("--output", options.output or options.archive)
     gen = load(options)
     report = gen.tune(
         options.trajectory,
@@ -112,7 +116,6 @@ def tune(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=options.progress,
     )
-    output = Path(options.output or options.archive)
     gen.save(output)
     print(f"{report}\nwrote {output}")
     print(f"next: openmm-vtdis sample {output} -n 10000 -o {output.with_suffix('.nc')}")
@@ -311,7 +314,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises
     ------
     ValueError
-        If the file is not TOML or has an option that the command does not know.
+        If the file is not TOML, or has an option that the command does not know or a value of
+        another kind than it takes.
     """
     parser, by_name = make_parser()
     name, path = next((a for a in arguments if a in by_name), None), _config_path(arguments)
@@ -321,15 +325,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         settings = tomllib.loads(Path(path).read_text()).get(name, {})
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: expected TOML, got {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a table [{name}], got {name} = {settings!r}")
     actions = {action.dest: action for action in by_name[name]._actions}
     for key, value in settings.items():
-        dest = key.replace("-", "_")
-        if dest not in actions:
+        action = actions.get(key.replace("-", "_"))
+        if action is None or action.dest in ("help", "config"):
             raise ValueError(f"{path}: expected options of {name}, got {key!r}")
-        many = actions[dest].nargs == "+" and not isinstance(value, list)
-        by_name[name].set_defaults(**{dest: [value] if many else value})
-        actions[dest].required = False
+        by_name[name].set_defaults(**{action.dest: _typed(action, value, f"{path}: {key}")})
+        action.required = False
     return parser.parse_args(arguments)
+
+
+def _typed(action: argparse.Action, value: Any, where: str) -> Any:
+    """A value from a configuration file as an option takes it: no text in place of a number."""
+    kind: Any = bool if action.nargs == 0 else action.type or str
+    many = action.nargs == "+"
+    values = value if many and isinstance(value, list) and value else [value]
+    if kind is float:
+        values = [float(v) if type(v) is int else v for v in values]
+    if not all(type(v) is kind for v in values):
+        raise ValueError(f"{where}: expected {kind.__name__}{'s' * many}, got {value!r}")
+    return values if many else values[0]
 
 
 def _config_path(arguments: list[str]) -> str | None:

@@ -199,7 +199,13 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with the one that is there."""
     file = folder / _PLAN
     if file.exists():
-        changed = differences(json.loads(file.read_text()), plan)
+        try:
+            changed = differences(json.loads(file.read_text()), plan)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{file}: expected the plan of a run, got something else ({error}); remove the "
+                "folder"
+            ) from error
         if changed:
             raise ValueError(
                 f"{folder}: expected shards of this run, got some that differ in {changed}; give "

@@ -17,7 +17,7 @@ from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
 
 settings.register_profile("always", max_examples=60, deadline=None, derandomize=True)
-settings.register_profile("nightly", max_examples=20_000, deadline=None)
+settings.register_profile("nightly", max_examples=2_000, deadline=None)
 settings.load_profile("always")
 
 needs_python_force = pytest.mark.skipif(

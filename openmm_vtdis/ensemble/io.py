@@ -22,6 +22,7 @@ of the three arrays. Nothing is ever unpickled, and files are written under a te
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import lzma
@@ -83,6 +84,8 @@ def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
     ------
     ValueError
         If two differ in temperature, topology, metadata or shape.
+    OSError
+        If there is no room.
     """
     path, first = Path(path), read_ensemble(parts[0])
     for part in parts[1:]:
@@ -95,10 +98,13 @@ def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
             raise ValueError(f"{part}: expected the particles of {parts[0]}, got others")
     document = _document(first, _Parts(parts))
     with replacing(path) as temporary:
-        file = _create_netcdf(path, first["positions"].shape, document, temporary)
-        for part in parts:
-            _append(file, _arrays(read_ensemble(part)))
-        file.close()
+        shape = first["positions"].shape
+        try:
+            with contextlib.closing(_create_netcdf(path, shape, document, temporary)) as file:
+                for part in parts:
+                    _append(file, _arrays(read_ensemble(part)))
+        except RuntimeError as error:  # of the NetCDF library, for a full disk too
+            raise OSError(f"{path}: cannot be written: {error}") from error
     return path
 
 
@@ -106,8 +112,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Metadata of an ensemble file; its arrays are not read, and the checksum is not tested."""
     path = Path(path)
     if _suffix(path) == ".nc":
-        with netCDF4.Dataset(path, mode="r") as file:
-            text = str(file.getncattr(_ATTRIBUTE)) if _ATTRIBUTE in file.ncattrs() else "{}"
+        with netcdf_file(path) as file:
+            text = getattr(file, _ATTRIBUTE, b"{}").decode()
     else:
         with np.load(path, allow_pickle=False) as archive:
             text = archive["document"].tobytes().decode() if "document" in archive else "{}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from openmm_vtdis import checks
@@ -52,8 +51,3 @@ class MLP(nn.Module):
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def is_finite(network: nn.Module) -> bool:
-    """Whether every parameter is finite."""
-    return all(bool(torch.isfinite(p).all()) for p in network.parameters())

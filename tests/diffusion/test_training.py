@@ -13,6 +13,7 @@ import torch
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from openmm_vtdis.networks import EGNN
+from openmm_vtdis.storage import read_archive
 from tests.conftest import make_oracle
 
 ORACLE = make_oracle(3, 2, True)
@@ -156,14 +157,23 @@ def test_a_checkpoint_of_another_network_or_other_frames_is_refused(tmp_path: Pa
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "run.ckpt"
+    """Of the iteration before; a run that goes on from it ends like one that never failed."""
+    path, whole = tmp_path / "run.ckpt", tmp_path / "whole.ckpt"
+    make_trainer().run(whole, progress=False)
     trainer = make_trainer()
-    trainer.save(path)
-    before = path.read_bytes()
-    trainer.frames[:] = float("nan")
-    with pytest.raises(FloatingPointError, match="diverged at iteration 0"):
-        trainer.run(progress=False)
-    assert path.read_bytes() == before
+    loss, calls = trainer.denoiser.loss, []
+
+    def breaking(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return loss(*arguments) * (float("nan") if len(calls) > 17 else 1.0)
+
+    trainer.denoiser.loss = breaking  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="diverged at iteration 17"):
+        trainer.run(path, checkpoint_seconds=0.0, evaluate_every=100, progress=False)
+    assert read_archive(path, "checkpoint")[1]["iteration"] == 17
+    make_trainer().run(path, progress=False)
+    (resumed, _), (expected, _) = (read_archive(p, "checkpoint") for p in (path, whole))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_an_infinite_gradient_does_not_reach_the_weights() -> None:
