@@ -456,7 +456,7 @@ class DiffusionBoltzmannGenerator:
         size = self._size(batch_size)
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
         about = about_kernel(self._units, kernel)
-        return self._units.frame_log_weights(x, paths.log_ratio, about["proposal"])
+        return self._units.frame_log_weights(x.to(self.device), paths.log_ratio, about["proposal"])
 
     def noise_ode(
         self,
@@ -479,7 +479,7 @@ class DiffusionBoltzmannGenerator:
             solver=solver, batch_size=size, progress=progress,
         )  # fmt: skip
         about = about_flow(self._units, self._denoiser, grid, divergence, solver)
-        return self._units.frame_log_weights(x, -log_p, about["proposal"])
+        return self._units.frame_log_weights(x.to(self.device), -log_p, about["proposal"])
 
     # -- archive ------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -81,17 +81,21 @@ class Space:
             rows[k - 1] /= math.sqrt(k * (k + 1))
         return rows
 
+    def basis_like(self, x: Tensor) -> Tensor:
+        """V with x's type and on its device, where it is copied once."""
+        return _basis(self, x.device, x.dtype)
+
     def project(self, x: Tensor) -> Tensor:
         """Orthogonal projection onto the space: subtract the mean over particles. (..., M, D)."""
         return x - x.mean(dim=-2, keepdim=True) if self.centred else x
 
     def reduce(self, x: Tensor) -> Tensor:
         """Reduced coordinates V x: (..., M, D) -> (..., rank, D)."""
-        return self.basis.to(x) @ x
+        return self.basis_like(x) @ x
 
     def expand(self, z: Tensor) -> Tensor:
         """V^T z: (..., rank, D) -> (..., M, D), the inverse of :meth:`reduce` on the space."""
-        return self.basis.to(z).mT @ z
+        return self.basis_like(z).mT @ z
 
     def standard_normal(
         self,
@@ -112,3 +116,9 @@ class Space:
         variance = float(variance)
         square = residual.to(torch.float64).square().sum(dim=(-2, -1))
         return -0.5 * (square / variance + self.dim * (math.log(variance) + LOG_2PI))
+
+
+@functools.lru_cache(maxsize=64)
+def _basis(space: Space, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return space.basis.to(device, dtype)

@@ -79,23 +79,23 @@ class ModelUnits:
 
     def frame_log_weights(self, x: Tensor, log_ratio: Tensor, proposal: str) -> FrameLogWeights:
         """Those of target configurations x (n, M, D) in nm, against a proposal."""
-        energies = self.target.reduced_energy(x).cpu()
-        return FrameLogWeights.of(self.log_weights(energies, log_ratio).numpy(), proposal)
+        log_w = self.log_weights(self.target.reduced_energy(x).cpu(), log_ratio.cpu())
+        return FrameLogWeights.of(log_w.numpy(), proposal)
 
     def ensemble(
         self, y: Tensor, log_ratio: Tensor, topology: Any, metadata: dict[str, Any]
     ) -> WeightedEnsemble:
         """Generated configurations y (n, M, D), folded and weighed."""
         x = y * self.length
-        inside = torch.ones(len(x), dtype=torch.bool)
+        inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if self.handedness is not None:
             x, inside = self.handedness.fold(x)
-        energies = self.target.reduced_energy(x).cpu()
+        energies = self.target.reduced_energy(x)
         log_w = torch.where(inside, self.log_weights(energies, log_ratio), -math.inf)
         return WeightedEnsemble(
-            x.numpy(),
-            log_w.numpy(),
-            energies.numpy(),
+            x.cpu().numpy(),
+            log_w.cpu().numpy(),
+            energies.cpu().numpy(),
             temperature=self.target.temperature,
             topology=topology,
             metadata=metadata,
@@ -118,9 +118,8 @@ class ModelEnergy:
     units: ModelUnits
 
     def __call__(self, y: Tensor) -> Tensor:
-        """(B, M, D) -> (B,), on the CPU."""
-        energy = self.units.target.reduced_energy(self._folded(y))
-        return energy.cpu() - self.units.log_jacobian
+        """(B, M, D) -> (B,), on y's device."""
+        return self.units.target.reduced_energy(self._folded(y)) - self.units.log_jacobian
 
     def derivatives(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (B, M, D) and Hessian (B, M, D, M, D), on y's device, detached."""

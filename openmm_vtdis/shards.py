@@ -80,8 +80,7 @@ def sample_to_file(
         raise ValueError(f"process: expected (i, N) with 0 <= i < N, got {process}")
     if path.suffix.lower() not in (".nc", ".npz"):
         raise ValueError(f"{path}: expected a file name that ends in .nc or .npz")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: expected the name of a file in a folder that exists")
+    checks.output_file("path", path)
     if not isinstance(seed, int | np.integer):
         raise ValueError(f"seed: expected an integer, got {seed!r}")
     make_generator(seed)

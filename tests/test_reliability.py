@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import netCDF4
 import numpy as np
+import openmm
 import pytest
 import torch
 from torch import distributed
@@ -25,6 +27,7 @@ from torch import distributed
 from openmm_vtdis import (
     DiffusionBoltzmannGenerator,
     WeightedEnsemble,
+    cli,
     processes,
     shards,
     storage,
@@ -320,13 +323,137 @@ def test_a_full_disk_is_an_error_and_loses_nothing(
     assert sample_to_file(gen, path, 50, shard_size=10, progress=False)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_device_that_is_full_is_reported_by_the_real_write(tmp_path: Path) -> None:
-    """What write_atomically relies on, without any mock."""
-    with pytest.raises(OSError, match="No space left"):
-        Path("/dev/full").write_bytes(b"x" * 100_000)
-    with pytest.raises((ValueError, OSError)):
-        storage.write_atomically("/proc/samples.nc", b"x")
+def with_room_for(n_bytes: int, work: Callable[[], object]) -> str:
+    """What an OSError says that ``work`` raises where no file can have more bytes; "" if none."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "another error"
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+            work()
+            said = ""
+        except OSError as error:
+            said = str(error)
+        finally:
+            os.write(writer, said.encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize("name", ["model.vtdis", "samples.nc", "samples.npz"])
+def test_no_room_for_a_file_leaves_the_old_one(
+    name: str, gen: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    ensemble = gen.sample(200, seed=0, progress=False)
+    save = gen.save if path.suffix == ".vtdis" else ensemble.save
+    save(path)
+    before = path.read_bytes()
+    assert "File too large" in with_room_for(len(before) - 1, lambda: save(path))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    assert with_room_for(len(before), lambda: save(path)) == ""
+
+
+def test_no_room_to_join_shards_keeps_them(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    """The NetCDF library has an error of its own for it."""
+    path = tmp_path / "samples.nc"
+    options = {"shard_size": 400, "progress": False}
+    assert not sample_to_file(gen, path, 2_000, process=(0, 2), **options)  # type: ignore[arg-type]
+    room = (tmp_path / "samples.nc.shards" / "000000.nc").stat().st_size + 1_000
+    said = with_room_for(room, lambda: sample_to_file(gen, path, 2_000, **options))  # type: ignore[arg-type]
+    assert "cannot be written: File too large" in said
+    assert len(list((tmp_path / "samples.nc.shards").glob("[0-9]*.nc"))) == 5
+    assert not path.exists()
+    assert sample_to_file(gen, path, 2_000, **options)  # type: ignore[arg-type]
+
+
+def test_no_room_for_a_checkpoint_keeps_the_last_one(tmp_path: Path) -> None:
+    path, whole = tmp_path / "run.ckpt", tmp_path / "whole.ckpt"
+    make_trainer(12).run(whole, progress=False)
+    make_trainer(12).save(path)
+    before = path.read_bytes()
+    said = with_room_for(
+        len(before) - 1,
+        lambda: make_trainer(12).run(path, checkpoint_seconds=0.0, progress=False),
+    )
+    assert "File too large" in said
+    assert path.read_bytes() == before
+    make_trainer(12).run(path, progress=False)
+    (one, _), (other, _) = (storage.read_archive(p, "checkpoint") for p in (path, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# -- a place that cannot be written -------------------------------------------------------------
+UNWRITABLE = Path("/sys")
+
+
+@pytest.mark.skipif(not UNWRITABLE.is_dir(), reason="needs a folder that not even root can write")
+def test_a_place_that_cannot_be_written_is_said_before_the_work(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a step is trained, a sample drawn, or a trajectory tuned."""
+    trainer, ensemble = make_trainer(5), gen.sample(10, seed=0, progress=False)
+    for name in ("sample", "tune", "train"):
+        monkeypatch.delattr(DiffusionBoltzmannGenerator, name)
+    system, archive = double_well(), tmp_path / "model.vtdis"
+    gen.save(archive)
+    (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(system.system))
+    no = str(UNWRITABLE / "file")
+    works: list[Callable[[], object]] = [
+        lambda: gen.save(f"{no}.vtdis"),
+        lambda: ensemble.save(f"{no}.nc"),
+        lambda: ensemble.save(f"{no}.npz"),
+        lambda: trainer.run(f"{no}.ckpt", progress=False),
+        lambda: sample_to_file(gen, f"{no}.nc", 10, progress=False),
+        lambda: sample_hmc(gen.target, 4, 2, seed=0, checkpoint=f"{no}.ckpt", progress=False),
+    ]
+    for work in works:
+        with pytest.raises(OSError, match="cannot write there"):
+            work()
+    assert trainer.iteration == 0
+    frames = ["-t", str(tmp_path / "none.nc")]
+    for command in (
+        ["train", "-s", str(tmp_path / "system.xml"), "-T", "300", *frames, "-o", f"{no}.vtdis"],
+        ["tune", str(archive), *frames, "-o", f"{no}.vtdis"],
+        ["sample", str(archive), "-o", f"{no}.nc"],
+    ):
+        assert cli.main(command) == 2
+
+
+# -- tuning ------------------------------------------------------------------------------------
+def test_tuning_that_is_killed_leaves_the_archive_whole(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path
+) -> None:
+    """It begins again, and ends in the same archive, tuned or not before."""
+    system = double_well()
+    spread = 0.3 * np.random.default_rng(5).normal(size=(400, 4, 2))
+
+    def tune(path: Path) -> None:
+        one = DiffusionBoltzmannGenerator.load(path)
+        one.tune(system.positions + spread, 6, n_trajectories=400, seed=1, progress=False)
+        one.save(path)
+
+    whole, killed = tmp_path / "whole.vtdis", tmp_path / "killed.vtdis"
+    for path in (whole, killed):
+        gen.save(path)
+    began = time.monotonic()
+    tune(whole)
+    longest, rng, n_kills = 0.4 * (time.monotonic() - began), random.Random(4), 0
+    while not killed_at_random(lambda: tune(killed), longest, rng):
+        n_kills, longest = n_kills + 1, 1.1 * longest
+        assert n_kills < 100
+        assert DiffusionBoltzmannGenerator.load(killed).kernel is not None
+    assert n_kills >= 2
+    assert killed.read_bytes() == whole.read_bytes() != gen.save(tmp_path / "old").read_bytes()
 
 
 # -- reference data ----------------------------------------------------------------------------

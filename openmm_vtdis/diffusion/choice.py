@@ -113,7 +113,7 @@ def run_pilots(
     All see the same frames and the same noise.
     """
     index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
-    x = frames[index.to(frames.device)]
+    x = frames[index.to(frames.device)].to(generator.device, torch.float64)
     energies, start = energy(x).cpu(), generator.get_state()
     pilots = {}
     for family in families:

@@ -176,7 +176,7 @@ def ode_paths(
             else:
                 top, change = integrate(flow, x, times, solver)
                 end, log_p = x, space.isotropic_log_prob(top, prior_variance) - change
-            positions.append(end.cpu())
-            densities.append(log_p.cpu())
+            positions.append(end)
+            densities.append(log_p)
             bar.update(size)
     return torch.cat(positions), torch.cat(densities)

@@ -40,7 +40,7 @@ class ReversePaths:
     Attributes
     ----------
     x
-        x_0, (n, M, D) float64, on the CPU.
+        x_0, (n, M, D) float64, on the generator's device.
     log_ratio
         (n,) float64, sum log q - log p(x_N) - sum log p.
     """
@@ -51,7 +51,7 @@ class ReversePaths:
 
 @dataclass(frozen=True)
 class ForwardPaths:
-    """Log densities and statistics of noised target samples.
+    """Log densities and statistics of noised target samples, all on the CPU.
 
     Attributes
     ----------
@@ -106,8 +106,8 @@ def _reverse_paths(
                 log_ratio += kernel.forward_log_prob(level, before, x) - scatter.log_prob(residual)
                 x = before
                 bar.update(size)
-            positions.append(x.cpu())
-            ratios.append(log_ratio.cpu())
+            positions.append(x)
+            ratios.append(log_ratio)
     return ReversePaths(torch.cat(positions), torch.cat(ratios))
 
 
@@ -159,14 +159,14 @@ def _forward_paths(
                 log_forward += kernel.forward_log_prob(level, x, after)
                 log_reverse += kernel.covariance.at(step).log_prob(residual)
                 if family is not None:
-                    rows.append(family.statistics(step, residual).cpu())
+                    rows.append(family.statistics(step, residual))
                 x = after
                 bar.update(len(x))
             log_forward -= kernel.prior_log_prob(x)
             forward.append(log_forward.cpu())
             reverse.append(log_reverse.cpu())
             if rows:
-                collected.append(torch.stack(rows, dim=1))
+                collected.append(torch.stack(rows, dim=1).cpu())
     statistics = torch.cat(collected) if collected else None
     return ForwardPaths(torch.cat(forward), torch.cat(reverse), statistics)
 

@@ -268,11 +268,11 @@ class Trainer:
                     parameter.grad = torch.zeros_like(parameter)
             processes.sum_over_group([loss, *(p.grad for p in parameters)])
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
+        value, size = torch.stack([loss.detach(), norm]).tolist()
+        if not (math.isfinite(value) and math.isfinite(size)):
             raise FloatingPointError(
                 f"training diverged at iteration {self.iteration}: the loss is {value} and its "
-                f"gradient has norm {float(norm)}. The last "
+                f"gradient has norm {size}. The last "
                 "checkpoint is kept; resume with a lower learning_rate or check the frames"
             )
         self.optimizer.step()

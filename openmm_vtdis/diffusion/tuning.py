@@ -180,9 +180,9 @@ def collect(
 ) -> Trajectories:
     """Simulate n forward trajectories from frames (model units) drawn with replacement."""
     index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
-    x = frames[index.cpu()]
+    x = frames[index.to(frames.device)].to(generator.device, torch.float64)
     paths = forward_paths(kernel, x, generator, family, batch_size, progress)
-    data = Trajectories(paths.log_forward - energy(x), paths.statistics)  # type: ignore[arg-type]
+    data = Trajectories(paths.log_forward - energy(x).cpu(), paths.statistics)  # type: ignore[arg-type]
     check_finite(data)
     return data
 

@@ -26,8 +26,10 @@ handedness, as in a ring (cis and trans): the target then holds all of these iso
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from openmm import app
@@ -111,7 +113,7 @@ class Handedness:
 
     def agreement(self, x: Tensor) -> Tensor:
         """+1 where every centre agrees, -1 where none does, else 0: (B, M, 3) -> (B,) int64."""
-        signs = torch.tensor(self.signs, dtype=torch.int8, device=x.device)
+        signs = _constant(self.signs, x.device)
         product = handedness(self.centres, x) * signs
         right, wrong = (product > 0).all(dim=1), (product < 0).all(dim=1)
         return right.to(torch.int64) - wrong.to(torch.int64)
@@ -136,7 +138,7 @@ class Handedness:
         ValueError
             Naming the first that does not, and its centre.
         """
-        signs = torch.tensor(self.signs, dtype=torch.int8, device=x.device)
+        signs = _constant(self.signs, x.device)
         wrong = handedness(self.centres, x) != signs
         bad = torch.nonzero(wrong.any(dim=1)).flatten()
         if len(bad):
@@ -151,7 +153,14 @@ class Handedness:
 
 def handedness(centres: Sequence[Stereocentre], x: Tensor) -> Tensor:
     """Signs of the signed volumes, (B, M, 3) -> (B, K) int8."""
-    corners = torch.tensor([centre.corners for centre in centres], device=x.device)
+    corners = _constant(tuple(centre.corners for centre in centres), x.device)
     a, b, c, d = (x[:, index] for index in corners.mT)
     volume = ((a - d) * torch.linalg.cross(b - d, c - d)).sum(dim=-1)
     return volume.sign().to(torch.int8)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Integers as a tensor, made once for a device."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

@@ -74,14 +74,16 @@ class ClassCovariance(Covariance):
         return MatrixScatter(self.space, root, whitening, log_det, step.variance)
 
     def _factor(self, step: ReverseStep) -> tuple[Tensor, Tensor, float]:
-        """Root, whitening and log det of one step, made once per (step, levels)."""
+        """Root, whitening and log det of one step, made once per (step, levels, device)."""
         cache = self.__dict__.setdefault("_cache", {})
-        key = (step.n, step.t, step.s)
+        device = step.x.device
+        key = (step.n, step.t, step.s, device)
         if key not in cache:
             row = 0 if self.parameters.shape[0] == 1 else step.n - 1
             levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
             lam, factor = self.precision(self.parameters[row : row + 1], levels)
-            cache[key] = self._matrices(lam[0].detach(), factor[0].detach())
+            root, whitening, log_det = self._matrices(lam[0].detach(), factor[0].detach())
+            cache[key] = root.to(device), whitening.to(device), log_det
         return cache[key]
 
     def _matrices(self, lam: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -37,7 +37,7 @@ def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor,
     x = x.detach().to(torch.float64)
     known = getattr(energy, "derivatives", None)
     gradient, hessian = differentiate_twice(energy, x) if known is None else known(x)
-    basis = space.basis.to(hessian)
+    basis = space.basis_like(hessian)
     rows = torch.einsum("ki,biajc->bkajc", basis, hessian)
     matrix = torch.einsum("lj,bkajc->bkalc", basis, rows).flatten(3).flatten(1, 2)
     return space.reduce(gradient).flatten(1), 0.5 * (matrix + matrix.mT)

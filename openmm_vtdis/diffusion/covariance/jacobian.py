@@ -18,7 +18,7 @@ _TANGENTS_AT_ONCE = 16
 
 def tangent_basis(space: Space, like: Tensor) -> Tensor:
     """Orthonormal basis of the space as tangents of configurations: (d, M, D)."""
-    rows = space.basis.to(like)
+    rows = space.basis_like(like)
     axes = torch.eye(space.n_dims, dtype=like.dtype, device=like.device)
     return torch.einsum("rm,de->rdme", rows, axes).reshape(space.dim, *like.shape[1:])
 

@@ -51,9 +51,9 @@ def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tens
     blocks = x.new_zeros(len(x), m, m, n_dims, n_dims)
     blocks[:, i, j] = blocks[:, j, i] = -springs
     blocks.diagonal(dim1=1, dim2=2).copy_(-blocks.sum(dim=2).permute(0, 2, 3, 1))
-    half = space.basis.to(x) @ blocks.flatten(2)
+    half = space.basis_like(x) @ blocks.flatten(2)
     half = half.reshape(len(x), space.rank, m, n_dims, n_dims).permute(0, 2, 4, 1, 3)
-    full = space.basis.to(x) @ half.flatten(2)
+    full = space.basis_like(x) @ half.flatten(2)
     return full.reshape(len(x), space.dim, space.dim)
 
 
