@@ -66,11 +66,15 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(SYSTEMS)
 	$(BIN)/python -m benchmarks.tables
 
-# Everything that needs a GPU, in one command: tables and figures for docs/performance.md.
+# Everything that needs a GPU, in one command: docs/tables/*-cuda.md and figures.
+GPU := --device cuda
 bench-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks.profile --device cuda
-	$(BIN)/python -m benchmarks.baseline --device cuda --batch-size 1024
-	$(BIN)/python -m benchmarks.scaling --device cuda
+	$(BIN)/python -m benchmarks.profile $(GPU)
+	$(BIN)/python -m benchmarks.baseline $(GPU) --batch-size 1024
+	$(BIN)/python -m benchmarks.effective $(GPU) --batch-size 1024
+	$(BIN)/python -m benchmarks.step_time $(GPU)
+	$(BIN)/python -m benchmarks.energies $(GPU) --frames 30000
+	$(BIN)/python -m benchmarks.scaling $(GPU)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build demo-output

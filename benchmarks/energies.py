@@ -1,28 +1,28 @@
-"""Conformations per second: batched torch against one OpenMM Reference Context, on one thread.
+"""Conformations per second: batched torch against one OpenMM Context, on one thread.
 
     python -m benchmarks.energies
 
-Alanine dipeptide in several force fields. Both are timed in turn, in the same run, on the same
-conformations, and the best of five turns counts. So are Hessians, of all shipped systems, term by
-term and by differentiating the gradient once for every coordinate. Writes
-``benchmarks/results/energies.json`` and ``docs/tables/energies.md``, ``hessians.md``.
+Alanine dipeptide in several force fields; Contexts of the platforms Reference and CPU (CUDA with
+``--device cuda``). All are timed in turn, in the same run, on the same conformations, and the
+median of the turns counts. So are Hessians, of all shipped systems, term by term and by
+differentiating the gradient once for every coordinate. Writes ``docs/tables/energies.md`` and
+``hessians.md``.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import time
+import argparse
+import functools
 from collections.abc import Callable
 
+import numpy as np
 import openmm
 import torch
 from openmm import app
 
-from benchmarks.run import RESULTS
-from benchmarks.tables import DOCS
+from benchmarks.baseline import seconds
+from benchmarks.tables import write_table
 from openmm_vtdis.derivatives import differentiate_twice
-from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import (
     BenchmarkSystem,
     alanine_dipeptide,
@@ -31,7 +31,7 @@ from openmm_vtdis.targets import (
 )
 from openmm_vtdis.targets.batched import BatchedEnergy
 
-N_BATCHED, N_CONTEXT, TURNS = 3_000, 100, 5
+N_CONTEXT = 100
 FORCE_FIELDS = {
     "ff14SB, OBC2": ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"),
     "ff99SB-ILDN, GBn2": ("amber99sbildn.xml", "implicit/gbn2.xml"),
@@ -50,93 +50,111 @@ def systems() -> dict[str, openmm.System]:
     return built
 
 
-def rate(work: Callable[[], object], n: int) -> float:
+def rate(work: Callable[[], object], n: int, device: torch.device) -> float:
     """Conformations per second."""
-    began = time.perf_counter()
-    work()
-    return n / (time.perf_counter() - began)
+    return n / seconds(work, device)
 
 
-def measure(system: openmm.System, x: torch.Tensor) -> dict[str, list[float]]:
-    """Best rates of energies and of energies with forces: [Reference, batched] each."""
-    batched = BatchedEnergy(system)
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
-    )
-    frames = x[:N_CONTEXT].numpy()
+def contexts(system: openmm.System, device: torch.device) -> dict[str, openmm.Context]:
+    """One of every platform that is compared, with one thread where it has threads."""
+    found = {}
+    for name in ("Reference", "CPU") if device.type == "cpu" else ("Reference", "CUDA"):
+        platform = openmm.Platform.getPlatformByName(name)
+        properties = {"Threads": "1"} if name == "CPU" else {}
+        integrator = openmm.VerletIntegrator(0.001)
+        found[name] = openmm.Context(system, integrator, platform, properties)
+    return found
 
-    def reference(forces: bool) -> None:
-        for frame in frames:
-            context.setPositions(frame)
-            state = context.getState(energy=True, forces=forces)
-            state.getPotentialEnergy()
-            if forces:
-                state.getForces(asNumpy=True)
+
+def evaluate(context: openmm.Context, frames: np.ndarray, forces: bool) -> None:
+    """Energies, and forces if asked, frame by frame."""
+    for frame in frames:
+        context.setPositions(frame)
+        state = context.getState(energy=True, forces=forces)
+        state.getPotentialEnergy()
+        if forces:
+            state.getForces(asNumpy=True)
+
+
+def measure(
+    system: openmm.System, x: torch.Tensor, n_turns: int, device: torch.device
+) -> tuple[list[str], list[str]]:
+    """Cells of the table: rates of the Contexts, and the batched one's with its ratios to them."""
+    batched, y, frames = BatchedEnergy(system), x.to(device), x[:N_CONTEXT].numpy()
+    made = contexts(system, device)
 
     @torch.no_grad()
     def energies() -> None:
-        batched.energy(x)
+        batched.energy(y)
 
-    best = {"energy": [0.0, 0.0], "with forces": [0.0, 0.0]}
-    for _ in range(TURNS):
-        for kind, again in (("energy", energies), ("with forces", None)):
-            forces = again is None
-            now = (
-                rate(lambda forces=forces: reference(forces), N_CONTEXT),
-                rate(again or (lambda: batched.energy_and_force(x)), len(x)),
-            )
-            best[kind] = [max(a, b) for a, b in zip(best[kind], now, strict=True)]
-    return best
+    def cells(works: list[Callable[[], object]]) -> list[str]:
+        """Of the Contexts' work and, last, the batched one's."""
+        sizes = [len(frames)] * len(made) + [len(y)]
+        turns = [
+            [rate(work, n, device) for work, n in zip(works, sizes, strict=True)]
+            for _ in range(n_turns + 1)
+        ]
+        rates = np.array(turns[1:])
+        found = [f"{value:,.0f}" for value in np.median(rates, axis=0)]
+        for k in range(len(made)):
+            ratio = rates[:, -1] / rates[:, k]
+            found.append(f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})")
+        return found
+
+    def theirs(forces: bool) -> list[Callable[[], object]]:
+        return [functools.partial(evaluate, c, frames, forces) for c in made.values()]
+
+    return cells([*theirs(False), energies]), cells(
+        [*theirs(True), lambda: batched.energy_and_force(y)]
+    )
 
 
-def hessian_rates(system: BenchmarkSystem) -> list[float]:
-    """Best rates of Hessians, a pass for every coordinate and term by term, of 64 at once."""
+def hessian_rates(system: BenchmarkSystem, n_turns: int, device: torch.device) -> list[str]:
+    """Rates of Hessians, a pass for every coordinate and term by term, of 64 at once."""
     target = system.target()
     noise = torch.randn(64, *system.positions.shape, generator=torch.Generator().manual_seed(0))
-    x = torch.tensor(system.positions) + 0.005 * noise.double()
-    best = [0.0, 0.0]
-    for _ in range(TURNS):
-        now = [
-            rate(lambda: differentiate_twice(target.reduced_energy, x), len(x)),
-            rate(lambda: target.derivatives(x), len(x)),
-        ]
-        best = [max(a, b) for a, b in zip(best, now, strict=True)]
-    return best
-
-
-def time_hessians(machine: str) -> None:
-    """Those of the benchmark systems."""
-    text = "| Hessians | a pass a coordinate / s | term by term / s | ratio |\n|---|---|---|---|\n"
-    for system in (double_well(), lennard_jones(), alanine_dipeptide()):
-        a, b = hessian_rates(system)
-        text += f"| {system.name} | {a:,.0f} | {b:,.0f} | {b / a:.1f} |\n"
-        print(text.splitlines()[-1], flush=True)
-    write_atomically(DOCS / "tables" / "hessians.md", f"{text}\nMeasured on {machine}.\n".encode())
-
-
-def time_energies(machine: str) -> None:
-    """Those of alanine dipeptide in several force fields."""
-    noise = torch.randn(N_BATCHED, 22, 3, generator=torch.Generator().manual_seed(0)).double()
-    x = torch.tensor(alanine_dipeptide().positions) + 0.005 * noise
-    rows = {}
-    for name, system in systems().items():
-        rows[name] = measure(system, x)
-        print(name, rows[name], flush=True)
-    document = {"machine": machine, "rows": rows}
-    write_atomically(RESULTS / "energies.json", (json.dumps(document, indent=1) + "\n").encode())
-    text = "| alanine dipeptide | | Reference / s | batched / s | ratio |\n|---|---|---|---|---|\n"
-    for name, kinds in rows.items():
-        for kind, (a, b) in kinds.items():
-            text += f"| {name} | {kind} | {a:,.0f} | {b:,.0f} | {b / a:.1f} |\n"
-    write_atomically(DOCS / "tables" / "energies.md", f"{text}\nMeasured on {machine}.\n".encode())
+    x = (torch.tensor(system.positions) + 0.005 * noise.double()).to(device)
+    works = (
+        lambda: differentiate_twice(target.reduced_energy, x),
+        lambda: target.derivatives(x),
+    )
+    rates = np.array([[rate(w, len(x), device) for w in works] for _ in range(n_turns + 1)])[1:]
+    ratio = rates[:, 1] / rates[:, 0]
+    cells = [f"{value:,.0f}" for value in np.median(rates, axis=0)]
+    return [*cells, f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})"]
 
 
 def main() -> None:
-    """Measure, store and tabulate."""
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--frames", type=int, default=3_000, help="in a batch")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    machine = f"{platform.machine()}, torch {torch.__version__}, one thread"
-    time_hessians(machine)
-    time_energies(machine)
+    device = torch.device(options.device)
+    last = f"\nMedian (range of the ratio) of {options.turns} alternating turns, measured on "
+
+    text = "| Hessians | a pass a coordinate / s | term by term / s | ratio |\n|---|---|---|---|\n"
+    for system in (double_well(), lennard_jones(), alanine_dipeptide()):
+        cells = hessian_rates(system, options.turns, device)
+        text += f"| {system.name} | {' | '.join(cells)} |\n"
+        print(text.splitlines()[-1], flush=True)
+    write_table("hessians", text + last, device)
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(options.frames, 22, 3, generator=generator).double()
+    x = torch.tensor(alanine_dipeptide().positions) + 0.005 * noise
+    names = list(contexts(alanine_dipeptide().system, device))
+    head = [*(f"{name} / s" for name in names), "batched / s", *(f"to {name}" for name in names)]
+    text = f"| alanine dipeptide | | {' | '.join(head)} |\n|{'---|' * (len(head) + 2)}\n"
+    for name, system in systems().items():
+        for kind, cells in zip(
+            ("energy", "with forces"), measure(system, x, options.turns, device), strict=True
+        ):
+            text += f"| {name} | {kind} | {' | '.join(cells)} |\n"
+            print(text.splitlines()[-1], flush=True)
+    write_table("energies", text + last, device)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,14 @@ N_PARTICLES, BATCH, STEPS = 22, 32, 4
 SERIES: dict[str, list[int]] = {
     "particles": [4, 8, 16, 32, 64, 100],
     "batch": [1, 4, 16, 64, 256],
-    "steps": [10, 20, 40, 80],
+    "steps": [10, 20, 40, 80, 160],
     "samples": [1_000, 10_000, 100_000, 1_000_000],
 }
 COVARIANCES = ("isotropic", "pairwise")
+MEMORY = {
+    "cpu": "Memory is that of the whole process, imports included.",
+    "cuda": "Memory is what was allocated on the GPU.",
+}
 
 
 def kernel(n_particles: int, n_steps: int, covariance: str, device: str) -> DiffusionKernel:
@@ -109,6 +113,7 @@ def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--point", nargs=3, metavar=("SERIES", "VALUE", "COVARIANCE"))
     options = parser.parse_args()
     if options.point:
@@ -122,16 +127,22 @@ def main() -> None:
     for column, (series, values) in enumerate(SERIES.items()):
         for covariance in COVARIANCES if series != "samples" else COVARIANCES[:1]:
             command = [sys.executable, "-m", "benchmarks.scaling", "--device", options.device]
-            rows = [
-                json.loads(
-                    subprocess.run(
-                        [*command, "--point", series, str(value), covariance],
-                        check=True, capture_output=True, text=True,
-                    ).stdout
-                )
-                for value in values
+            rounds = [
+                [
+                    json.loads(
+                        subprocess.run(
+                            [*command, "--point", series, str(value), covariance],
+                            check=True, capture_output=True, text=True,
+                        ).stdout
+                    )
+                    for value in values
+                ]
+                for _ in range(options.rounds if series != "samples" else 1)
             ]  # fmt: skip
-            seconds, memory = ([row[key] for row in rows] for key in ("seconds", "gigabytes"))
+            seconds, memory = (
+                np.median([[row[key] for row in rows] for rows in rounds], axis=0).tolist()
+                for key in ("seconds", "gigabytes")
+            )
             cells = [
                 series,
                 covariance,
@@ -156,7 +167,8 @@ def main() -> None:
     text += (
         f"\nOf {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
         f"fixed; a network of 4 layers x 64. Samples: DW-4, a network of 1 x 8, {STEPS} steps, "
-        "shards of 5,000. Memory is that of the whole process, imports included. On "
+        f"shards of 5,000. Median of {options.rounds} rounds over all values (samples: one). "
+        f"Exponents: of the upper half of the values. {MEMORY[device.type]} On "
     )
     write_table("scaling", text, device)
 

@@ -11,18 +11,17 @@ counts, so that a busy machine hits all alike. Writes ``docs/tables/step-time.md
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
 import torch
 
-from benchmarks.tables import DOCS
+from benchmarks.baseline import seconds
+from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.laplace import LaplaceRange
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.storage import write_atomically
 
 METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")
 GRID = Schedule((0.1, 0.3, 0.33, 10.0))
@@ -44,28 +43,28 @@ def kernels(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionKernel]:
     return found
 
 
-def seconds(kernel: DiffusionKernel, x: torch.Tensor) -> float:
-    """Of one step for configurations (B, M, D)."""
-    generator = torch.Generator().manual_seed(0)
-    began = time.perf_counter()
+def one_step(kernel: DiffusionKernel, x: torch.Tensor) -> None:
+    """For configurations (B, M, D)."""
     step = kernel.step(2, x)
     scatter = kernel.covariance.at(step)
-    residual = scatter.sample(len(x), generator)
+    residual = scatter.sample(len(x), torch.Generator(x.device).manual_seed(0))
     scatter.log_prob(residual)
-    return time.perf_counter() - began
 
 
 @torch.no_grad()
-def measure(name: str, n_rounds: int) -> str:
+def measure(name: str, n_rounds: int, device: torch.device) -> str:
     """One line of the table."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
     if gen.network.pair_head is None:
         gen.network.add_pair_head()  # type: ignore[operator]  # untrained: it takes as long
     found = kernels(gen)
     size = gen.batch_size()
-    noise = gen.space.standard_normal(size, torch.Generator().manual_seed(1))
+    noise = gen.space.standard_normal(size, torch.Generator(device).manual_seed(1))
     x = (1.0 + GRID.times[2] ** 2) ** 0.5 * noise
-    rounds = [[seconds(kernel, x) for kernel in found.values()] for _ in range(n_rounds + 1)]
+    rounds = [
+        [seconds(lambda k=kernel: one_step(k, x), device) for kernel in found.values()]  # type: ignore[misc]
+        for _ in range(n_rounds + 1)
+    ]
     ratios = np.array(rounds[1:])
     base = float(np.median(ratios[:, 0]))
     spread = ratios / ratios[:, :1]
@@ -81,17 +80,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    device = torch.device(options.device)
     torch.set_num_threads(1)
     text = f"| | isotropic | {' | '.join(METHODS[1:])} |\n|{'---|' * (len(METHODS) + 1)}\n"
     for name in options.systems:
-        text += measure(name, options.rounds)
+        text += measure(name, options.rounds, device)
         print(text.splitlines()[-1], flush=True)
     text += (
         "\nSeconds of a step and configuration, then multiples of it: the median (and range) over "
-        f"{options.rounds} alternating rounds, one thread, torch {torch.__version__}.\n"
+        f"{options.rounds} alternating rounds, on "
     )
-    write_atomically(DOCS / "tables" / "step-time.md", text.encode())
+    write_table("step-time", text, device)
 
 
 if __name__ == "__main__":
