@@ -33,6 +33,7 @@ from torch import Tensor
 
 from openmm_vtdis import checks
 from openmm_vtdis.diffusion.covariance import Fittable, ReverseStep
+from openmm_vtdis.diffusion.covariance.base import roughness
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.progress import progress_bar
 
@@ -133,7 +134,7 @@ def fit(
         )
         if not gradient:
             return float(loss), x
-        loss = loss + family.penalty(parameters)
+        loss = loss + family.penalty(parameters, schedule)
         (grad,) = torch.autograd.grad(loss, parameters)
         return float(loss.detach()), grad.flatten().numpy()
 
@@ -206,7 +207,7 @@ def fit_sgd(
                 f"tuning: Adam diverged, the objective is {float(loss.detach())}; use "
                 'method="convex" or a lower learning rate'
             )
-        (loss + family.penalty(parameters)).backward()  # type: ignore[no-untyped-call]
+        (loss + family.penalty(parameters, schedule)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule_lr.step()
         with torch.no_grad():
@@ -248,6 +249,9 @@ class MeanGains(Fittable):
         bounds = torch.full_like(parameters, -math.inf)
         bounds[:, 0] = 1e-6
         return bounds
+
+    def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
+        return roughness(parameters, schedule)
 
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)

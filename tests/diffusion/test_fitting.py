@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
+from openmm_vtdis.diffusion.covariance.base import roughness
 from openmm_vtdis.diffusion.fitting import (
     Trajectories,
     fit,
@@ -35,6 +36,12 @@ def collect(oracle: Oracle, family: Covariance, n: int, seed: int) -> Trajectori
         kernel, x, torch.Generator().manual_seed(seed + 1), family, progress=False
     )
     return Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
+
+
+def free(family: Covariance) -> Covariance:
+    """The family without a price on its parameters."""
+    kind = type("Free", (type(family),), {"penalty": lambda self, p, grid: p.new_zeros(())})
+    return kind(family.space, family.labels, family.parameters)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "diagonal", "block"])
@@ -67,14 +74,18 @@ def test_objective_is_convex_along_random_lines(oracle: Oracle, kind: str, objec
             ends.append(torch.maximum(end, family.lower_bounds(first) + 0.05))
         middle = 0.5 * (ends[0] + ends[1])
         values = [
-            float(objective_value(data.base + family.cost(p, data.statistics, GRID), objective))
+            float(
+                objective_value(data.base + family.cost(p, data.statistics, GRID), objective)
+                + family.penalty(p, GRID)
+            )
             for p in (ends[0], middle, ends[1])
         ]
         assert values[1] <= 0.5 * (values[0] + values[2]) + 1e-9
 
 
 def test_isotropic_kl_optimum_is_the_closed_form(oracle: Oracle) -> None:
-    family = make_covariance("isotropic", oracle.space, [0] * 4)
+    """Where nothing else is asked of it."""
+    family = free(make_covariance("isotropic", oracle.space, [0] * 4))
     data = collect(oracle, family, 2000, seed=3)
     closed = family.initial(data.statistics, GRID)
     start = torch.zeros_like(closed)
@@ -93,6 +104,35 @@ def test_alpha2_beats_kl_and_untuned_on_held_out_trajectories(oracle: Oracle) ->
     alpha2 = cost(fit(family, train, GRID, "alpha2").fitted)
     assert alpha2 < cost(fit(family, train, GRID, "kl").fitted)
     assert alpha2 < cost(untuned) - 0.5
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal"])
+def test_steps_learn_from_each_other(oracle: Oracle, kind: str) -> None:
+    """From 100 trajectories: a price on roughness gains on others."""
+    family = make_covariance(kind, oracle.space, [0, 0, 1, 1])
+    test = collect(oracle, family, 6000, seed=11)
+    gains = []
+    for seed in range(12, 24):
+        train = collect(oracle, family, 100, seed=100 * seed)
+        with_price, without = (
+            float(objective_value(log_weights(fit(f, train, GRID).fitted, test, GRID), "alpha2"))
+            for f in (family, free(family))
+        )
+        gains.append(without - with_price)
+    gain = torch.tensor(gains)
+    assert float(gain.mean()) > 4.0 * float(gain.std()) / math.sqrt(len(gains))
+
+
+def test_roughness_is_what_steps_differ_by_beyond_the_grid() -> None:
+    line = torch.linspace(-1.0, 2.0, 12, dtype=torch.float64)[:, None]
+    assert float(roughness(line, GRID)) == 0.0
+    kink = line + 0.1 * (torch.arange(12) == 5)[:, None]
+    assert float(roughness(kink, GRID)) == pytest.approx(1e-2 * 12**2 * 0.01 * (1 + 4 + 1))
+    uneven = Schedule([*GRID.times[:7], *(1.5 * t for t in GRID.times[7:])])
+    jump = -uneven.widening.log()[:, None]
+    assert float(roughness(jump, uneven)) == 0.0
+    assert float(roughness(2.0 * jump, uneven)) > 0.1
+    assert float(roughness(line[:2], Schedule(GRID.times[:3]))) == 0.0
 
 
 def test_convex_fit_is_at_least_as_good_as_sgd(oracle: Oracle) -> None:

@@ -536,7 +536,7 @@ def test_knots_that_trajectories_say_nothing_of_stay(oracle: Oracle) -> None:
     fitted = fit(family, data, grid).fitted.parameters
     assert float(fitted.abs().max()) < 2.5
     # control: without the penalty they run away
-    type_without = type("Free", (type(family),), {"penalty": lambda self, p: p.new_zeros(())})
+    type_without = type("Free", (type(family),), {"penalty": lambda self, p, grid: p.new_zeros(())})
     free = type_without(family.space, family.labels, family.parameters)
     assert float(fit(free, data, grid).fitted.parameters.abs().max()) > 2.5
 

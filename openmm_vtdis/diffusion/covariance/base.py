@@ -30,6 +30,7 @@ Energy = Callable[[Tensor], Tensor]
 
 One that has a method ``derivatives(x)``, gradient (B, M, D) and Hessian (B, M, D, M, D), is asked
 for them; others are differentiated."""
+_ROUGHNESS = 1e-2
 Denoiser = Any  # the protocol lives in denoiser.py; covariances only pass it on
 
 
@@ -134,6 +135,22 @@ class MatrixScatter:
         return -0.5 * (square - self.space.n_dims * self.log_det + constant)
 
 
+def roughness(parameters: Tensor, schedule: Schedule) -> Tensor:
+    """A price in nats on parameters (N, P) that jump from step to step: a scalar, convex.
+
+    ``_ROUGHNESS`` N^2 times the sum of squared second differences. A fit has noise, which costs
+    about N P / S nats where each of N steps learns from S trajectories for itself; but steps that
+    follow each other are alike. Where the grid has a second difference of its own, in
+    log (1 - r) / r, that much of one is free.
+    """
+    n = len(parameters)
+    if n < 3:
+        return parameters.new_zeros(())
+    free = schedule.widening.log().diff(n=2).abs()[:, None]
+    excess = (parameters.diff(n=2, dim=0).abs() - free).clamp_min(0.0)
+    return _ROUGHNESS * n**2 * excess.square().sum()
+
+
 class Fittable(ABC):
     """Something of the reverse kernel that is fitted to forward trajectories in one pass.
 
@@ -180,8 +197,8 @@ class Fittable(ABC):
         """Smallest allowed value of each parameter, -inf where there is none."""
         return torch.full_like(parameters, -math.inf)
 
-    def penalty(self, parameters: Tensor) -> Tensor:
-        """What a fit adds to its objective, in nats: a scalar."""
+    def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
+        """What a fit adds to its objective, in nats: a convex scalar."""
         return parameters.new_zeros(())
 
 

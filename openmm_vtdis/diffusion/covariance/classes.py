@@ -30,7 +30,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance.base import Covariance, MatrixScatter, ReverseStep, Scatter
+from openmm_vtdis.diffusion.covariance.base import (
+    Covariance,
+    MatrixScatter,
+    ReverseStep,
+    Scatter,
+    roughness,
+)
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import LOG_2PI, Space
 
@@ -191,6 +197,9 @@ class Isotropic(ClassCovariance):
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
         return torch.zeros(schedule.n_steps, 1, dtype=torch.float64)
 
+    def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
+        return roughness(parameters, schedule)
+
     def resampled(self, old: Schedule, new: Schedule) -> Self:
         """The excess of eta over one, interpolated; see :func:`transferred`."""
         return self.with_parameters(-transferred((-self.parameters).exp(), old, new).log())
@@ -244,6 +253,9 @@ class Diagonal(ClassCovariance):
 
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
         return torch.ones(schedule.n_steps, len(self.multiplicity), dtype=torch.float64)
+
+    def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
+        return roughness(parameters, schedule)
 
     def resampled(self, old: Schedule, new: Schedule) -> Self:
         """The excess of eta over one, interpolated; see :func:`transferred`."""

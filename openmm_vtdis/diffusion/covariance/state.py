@@ -171,7 +171,7 @@ class StateCovariance(Covariance):
         a, _ = self._scales(self.parameters, schedule.pairs)
         return a[:, None].expand(-1, len(set(self.labels)))
 
-    def penalty(self, parameters: Tensor) -> Tensor:
+    def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
         logs = parameters.reshape(2, N_KNOTS)
         return _PENALTY * (logs.square().sum() + logs.diff(dim=1).square().sum())
 
