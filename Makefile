@@ -74,6 +74,7 @@ bench-gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.effective $(GPU) --batch-size 1024
 	$(BIN)/python -m benchmarks.step_time $(GPU)
 	$(BIN)/python -m benchmarks.precision $(GPU)
+	$(BIN)/python -m benchmarks.compiled $(GPU) --batch-size 1024
 	$(BIN)/python -m benchmarks.energies $(GPU) --frames 30000
 	$(BIN)/python -m benchmarks.scaling $(GPU)
 
