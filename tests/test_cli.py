@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert "Traceback" not in error
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train"])
+
+
+def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    """Weighted samples without a file of one's own."""
+    assert cli.main(["demo", "dw4", "-n", "50", "--no-progress"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("50 samples, ESS ")
+    energy = re.search(r"<u> reweighted   (\S+) ± (\S+) kT", text)
+    assert energy is not None
+    value, error = map(float, energy.groups())
+    assert abs(value + 22.552) < 4.0 * error < 4.0  # HMC: examples/demo.py
+    assert text.endswith("next: openmm-vtdis train --help\n")
 
 
 def test_as_a_command(folder: Path) -> None:
