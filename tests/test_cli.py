@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import shutil
@@ -287,6 +288,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
         cli.main(["train"])
 
 
+def test_a_training_that_diverges_is_exit_code_1(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new.vtdis"
+    wild = ["--learning-rate", "1e30", "-o", str(output)]
+    assert run(folder, "train", *training(folder, 30), *wild) == 1
+    assert capsys.readouterr().err.startswith("openmm-vtdis: training diverged at iteration ")
+    assert not output.exists()
+
+
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     """Weighted samples without a file of one's own."""
     assert cli.main(["demo", "dw4", "-n", "50", "--no-progress"]) == 0
@@ -297,6 +308,13 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     value, error = map(float, energy.groups())
     assert abs(value + 22.552) < 4.0 * error < 4.0  # HMC: examples/demo.py
     assert text.endswith("next: openmm-vtdis train --help\n")
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = Path(__file__).parents[1] / "docs" / "ecosystem.md"
+    documented = re.findall(r"^\| (\d+) \|", page.read_text(), re.MULTILINE)
+    returned = re.findall(r"^ +return (\d+)$", inspect.getsource(cli.main), re.MULTILINE)
+    assert sorted(set(returned), key=int) == documented == ["0", "1", "2", "130"]
 
 
 def test_as_a_command(folder: Path) -> None:
