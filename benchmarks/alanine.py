@@ -147,9 +147,9 @@ def draw_ramachandran(ensemble: WeightedEnsemble, reference: Reference, figure: 
     """Fig. 4 of the paper."""
     phi, psi = dihedrals(ensemble.to_mdtraj())
     left, middle, right = figure.subplots(1, 3)
-    ramachandran(phi, psi, ax=left, bins=30).set_title("generated, raw")
-    ramachandran(phi, psi, ensemble.weights, ax=middle, bins=30).set_title("generated, reweighted")
-    ramachandran(reference.phi, reference.psi, ax=right, bins=30).set_title("MD")
+    ramachandran(phi, psi, ax=left, bins=15).set_title("generated, raw")
+    ramachandran(phi, psi, ensemble.weights, ax=middle, bins=15).set_title("generated, reweighted")
+    ramachandran(reference.phi, reference.psi, ax=right, bins=15).set_title("MD")
 
 
 def draw_profile(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:

@@ -140,7 +140,8 @@ def costs(document: dict[str, Any], figure: Figure) -> bool:
             if mine:
                 ess_curve([r[key] for r in mine], *ways, method, ax)
         ax.set(xscale="log", xlabel=label, ylabel="ESS / n" if ax is axes[0] else "")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        roomy = ax.get_xlim()[1] < 10_000.0  # labels of five digits run into each other
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if roomy else (1.0, 3.0)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
         if ax.get_legend() is not None:

@@ -17,17 +17,16 @@ from openmm_vtdis.plotting import energy_histogram, eta_profile, ramachandran
 from openmm_vtdis.targets import sample_hmc
 
 OUTPUT = Path("demo-output")
-SYSTEMS = {
-    # Samples, steps (half of those that alanine dipeptide is tuned for, to save time), and <u> in
-    # kT from Hamiltonian Monte Carlo: 160,000 samples of 20,000 chains, 23,545 of 100
-    "dw4": (2_000, 100, Estimate(-22.552, 0.005)),
-    "aldp-800K": (256, 100, Estimate(3.536, 0.088)),
+REFERENCES = {
+    # <u> in kT from Hamiltonian Monte Carlo: 160,000 samples of 20,000 chains, 23,545 of 100
+    "dw4": Estimate(-22.552, 0.005),
+    "aldp-800K": Estimate(3.536, 0.088),
 }
 
 
-def draw(name: str) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
+def draw(name: str, n: int, n_steps: int) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
     """Sample, report, and write a file that mdtraj reads."""
-    n, n_steps, reference = SYSTEMS[name]
+    reference = REFERENCES[name]
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     ensemble = gen.sample(n, n_steps=n_steps, seed=0)
     raw = ensemble.unweighted()
@@ -43,10 +42,10 @@ def draw(name: str) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
     return gen, ensemble
 
 
-def draw_double_well(left: Axes, right: Axes) -> None:
+def draw_double_well(left: Axes, right: Axes, n: int, n_steps: int, n_chains: int) -> None:
     """Energies, beside Hamiltonian Monte Carlo; and the tuned variance."""
-    gen, ensemble = draw("dw4")
-    reference = sample_hmc(gen.target, n_chains=1_000, n_samples=8, burn_in=150, seed=1)
+    gen, ensemble = draw("dw4", n, n_steps)
+    reference = sample_hmc(gen.target, n_chains=n_chains, n_samples=8, burn_in=150, seed=1)
     energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left)
     kernel = gen.kernel
     eta = kernel.covariance.eta(kernel.schedule).numpy()[:, 0]
@@ -54,9 +53,9 @@ def draw_double_well(left: Axes, right: Axes) -> None:
     left.set_title("DW-4")
 
 
-def draw_alanine(left: Axes, right: Axes) -> None:
+def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int) -> None:
     """Energies, and the Ramachandran map as generated: few samples carry the weight here."""
-    _, ensemble = draw("aldp-800K")
+    _, ensemble = draw("aldp-800K", n, n_steps)
     energy_histogram(ensemble, ax=left, bins=20)
     left.set_title("alanine dipeptide, 800 K")
     traj = ensemble.to_mdtraj()
@@ -64,13 +63,15 @@ def draw_alanine(left: Axes, right: Axes) -> None:
     ramachandran(phi, psi, ax=right, bins=24).set_title("generated, raw")
 
 
-def main() -> None:
-    """Run the demonstration."""
+def main(
+    n_double_well: int = 2_000, n_alanine: int = 256, n_steps: int = 100, n_chains: int = 1_000
+) -> None:
+    """Run the demonstration; 100 steps are half of those that alanine dipeptide is tuned for."""
     OUTPUT.mkdir(exist_ok=True)
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(2, 2)
-    draw_double_well(*axes[0])
-    draw_alanine(*axes[1])
+    draw_double_well(*axes[0], n_double_well, n_steps, n_chains)
+    draw_alanine(*axes[1], n_alanine, n_steps)
     figure.savefig(OUTPUT / "demo.png", dpi=150)
     print(f"wrote {OUTPUT / 'demo.png'} and {OUTPUT}/*.nc, which mdtraj reads")
 

@@ -8,8 +8,9 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
     openmm-vtdis analyze samples.nc
 
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
-line go first. Exit codes: 0; 1 for a training that diverged; 2 for bad input, with one line that
-says what was expected; 130 after Ctrl-C, which keeps what was done and says how to go on.
+line go first. Exit codes: 0; 1 for a training that diverged, or a device without room for a single
+configuration; 2 for bad input, with one line that says what was expected; 130 after Ctrl-C, with
+one that says what was kept and how to go on.
 
 ``train`` and ``sample`` work over several processes where ``torchrun`` starts them, ``sample``
 under ``srun`` too.
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"openmm-vtdis: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"\nopenmm-vtdis: interrupted. {interrupt}", file=sys.stderr)
+        print(f"\nopenmm-vtdis: interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 130
     return 0
 
@@ -87,11 +88,14 @@ def train(options: argparse.Namespace) -> None:
                 learning_rate=options.learning_rate,
                 **settings,
             )
+            if options.pairs:
+                pairs = output.with_suffix(".pairs.ckpt")
+                gen.train_covariance(
+                    options.trajectory, options.pairs, checkpoint=pairs, **settings
+                )
         except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(f"{interrupt}. The same command goes on.") from None
-        if options.pairs:
-            pairs = output.with_suffix(".pairs.ckpt")
-            gen.train_covariance(options.trajectory, options.pairs, checkpoint=pairs, **settings)
+            sentences = filter(None, [str(interrupt), "The same command goes on."])
+            raise KeyboardInterrupt(". ".join(sentences)) from None
     if from_environment()[0] > 0:
         return
     if is_tuned(output, gen):
@@ -106,16 +110,21 @@ def tune(options: argparse.Namespace) -> None:
     """Choose grid and covariance; the archive is written again."""
     output = checks.output_file("--output", options.output or options.archive)
     gen = load(options)
-    report = gen.tune(
-        options.trajectory,
-        options.steps,
-        options.covariance,
-        options.objective,
-        options.schedule,
-        options.trajectories,
-        seed=options.seed,
-        progress=options.progress,
-    )
+    try:
+        report = gen.tune(
+            options.trajectory,
+            options.steps,
+            options.covariance,
+            options.objective,
+            options.schedule,
+            options.trajectories,
+            seed=options.seed,
+            progress=options.progress,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{options.archive} is as it was. The same command begins again."
+        ) from None
     gen.save(output)
     print(f"{report}\nwrote {output}")
     print(f"next: openmm-vtdis sample {output} -n 10000 -o {output.with_suffix('.nc')}")

@@ -231,7 +231,7 @@ def weight_distribution(
     ax.set(xlabel=r"$\log_{10}$ (weight / mean weight)", ylabel="fraction per bin")
     ax.autoscale(axis="y")
     ax.set_ylim(0.0, 1.15 * ax.get_ylim()[1])
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(framealpha=0.9, edgecolor="none", loc="upper left")  # the dashed line passes behind
     return ax
 
 

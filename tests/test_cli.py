@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,9 @@ import openmm
 import pytest
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
+from openmm_vtdis.diffusion import tuning
+from openmm_vtdis.diffusion.training import Trainer
+from openmm_vtdis.storage import read_archive
 from openmm_vtdis.topology import placeholder_topology
 from openmm_vtdis.units import thermal_energy
 
@@ -129,17 +139,100 @@ def test_an_interrupted_sample_goes_on_where_it_was(
     assert "exists; give another name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("method", "said", "printed"),
+    [
+        ("train", "at iteration 7, {}", "at iteration 7, new.ckpt. The same command goes on."),
+        ("train", "", "The same command goes on."),  # before it has begun
+        ("train_covariance", "at 7, {}", "at 7, new.pairs.ckpt. The same command goes on."),
+    ],
+)
 def test_an_interrupted_training_says_how_to_go_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+    method: str, said: str, printed: str, folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     def interrupted(*args: Any, **options: Any) -> None:
-        raise KeyboardInterrupt(f"training: at iteration 7; goes on from {options['checkpoint']}")
+        raise KeyboardInterrupt(said.format(options["checkpoint"].name))
 
-    monkeypatch.setattr(DiffusionBoltzmannGenerator, "train", interrupted)
-    assert run(folder, "train", *training(folder), "-o", str(tmp_path / "new.vtdis")) == 130
+    monkeypatch.setattr(DiffusionBoltzmannGenerator, method, interrupted)
+    output = ["-o", str(tmp_path / "new.vtdis")]
+    assert run(folder, "train", *training(folder, 2), "--pairs", "2", *output) == 130
+    assert capsys.readouterr().err.endswith(f"openmm-vtdis: interrupted. {printed}\n")
+
+
+def written(terminal: int, until: str | None = None) -> str:
+    """What a process writes to a terminal, to its end or until a pattern is there."""
+    text = b""
+    with contextlib.suppress(OSError):  # the end, on Linux
+        while until is None or re.search(until, text.decode(errors="ignore")) is None:
+            if not (more := os.read(terminal, 1_000)):
+                break
+            text += more
+    return text.decode(errors="ignore")
+
+
+def test_ctrl_c_in_a_terminal(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal to a real process: exit code, message and checkpoint; then the command again.
+
+    The bar on a terminal tells when training has begun.
+    """
+    n, checkpoint = 300, tmp_path / "new.ckpt"
+    command = ["train", *training(folder, n), "-o", str(tmp_path / "new.vtdis")]
+    terminal, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    # a process inherits it where SIGINT is ignored, as it is in the background of a shell
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "openmm_vtdis.cli", *command], stdout=theirs, stderr=theirs
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    os.close(theirs)
+    started = written(terminal, rf" [1-9]\d*/{n} ")
+    process.send_signal(signal.SIGINT)
+    text = written(terminal)
+    os.close(terminal)
+    assert process.wait() == 130, started + text
+    message = re.search(r"interrupted\. training: at iteration (\d+); .* from (\S+)\. (.*)", text)
+    assert message is not None, text
+    assert message[2] == str(checkpoint)
+    assert message[3].strip() == "The same command goes on."
+    done = int(message[1])
+    assert 0 < done < n
+    assert read_archive(checkpoint, "checkpoint")[1]["iteration"] == done
+    assert not (tmp_path / "new.vtdis").exists()
+    assert "Traceback" not in text
+
+    step, steps = Trainer._step, []
+    monkeypatch.setattr(Trainer, "_step", lambda trainer: steps.append(1) or step(trainer))
+    assert run(folder, *command) == 0
+    assert len(steps) == n - done
+    assert DiffusionBoltzmannGenerator.load(tmp_path / "new.vtdis").kernel is None
+
+
+def test_an_interrupted_tuning_leaves_the_archive(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    archive = tmp_path / "model.vtdis"
+    shutil.copy(folder / "model.vtdis", archive)
+    before = archive.read_bytes()
+    command = ["tune", str(archive), "-t", str(folder / "md.dcd"), "--steps", "5"]
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "tune", interrupted)
+        assert run(folder, *command) == 130
     error = capsys.readouterr().err
-    assert "at iteration 7" in error
-    assert f"{tmp_path / 'new.ckpt'}. The same command goes on." in error
+    assert error.endswith(f"{archive} is as it was. The same command begins again.\n")
+    assert archive.read_bytes() == before
+    assert run(folder, *command, "--trajectories", "300") == 0
+    assert archive.read_bytes() != before
 
 
 def test_options_from_a_file_stand_behind_those_given(
@@ -193,6 +286,35 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert "Traceback" not in error
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train"])
+
+
+def test_a_training_that_diverges_is_exit_code_1(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new.vtdis"
+    wild = ["--learning-rate", "1e30", "-o", str(output)]
+    assert run(folder, "train", *training(folder, 30), *wild) == 1
+    assert capsys.readouterr().err.startswith("openmm-vtdis: training diverged at iteration ")
+    assert not output.exists()
+
+
+def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    """Weighted samples without a file of one's own."""
+    assert cli.main(["demo", "dw4", "-n", "50", "--no-progress"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("50 samples, ESS ")
+    energy = re.search(r"<u> reweighted   (\S+) ± (\S+) kT", text)
+    assert energy is not None
+    value, error = map(float, energy.groups())
+    assert abs(value + 22.552) < 4.0 * error < 4.0  # HMC: examples/demo.py
+    assert text.endswith("next: openmm-vtdis train --help\n")
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = Path(__file__).parents[1] / "docs" / "ecosystem.md"
+    documented = re.findall(r"^\| (\d+) \|", page.read_text(), re.MULTILINE)
+    returned = re.findall(r"^ +return (\d+)$", inspect.getsource(cli.main), re.MULTILINE)
+    assert sorted(set(returned), key=int) == documented == ["0", "1", "2", "130"]
 
 
 def test_as_a_command(folder: Path) -> None:

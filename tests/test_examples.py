@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+
+from openmm_vtdis import WeightedEnsemble
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -19,6 +22,23 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make demo` runs: both systems beside their references, two files and a picture."""
+    monkeypatch.chdir(tmp_path)
+    example("demo").main(n_double_well=1_000, n_alanine=8, n_steps=6, n_chains=20)
+    text = capsys.readouterr().out
+    raw, reweighted = (
+        float(z) for z in re.findall(r"z = ([+-][\d.]+)", text.partition("aldp-800K")[0])
+    )
+    assert abs(reweighted) < 4.0 < abs(raw)
+    output = tmp_path / "demo-output"
+    for name, n in (("dw4", 1_000), ("aldp-800K", 8)):
+        assert len(WeightedEnsemble.load(output / f"{name}.nc")) == n
+    assert (output / "demo.png").stat().st_size > 10_000
 
 
 def test_own_system() -> None:

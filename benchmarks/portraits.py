@@ -1,0 +1,84 @@
+"""Pictures of weights, of a grid and of a pool of states: the shipped DW-4, at two temperatures.
+
+    python -m benchmarks.portraits
+
+Draws 2,000 samples, and as many frames by Hamiltonian Monte Carlo at either temperature: the
+generator's own, and three times that. Reweighted to the latter, samples have weights that one
+should not trust; pooled with frames from there they tell log Z. Writes ``dw4-weights.png``,
+``dw4-step-cost.png`` and ``dw4-overlap.png`` of ``docs/figures``, in four minutes of a CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from matplotlib.figure import Figure
+from openmm import unit
+
+from benchmarks.tables import DOCS
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.diffusion import adaptive
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.ensemble import mbar
+from openmm_vtdis.plotting import overlap_matrix, pareto_tail, step_cost, weight_distribution
+from openmm_vtdis.random import make_generator
+from openmm_vtdis.targets import OpenMMTarget, sample_hmc
+
+NAME, HOTTER, SEED = "dw4", 3.0, 7
+
+
+def frames(target: OpenMMTarget, n: int) -> torch.Tensor:
+    """n configurations (n, M, D), four of each of many chains."""
+    run = sample_hmc(target, n_chains=n // 4, n_samples=4, thin=10, burn_in=150, seed=SEED)
+    return run.positions
+
+
+def draw_weights(ensembles: dict[str, WeightedEnsemble], figure: Figure) -> None:
+    """All weights above, the largest below, an ensemble a column."""
+    columns = figure.subplots(2, len(ensembles)).T
+    for (above, below), (label, ensemble) in zip(columns, ensembles.items(), strict=True):
+        weight_distribution(ensemble, above, label=label)
+        pareto_tail(ensemble.log_weights, below, label=label)
+
+
+def draw_cost(gen: DiffusionBoltzmannGenerator, x: torch.Tensor, figure: Figure) -> None:
+    """Cost of a step over the noise level, measured as ``tune`` does; and the shipped grid."""
+    times = gen.kernel.schedule.times
+    levels = Schedule.geometric(adaptive.N_LEVELS - 1, times[0], times[-1]).tensor
+    errors = adaptive.denoising_errors(gen.denoiser, x / gen.length, levels, make_generator(SEED))
+    step_cost(levels, adaptive.step_cost(levels, errors, gen.space.dim), times, figure.subplots())
+
+
+def main() -> None:
+    """Draw samples and frames, then the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("-n", type=int, default=2_000)
+    n = parser.parse_args().n
+    gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
+    hot = OpenMMTarget(gen.target.system, None, HOTTER * gen.temperature * unit.kelvin, n_dims=2)
+    states = [gen.target, hot]
+    names = [f"{target.temperature:.0f} K" for target in states]
+    ensemble, md = gen.sample(n, seed=SEED), [frames(target, n) for target in states]
+    log_w = [gen.noise(x.numpy(), seed=SEED) for x in md]
+    pool = mbar(ensemble, states, [x.numpy() for x in md], log_w)
+    for k, name in enumerate(names):
+        print(
+            f"log Z at {name}: {ensemble.reweight(states[k]).log_z()} alone, {pool.log_z(k)} pooled"
+        )
+
+    weights, cost, overlap = (
+        Figure(figsize=size, layout="constrained") for size in ((9.6, 6.4), (6.0, 3.8), (4.8, 3.8))
+    )
+    drawn = {f"samples, {names[0]}": ensemble, f"reweighted, {names[1]}": ensemble.reweight(hot)}
+    draw_weights(drawn, weights)
+    draw_cost(gen, md[0], cost)
+    overlap_matrix(
+        pool.overlap, ["generator", *(f"MD, {name}" for name in names)], overlap.subplots()
+    )
+    for name, figure in {"weights": weights, "step-cost": cost, "overlap": overlap}.items():
+        figure.savefig(DOCS / "figures" / f"{NAME}-{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
