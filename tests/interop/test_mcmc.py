@@ -15,11 +15,13 @@ import torch
 from openmm import unit
 from openmmtools import cache, mcmc, multistate, states, utils
 from pymbar import timeseries
+from scipy.stats import ks_2samp
 
-from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
 from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.interop import mcmc as module
+from openmm_vtdis.targets import double_well, sample_hmc
 from openmm_vtdis.units import thermal_energy
 
 TEMPERATURE, STIFFNESS = 300.0, 300.0
@@ -254,3 +256,64 @@ def test_processes_that_share_replicas_draw_their_own_numbers(
 
     np.testing.assert_array_equal(first(0), first(0))
     assert np.abs(first(0) - first(1)).min() > 0.0
+
+
+# -- a distribution that is not Gaussian ---------------------------------------------------------
+def distance(x: np.ndarray) -> np.ndarray:
+    """Of the first two particles, (n, 4, 2) -> (n,): two wells."""
+    return np.linalg.norm(x[:, 0] - x[:, 1], axis=1)
+
+
+@pytest.fixture(scope="module")
+def double_wells() -> tuple[np.ndarray, np.ndarray]:
+    """2,000 frames of DW-4, (n, 4, 2) in nm, that know no network; and their energies."""
+    data = sample_hmc(
+        double_well().target(), 1_000, 2, burn_in=200, thin=20, seed=31, progress=False
+    )
+    return data.positions.numpy(), data.reduced_energies.numpy()
+
+
+def unlike(
+    frames: np.ndarray, energies: np.ndarray, contexts: cache.ContextCache
+) -> tuple[float, float]:
+    """p that the move leaves frames like these, by energy and by distance.
+
+    With twelve network evaluations, so that two of five proposals are refused, and twelve
+    proposals between those configurations that count, so that these are nearly independent.
+    """
+    module._PROPOSALS.clear()  # the same numbers in any order of the tests
+    move = DiffusionMove(pretrained.path("dw4"), 12, 480, n_steps=12, seed=32)
+    bench = double_well()
+    thermodynamic = states.ThermodynamicState(bench.system, bench.temperature * unit.kelvin)
+    sampler = states.SamplerState(np.pad(frames[0], [(0, 0), (0, 1)]) * unit.nanometer)
+    x, u = [], []
+    for _ in range(160):
+        move.apply(thermodynamic, sampler, contexts)
+        u.append(thermodynamic.reduced_potential(sampler))
+        x.append(sampler.positions.value_in_unit(unit.nanometer)[:, :2])
+    assert 0.3 < move.fraction_accepted < 0.8
+    by_energy = ks_2samp(np.array(u), energies).pvalue
+    return by_energy, ks_2samp(distance(np.array(x)), distance(frames)).pvalue
+
+
+def test_it_leaves_the_distribution_of_double_wells_as_it_is(
+    double_wells: tuple[np.ndarray, np.ndarray], contexts: cache.ContextCache
+) -> None:
+    assert min(unlike(*double_wells, contexts)) > 1e-3
+
+
+def test_path_densities_that_are_off_change_the_distribution(
+    double_wells: tuple[np.ndarray, np.ndarray],
+    contexts: cache.ContextCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control; off by half an energy about its mean, so that the chain still moves."""
+    draw = module.Proposals.draw
+
+    def broken(self: module.Proposals) -> tuple[np.ndarray, float]:
+        x, ratio = draw(self)
+        u = float(self.gen.target.reduced_energy(torch.tensor(x[None]))[0])
+        return x, ratio + 0.5 * (u + 22.6)
+
+    monkeypatch.setattr(module.Proposals, "draw", broken)
+    assert unlike(*double_wells, contexts)[0] < 1e-6
