@@ -117,6 +117,34 @@ def test_both_kinds_of_weights_have_one_known_log_z(archive: Path) -> None:
     assert abs(log_mean_weight(-(log_v + 1.0)).z(-exact)) > 4.0  # control
 
 
+def test_proposals_are_drawn_in_batches_and_used_in_turn(
+    archive: Path, contexts: cache.ContextCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies of a move, six proposals, three a batch: two draws, and each sample is one."""
+    drawn, tried = [], []
+    sample, draw = DiffusionBoltzmannGenerator.sample, module.Proposals.draw
+
+    def sample_spy(self: DiffusionBoltzmannGenerator, n: int, **options: Any) -> Any:
+        drawn.append(sample(self, n, **options))
+        return drawn[-1]
+
+    def draw_spy(self: module.Proposals) -> tuple[np.ndarray, float]:
+        tried.append(draw(self))
+        return tried[-1]
+
+    monkeypatch.setattr(DiffusionBoltzmannGenerator, "sample", sample_spy)
+    monkeypatch.setattr(module.Proposals, "draw", draw_spy)
+    move = DiffusionMove(archive, batch_size=3, seed=13)
+    twin = copy.deepcopy(move)
+    for k in range(6):
+        energies((move, twin)[k % 2], TEMPERATURE, 1, contexts)
+        assert len(drawn) == 1 + k // 3
+    assert [len(batch) for batch in drawn] == [3, 3]
+    for k, batch in enumerate(drawn):
+        used = np.stack([x for x, _ in tried[3 * k : 3 * k + 3]])
+        np.testing.assert_array_equal(np.sort(used, axis=0), np.sort(batch.positions, axis=0))
+
+
 def test_a_resumed_run_draws_others(archive: Path) -> None:
     """Its states have come from the first ones: they would not be independent."""
     move = DiffusionMove(archive, batch_size=5, seed=12)
