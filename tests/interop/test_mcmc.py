@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,9 +66,13 @@ def state(temperature: float = TEMPERATURE, **options: Any) -> states.Thermodyna
     return states.ThermodynamicState(springs(**options), temperature * unit.kelvin)
 
 
+def reference_contexts() -> cache.ContextCache:
+    return cache.ContextCache(platform=openmm.Platform.getPlatformByName("Reference"))
+
+
 @pytest.fixture
 def contexts() -> cache.ContextCache:
-    return cache.ContextCache(platform=openmm.Platform.getPlatformByName("Reference"))
+    return reference_contexts()
 
 
 def energies(
@@ -243,34 +249,87 @@ def test_bad_input(archive: Path, contexts: cache.ContextCache, tmp_path: Path) 
         stale.apply(state(), sampler, contexts)
 
 
-def sequence(archive: Path) -> mcmc.SequenceMove:
+# -- storage -------------------------------------------------------------------------------------
+SAMPLERS = [multistate.MultiStateSampler, multistate.ReplicaExchangeSampler]
+
+
+def stored_run(kind: type, archive: Path, file: Path, n: int) -> Any:
+    """A sampler of three temperatures with the move in a sequence, every other iteration stored."""
     langevin = mcmc.LangevinDynamicsMove(n_steps=5, timestep=1.0 * unit.femtosecond)
-    return mcmc.SequenceMove([DiffusionMove(archive, batch_size=20, seed=8), langevin])
-
-
-def test_replica_exchange_is_stored_and_goes_on(
-    archive: Path, contexts: cache.ContextCache, tmp_path: Path
-) -> None:
+    move = mcmc.SequenceMove([DiffusionMove(archive, batch_size=20, seed=8), langevin])
+    sampler = kind(mcmc_moves=move, number_of_iterations=n)
+    sampler.energy_context_cache = sampler.sampler_context_cache = reference_contexts()
     ladder = [state(t) for t in (300.0, 350.0, 420.0)]
-    sampler = multistate.ReplicaExchangeSampler(
-        mcmc_moves=sequence(archive), number_of_iterations=3
-    )
-    sampler.energy_context_cache = sampler.sampler_context_cache = contexts
-    file = tmp_path / "run.nc"
     start = states.SamplerState(gaussian_frames(1)[0] * unit.nanometer)
-    sampler.create(ladder, start, multistate.MultiStateReporter(file, checkpoint_interval=1))
+    sampler.create(ladder, [start] * 3, multistate.MultiStateReporter(file, checkpoint_interval=2))
+    return sampler
+
+
+def resumed(kind: type, file: Path) -> Any:
+    """The same from its file, as in another process."""
+    module._PROPOSALS.clear()
+    sampler = kind.from_storage(multistate.MultiStateReporter(file, checkpoint_interval=2))
+    sampler.energy_context_cache = sampler.sampler_context_cache = reference_contexts()
+    return sampler
+
+
+def proposed(sampler: Any) -> list[int]:
+    """n_proposed of each state's move."""
+    return [move.move_list[0].n_proposed for move in sampler.mcmc_moves]
+
+
+@pytest.mark.parametrize("kind", SAMPLERS, ids=lambda kind: kind.__name__)
+def test_a_run_is_stored_and_goes_on(archive: Path, tmp_path: Path, kind: type) -> None:
+    file = tmp_path / "run.nc"
+    sampler = stored_run(kind, archive, file, 4)
     sampler.run()
-    proposed = [move.move_list[0].n_proposed for move in sampler.mcmc_moves]
-    assert proposed == [3, 3, 3]
+    assert proposed(sampler) == [4, 4, 4]
     del sampler
-    module._PROPOSALS.clear()  # as in another process
-    again = multistate.ReplicaExchangeSampler.from_storage(
-        multistate.MultiStateReporter(file, checkpoint_interval=1)
-    )
-    again.energy_context_cache = again.sampler_context_cache = contexts
+    again = resumed(kind, file)
+    assert again.iteration == 4
+    assert proposed(again) == [4, 4, 4]
     again.extend(2)
-    assert again.iteration == 5
-    assert [move.move_list[0].n_proposed for move in again.mcmc_moves] == [5, 5, 5]
+    assert again.iteration == 6
+    assert proposed(again) == [6, 6, 6]
+
+
+VICTIM = """
+import sys, time
+from pathlib import Path
+from tests.interop import test_mcmc as module
+
+apply = module.DiffusionMove.apply
+
+def wait_in_the_sixth(self, *args, **options):
+    if self.n_proposed == 5:
+        print("now", flush=True)
+        time.sleep(60.0)
+    apply(self, *args, **options)
+
+module.DiffusionMove.apply = wait_in_the_sixth
+kind = module.multistate.ReplicaExchangeSampler
+module.stored_run(kind, Path(sys.argv[1]), Path(sys.argv[2]), 9).run()
+"""
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was_stored(archive: Path, tmp_path: Path) -> None:
+    """SIGKILL in the sixth iteration: the fourth is the last whose positions are stored."""
+    file = tmp_path / "run.nc"
+    command = [sys.executable, "-c", VICTIM, str(archive), str(file)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as process:
+        assert process.stdout is not None
+        assert "now\n" in iter(process.stdout.readline, "")
+        process.kill()
+    assert process.returncode != 0
+    again = resumed(multistate.ReplicaExchangeSampler, file)
+    assert again.iteration == 4
+    assert proposed(again) == [5, 5, 5]  # moves are stored in each iteration
+    again.run()
+    assert again.iteration == 9
+    assert proposed(again) == [10, 10, 10]
+    del again
+    assert proposed(resumed(multistate.ReplicaExchangeSampler, file)) == [10, 10, 10]
 
 
 def test_processes_that_share_replicas_draw_their_own_numbers(
