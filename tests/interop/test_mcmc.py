@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import subprocess
 import sys
@@ -24,18 +25,20 @@ from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.interop import mcmc as module
 from openmm_vtdis.targets import double_well, sample_hmc
+from openmm_vtdis.topology import Handedness, stereocentres, symmetry_labels
 from openmm_vtdis.units import thermal_energy
+from tests.molecules import molecule
 
 TEMPERATURE, STIFFNESS = 300.0, 300.0
 
 
-def springs(constraint: bool = False) -> openmm.System:
-    """Three particles with springs of no length: a Gaussian, <u> = 3 at any temperature."""
+def springs(constraint: bool = False, n: int = 3) -> openmm.System:
+    """Particles with springs of no length: a Gaussian, <u> = 3 (n - 1) / 2 at any temperature."""
     system = openmm.System()
     force = openmm.HarmonicBondForce()
-    for _ in range(3):
+    for _ in range(n):
         system.addParticle(12.0)
-    for i, j in ((0, 1), (1, 2), (0, 2)):
+    for i, j in itertools.combinations(range(n), 2):
         force.addBond(i, j, 0.0, STIFFNESS)
     system.addForce(force)
     if constraint:
@@ -55,10 +58,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return gen.save(tmp_path_factory.mktemp("move") / "springs.vtdis")
 
 
-def gaussian_frames(n: int) -> np.ndarray:
-    """Exact samples: both normal modes of three equal springs have three times their stiffness."""
+def gaussian_frames(n: int, m: int = 3) -> np.ndarray:
+    """Exact samples: all normal modes of m particles have m times the stiffness of a spring."""
     kT = thermal_energy(TEMPERATURE)
-    x = np.random.default_rng(0).normal(size=(n, 3, 3)) * np.sqrt(kT / (3.0 * STIFFNESS))
+    x = np.random.default_rng(0).normal(size=(n, m, 3)) * np.sqrt(kT / (m * STIFFNESS))
     return x - x.mean(axis=1, keepdims=True)
 
 
@@ -196,7 +199,7 @@ def test_a_path_is_renewed_in_each_call(
     series = energies(move, TEMPERATURE, 5, contexts)
     assert np.ptp(series) < 1e-9
     assert len(set(seen)) == 5
-    assert move.statistics == {"n_proposed": 5, "n_accepted": 0}
+    assert move.statistics == {"n_proposed": 5, "n_accepted": 0, "n_outside": 0}
 
 
 def test_velocities_and_the_centre_stay(archive: Path, contexts: cache.ContextCache) -> None:
@@ -218,13 +221,14 @@ def test_velocities_and_the_centre_stay(archive: Path, contexts: cache.ContextCa
 
 def test_copies_share_the_generator_and_hold_no_weights(archive: Path) -> None:
     move = DiffusionMove(archive, n_proposals=2, seed=5)
-    move.statistics = {"n_proposed": 7, "n_accepted": 3}
+    counts = {"n_proposed": 7, "n_accepted": 3, "n_outside": 2}
+    move.statistics = counts
     twin = copy.deepcopy(move)
     assert twin._proposals() is move._proposals()
     assert twin.__getstate__() == move.__getstate__()
     stored = utils.deserialize(utils.serialize(move))
     assert isinstance(stored, DiffusionMove)
-    assert stored.statistics == {"n_proposed": 7, "n_accepted": 3}
+    assert stored.statistics == counts
     assert all(isinstance(v, str | int | None) for v in move.__getstate__().values())
 
 
@@ -404,3 +408,105 @@ def test_path_densities_that_are_off_change_the_distribution(
 
     monkeypatch.setattr(module.Proposals, "draw", broken)
     assert unlike(*double_wells, contexts)[0] < 1e-6
+
+
+# -- a stereocentre that dynamics inverts --------------------------------------------------------
+CENTRE = molecule(["C", "F", "Cl", "Br", "H"], [(0, k) for k in range(1, 5)])
+HAND = Handedness.of(
+    stereocentres(CENTRE, symmetry_labels(CENTRE).tolist()), torch.tensor(gaussian_frames(1, 5)[0])
+)
+
+
+def is_inside(sampler: states.SamplerState) -> bool:
+    x = torch.tensor(sampler.positions.value_in_unit(unit.nanometer))
+    return int(HAND.agreement(x[None])) == 1
+
+
+@pytest.fixture(scope="module", params=["reference", "any"])
+def chiral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator of CHFClBr, whose atoms pass through each other."""
+    gen = DiffusionBoltzmannGenerator(
+        springs(n=5),
+        CENTRE,
+        TEMPERATURE,
+        network="egnn-2x16",
+        stereochemistry=request.param,
+        seed=0,
+    )
+    frames = HAND.fold(torch.tensor(gaussian_frames(4_000, 5)))[0].numpy()
+    gen.train(frames, 60, batch_size=64, learning_rate=5e-3, progress=False)
+    gen.tune(frames, 4, "isotropic", n_trajectories=2_000, progress=False)
+    assert (gen.handedness == HAND) == (request.param == "reference")
+    return gen.save(tmp_path_factory.mktemp("chiral") / f"{request.param}.vtdis")
+
+
+def both_isomers(
+    move: mcmc.MCMCMove, contexts: cache.ContextCache, n: int = 800
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether it is inside, and u, after each call of the move and a piece of dynamics at 450 K.
+
+    That is overdamped Langevin dynamics, which springs have an exact solution of.
+    """
+    thermodynamic = states.ThermodynamicState(springs(n=5), 450.0 * unit.kelvin)
+    kicks = math.sqrt(450.0 / TEMPERATURE) * gaussian_frames(n + 1, 5)
+    sampler = states.SamplerState(kicks[n] * unit.nanometer)
+    inside, u = [], []
+    for kick in kicks[:n]:
+        move.apply(thermodynamic, sampler, contexts)
+        x = sampler.positions.value_in_unit(unit.nanometer)
+        x = 0.9 * (x - x.mean(axis=0)) + math.sqrt(1.0 - 0.9**2) * kick
+        sampler.positions = x * unit.nanometer
+        inside.append(is_inside(sampler))
+        u.append(0.5 * 5.0 * STIFFNESS * np.square(x).sum() / thermal_energy(450.0))
+    return np.array(inside, dtype=float), np.array(u)
+
+
+def test_all_isomers_keep_their_density_where_dynamics_inverts_a_centre(
+    chiral: Path, contexts: cache.ContextCache
+) -> None:
+    move = DiffusionMove(chiral, batch_size=300, seed=14)
+    inside, u = both_isomers(move, contexts)
+    assert abs(z_of_mean(inside, 0.5)) < 4.0
+    assert abs(z_of_mean(u, 6.0)) < 4.0
+    assert 0.3 < move.fraction_accepted < 0.8
+    assert move.n_proposed + move.n_outside == 800
+    assert (move.n_outside > 100) == (chiral.stem == "reference")
+
+
+@pytest.mark.parametrize("chiral", ["reference"], indirect=True)
+def test_a_move_that_brought_the_chain_back_would_change_the_density(
+    chiral: Path, contexts: cache.ContextCache
+) -> None:
+    """Negative control: any proposal is taken outside, being worth infinitely more there."""
+
+    class Returning(DiffusionMove):
+        def apply(self, state: Any, sampler: states.SamplerState, contexts: Any = None) -> None:
+            while not is_inside(sampler):
+                sampler.positions = self._proposals().draw()[0] * unit.nanometer
+            super().apply(state, sampler, contexts)
+
+    inside, _ = both_isomers(Returning(chiral, batch_size=300, seed=15), contexts)
+    assert z_of_mean(inside, 0.5) > 5.0
+
+
+def test_a_configuration_of_another_isomer_stays_and_is_counted(
+    chiral: Path, contexts: cache.ContextCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    move = DiffusionMove(chiral, 5, seed=16)
+    x = -gaussian_frames(1, 5)[0] + 1.0
+    sampler = states.SamplerState(x * unit.nanometer)
+    thermodynamic = states.ThermodynamicState(springs(n=5), TEMPERATURE * unit.kelvin)
+    for _ in range(2):
+        move.apply(thermodynamic, sampler, contexts)
+    unchanged = np.array_equal(sampler.positions.value_in_unit(unit.nanometer), x)
+    warnings = [r.getMessage() for r in caplog.records if r.name == module.__name__]
+    if chiral.stem == "reference":
+        assert unchanged
+        assert move.statistics == {"n_proposed": 0, "n_accepted": 0, "n_outside": 2}
+        (warning,) = warnings
+        assert "DiffusionMove: a stereocentre has another handedness" in warning
+    else:
+        assert not unchanged
+        assert move.n_proposed == 10
+        assert move.n_outside == 0
+        assert not warnings
