@@ -11,6 +11,14 @@ the probability min(1, w' / w), is an independence Metropolis-Hastings step: tog
 temperature; u_0(x) - u_k(x) makes it that of any other state, so that one generator serves all
 replicas of a temperature ladder. Velocities are independent of positions and stay as they are.
 
+A generator of one stereoisomer (``stereochemistry="reference"``) proposes no other, and dynamics,
+which knows nothing of that, may invert a stereocentre. The move leaves a configuration outside of
+the isomer as it is. So the densities inside and outside both stay as they are, and with them that
+of *all* stereoisomers, which dynamics samples; configurations that are inside are samples of the
+isomer. (In the density of the isomer, a proposal is worth infinitely more than what is outside.
+But taking it would be a flow into the isomer that balances nothing: together with dynamics, which
+leads out, it would leave neither density as it is.)
+
 Proposals are drawn in batches and used in turn. A move is copied and stored often: it holds the
 path and the digest of the generator's file, while the generator itself, with its batch of
 proposals, is kept once per process.
@@ -19,6 +27,7 @@ proposals, is kept once per process.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from pathlib import Path
@@ -36,6 +45,8 @@ from openmm_vtdis.random import make_generator
 
 with quiet_pymbar():  # which openmmtools imports
     from openmmtools.mcmc import MCMCMove
+
+logger = logging.getLogger(__name__)
 
 
 class Proposals:
@@ -73,6 +84,11 @@ class Proposals:
             self._stock = list(zip(ensemble.positions, ratio, strict=True))
         return self._stock.pop()
 
+    def is_inside(self, x: np.ndarray) -> bool:
+        """Whether a configuration (M, D) in nm is of the stereoisomer that is drawn, if of one."""
+        handedness = self.gen.handedness
+        return handedness is None or int(handedness.agreement(torch.tensor(x[None]))) == 1
+
     def renew(self, x: np.ndarray) -> float:
         """log w + u_0 of a configuration (M, D) in nm with a fresh noising path."""
         frame = x[None]
@@ -80,6 +96,7 @@ class Proposals:
         return float(log_w[0] + self.gen.target.reduced_energy(torch.tensor(frame))[0])
 
 
+_COUNTS = ("n_proposed", "n_accepted", "n_outside")
 _PROPOSALS: dict[tuple[Any, ...], Proposals] = {}
 """One entry for each file and setting, in this process."""
 
@@ -110,7 +127,10 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     Attributes
     ----------
     n_proposed, n_accepted
-        Counts since the move was made.
+        Proposals since the move was made.
+    n_outside
+        Calls that proposed nothing and left the configuration as it was, since it was of another
+        stereoisomer than the generator's samples. The first one of a move is logged as a warning.
 
     Raises
     ------
@@ -142,7 +162,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         self.n_proposals = checks.positive_integer("n_proposals", n_proposals)
         self.batch_size = checks.positive_integer("batch_size", batch_size)
         self.n_steps, self.device, self.seed = n_steps, device, seed
-        self.n_proposed = self.n_accepted = 0
+        self.n_proposed = self.n_accepted = self.n_outside = 0
         self._proposals()
 
     def apply(
@@ -152,9 +172,12 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         proposals = self._proposals()
         space = proposals.gen.space
         _check_state(thermodynamic_state, sampler_state, space.n_particles)
+        before = np.asarray(sampler_state.positions.value_in_unit(unit.nanometer))
+        if not proposals.is_inside(before[:, : space.n_dims]):
+            self._count_outside()
+            return
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
         sampler_state.apply_to_context(context, ignore_velocities=True)
-        before = np.asarray(sampler_state.positions.value_in_unit(unit.nanometer))
         centre = before.mean(axis=0)
         current = thermodynamic_state.reduced_potential(context)
         log_w = proposals.renew(before[:, : space.n_dims]) - current
@@ -178,15 +201,28 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
             context.setPositions(before)
         sampler_state.update_from_context(context, ignore_velocities=True)
 
+    def _count_outside(self) -> None:
+        """Count a configuration of another stereoisomer, and warn of the first."""
+        if self.n_outside == 0:
+            logger.warning(
+                "DiffusionMove: a stereocentre has another handedness than the samples of %s, so "
+                "that nothing is proposed; the move leaves such configurations as they are and "
+                "counts them in n_outside. If another move inverts stereocentres, lower the "
+                'temperature, or use a generator of stereochemistry="any"',
+                self.archive,
+            )
+        self.n_outside += 1
+
     # -- statistics, copies and storage ---------------------------------------------------------
     @property
     def statistics(self) -> dict[str, int]:
-        """``n_proposed`` and ``n_accepted``, as openmmtools stores them."""
-        return {"n_proposed": self.n_proposed, "n_accepted": self.n_accepted}
+        """``n_proposed``, ``n_accepted`` and ``n_outside``, as openmmtools stores them."""
+        return {name: getattr(self, name) for name in _COUNTS}
 
     @statistics.setter
     def statistics(self, value: dict[str, int]) -> None:
-        self.n_proposed, self.n_accepted = value["n_proposed"], value["n_accepted"]
+        for name in _COUNTS:
+            setattr(self, name, value[name])
 
     @property
     def fraction_accepted(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 from pathlib import Path
@@ -21,6 +22,18 @@ from openmm_vtdis.units import thermal_energy
 from tests.conftest import exact_generator, needs_python_force
 
 SIGMA, LENGTH, KT = 0.35, 0.7, thermal_energy(300.0)
+
+
+def platforms() -> list[str]:
+    """Those that are present and have a device."""
+    found = []
+    for i in range(openmm.Platform.getNumPlatforms()):
+        platform, system = openmm.Platform.getPlatform(i), openmm.System()
+        system.addParticle(1.0)
+        with contextlib.suppress(openmm.OpenMMException):  # OpenCL without any
+            openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+            found.append(platform.getName())
+    return found
 
 
 def exact(n_dims: int = 3) -> tuple[GaussianMixture, DiffusionBoltzmannGenerator]:
@@ -53,7 +66,7 @@ def evaluate(force: openmm.Force, x: np.ndarray, platform: str) -> tuple[float, 
 
 
 @needs_python_force
-@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("platform", platforms())
 @pytest.mark.parametrize("n_dims", [2, 3])
 def test_it_is_kT_times_the_gradient_of_the_log_density(n_dims: int, platform: str) -> None:
     target, gen = exact(n_dims)
@@ -98,7 +111,8 @@ def test_it_is_copied_and_serialised_with_the_network(tmp_path: Path) -> None:
 
 
 @needs_python_force
-def test_langevin_dynamics_samples_the_noised_density() -> None:
+@pytest.mark.parametrize("platform", platforms())
+def test_langevin_dynamics_samples_the_noised_density(platform: str) -> None:
     """In an app.Simulation; a mean square in the zero-CoM space, kinetics aside."""
     space, variance = Space(4, 3), 0.2
     target = GaussianMixture(torch.zeros(1, 4, 3), [variance], [1.0], space)
@@ -114,8 +128,8 @@ def test_langevin_dynamics_samples_the_noised_density() -> None:
     system.addForce(score_force(gen, SIGMA))
     integrator = openmm.LangevinMiddleIntegrator(300.0, 2.0, 0.05)
     integrator.setRandomNumberSeed(1)
-    platform = openmm.Platform.getPlatformByName("Reference")
-    simulation = app.Simulation(topology, system, integrator, platform)
+    on = openmm.Platform.getPlatformByName(platform)
+    simulation = app.Simulation(topology, system, integrator, on)
     simulation.context.setPositions(target.sample(1, seed=2)[0].numpy())
     squares = []
     for _ in range(600):
