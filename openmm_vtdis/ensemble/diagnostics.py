@@ -146,13 +146,12 @@ class Diagnostics:
         enough = self.n - self.n_zero_weight >= MINIMUM_FOR_PARETO
         if enough and math.isnan(self.pareto_k):  # resampled
             verdict = "reliability unknown"
+        wanted = f"< {self.pareto_k_threshold:.2f} wanted" if enough else "too few samples for one"
         outside = f" ({self.n_outside} outside the target)" if self.n_outside else ""
         return (
             f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "
             f"weight {self.largest_weight_share:.2%}, Pareto k {self.pareto_k:.2f} "
-            f"(< {self.pareto_k_threshold:.2f} wanted), {self.n_zero_weight} of weight zero"
-            f"{outside}: "
-            f"{verdict}"
+            f"({wanted}), {self.n_zero_weight} of weight zero{outside}: {verdict}"
         )
 
 
