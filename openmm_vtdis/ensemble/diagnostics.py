@@ -25,6 +25,8 @@ from scipy.special import logsumexp
 Array = np.ndarray
 MINIMUM_FOR_PARETO = 25
 """Fewest finite log weights that :func:`pareto_k` fits a tail to."""
+_ALONE = 1.5
+"""Effective samples below which one has nearly all the weight, and no error is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +203,21 @@ def reverse_ess(log_weights: ArrayLike) -> float:
     return float(np.exp(2.0 * logsumexp(lw) - logsumexp(2.0 * lw) - math.log(len(lw))))
 
 
+def is_alone(log_weights: ArrayLike) -> bool:
+    """Whether one of (n,) samples has nearly all the weight, so that no error can be estimated.
+
+    >>> is_alone([5.0, 0.0, 0.0]), is_alone([5.0, 5.0, 0.0])
+    (True, False)
+    """
+    lw = check_log_weights(log_weights)
+    return len(lw) * reverse_ess(lw) < _ALONE
+
+
 def log_mean_weight(log_weights: ArrayLike) -> Estimate:
     """log mean w with the error std(w) / (mean(w) sqrt n) of the delta method.
+
+    That is about 1 where one sample has all the weight, whatever it misses: the error is then NaN,
+    see :func:`is_alone`.
 
     Raises
     ------
@@ -214,9 +229,10 @@ def log_mean_weight(log_weights: ArrayLike) -> Estimate:
     value = float(logsumexp(lw)) - math.log(n)
     if value == -math.inf:
         raise ValueError(f"log_weights: expected a weight above zero, got {n} of -inf")
+    if is_alone(lw):
+        return Estimate(value, math.nan)
     ratio = np.exp(lw - value)  # w / mean(w), at most n
-    stderr = float(ratio.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(value, stderr)
+    return Estimate(value, float(ratio.std(ddof=1)) / math.sqrt(n))
 
 
 def pareto_k(log_weights: ArrayLike) -> float:

@@ -37,6 +37,7 @@ from openmm_vtdis.ensemble.diagnostics import (
     Diagnostics,
     Estimate,
     check_log_weights,
+    is_alone,
     log_mean_weight,
     reverse_ess,
 )
@@ -47,8 +48,6 @@ from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.topology import placeholder_topology, topology_to_json
 from openmm_vtdis.units import nanometers
 
-_ALONE = 1.5
-"""Effective samples below which one has nearly all the weight, and no error is known."""
 Observable = Callable[[Array], ArrayLike] | ArrayLike
 """A function of positions (n, M, D) in nm, or its values: (n,) or (n, ...), one per sample."""
 
@@ -275,7 +274,8 @@ class WeightedEnsemble:
     def log_z(self) -> Estimate:
         """log Z, the log of the integral of exp(-u) over configurations (in nm), and its error.
 
-        The error of a resampled ensemble is NaN: its weights no longer know.
+        The error is NaN if only one sample has weight, or nearly so, and that of a resampled
+        ensemble: its weights no longer know.
         """
         estimate = log_mean_weight(self.log_weights)
         return Estimate(estimate.value, math.nan) if self._resampled else estimate
@@ -293,7 +293,7 @@ class WeightedEnsemble:
         Notes
         -----
         The error is the weights' own account: trust it no further than :meth:`diagnostics`. It is
-        NaN if only one sample has weight.
+        NaN if only one sample has weight, or nearly so (fewer than 1.5 effective ones).
         """
         weights = self.weights
         values, alive = self._values(f, "expectation")
@@ -301,8 +301,7 @@ class WeightedEnsemble:
         w = weights[alive].reshape(-1, *[1] * (v.ndim - 1))
         mean = (w * v).sum(axis=0)
         error = np.sqrt((w * w * (v - mean) ** 2).sum(axis=0))
-        alone = 1.0 / np.square(weights).sum() < _ALONE
-        return Estimate(mean, np.full_like(error, np.nan) if alone else error)
+        return Estimate(mean, np.full_like(error, np.nan) if is_alone(self.log_weights) else error)
 
     def histogram(
         self,

@@ -232,7 +232,7 @@ def test_weights_that_span_twenty_thousand_units() -> None:
     assert pareto_k(lw) == math.inf
     ensemble = WeightedEnsemble(np.zeros((100, 1, 1)), lw, np.zeros(100))
     assert ensemble.log_z().value == pytest.approx(1e4 - math.log(100.0))
-    assert ensemble.log_z().stderr == pytest.approx(1.0)
+    assert math.isnan(ensemble.log_z().stderr)  # the delta method's is 1, whatever there is
     assert ensemble.weights[-1] == 1.0
 
 
@@ -583,8 +583,25 @@ def test_unweighted_samples_are_those_with_an_energy() -> None:
 def test_one_sample_with_all_the_weight_knows_no_error() -> None:
     x = np.random.default_rng(0).normal(size=(50, 1, 1))
     log_w = np.where(np.arange(50) == 7, 20.0, 0.0)
-    single = WeightedEnsemble(x, log_w, np.zeros(50)).expectation(lambda x: x[:, 0, 0])
-    assert single.value == pytest.approx(x[7, 0, 0], abs=1e-6)
-    assert math.isnan(single.stderr)
-    pair = np.where(np.arange(50) < 2, 20.0, 0.0)  # control: two of them do
-    assert WeightedEnsemble(x, pair, np.zeros(50)).expectation(lambda x: x[:, 0, 0]).stderr > 0.0
+    single = WeightedEnsemble(x, log_w, np.zeros(50))
+    mean, log_z = single.expectation(x[:, 0, 0]), single.log_z()
+    assert mean.value == pytest.approx(x[7, 0, 0], abs=1e-6)
+    assert log_z.value == pytest.approx(20.0 - math.log(50.0), abs=1e-6)
+    assert math.isnan(mean.stderr)
+    assert math.isnan(log_z.stderr)
+    two = np.where(np.arange(50) < 2, 20.0, 0.0)  # control: two of them do
+    pair = WeightedEnsemble(x, two, np.zeros(50))
+    assert pair.expectation(x[:, 0, 0]).stderr > 0.0
+    assert pair.log_z().stderr == pytest.approx(math.sqrt(24.0 / 49.0), rel=1e-6)
+
+
+@given(st.floats(0.0, 6.0), st.integers(2, 30))
+def test_both_errors_are_known_from_the_same_share_on(gap: float, n: int) -> None:
+    log_w = np.zeros(n)
+    log_w[0] = gap
+    x = np.arange(float(n)).reshape(n, 1, 1)
+    ensemble = WeightedEnsemble(x, log_w, np.zeros(n))
+    mean = ensemble.expectation(x[:, 0, 0])
+    assert (
+        math.isnan(mean.stderr) == math.isnan(ensemble.log_z().stderr) == (n * ensemble.ess < 1.5)
+    )
