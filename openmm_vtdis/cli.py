@@ -19,9 +19,10 @@ under ``srun`` too.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -323,27 +324,42 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises
     ------
     ValueError
-        If the file is not TOML, or has an option that the command does not know or a value of
-        another kind than it takes.
+        If the file is not TOML, has anything but tables named after commands, an option that the
+        command does not know, or a value of another kind than it takes.
     """
     parser, by_name = make_parser()
     name, path = next((a for a in arguments if a in by_name), None), _config_path(arguments)
-    if path is None or name is None:
-        return parser.parse_args(arguments)
+    if path is not None and name is not None:
+        _set_defaults(by_name[name], _read_config(path, by_name).get(name, {}), name, path)
+    options = parser.parse_args(arguments)
+    if options.config != path:
+        raise ValueError(f"--config: expected it once, and in full, got {options.config}")
+    return options
+
+
+def _read_config(path: str, names: Container[str]) -> dict[str, dict[str, Any]]:
+    """The tables of a configuration file."""
     try:
-        settings = tomllib.loads(Path(path).read_text()).get(name, {})
-    except tomllib.TOMLDecodeError as error:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected TOML, got {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected a table [{name}], got {name} = {settings!r}")
-    actions = {action.dest: action for action in by_name[name]._actions}
+    for key, table in document.items():
+        if key not in names or not isinstance(table, dict):
+            raise ValueError(f"{path}: expected a table for each command, got {key} = {table!r}")
+    return document
+
+
+def _set_defaults(
+    parser: argparse.ArgumentParser, settings: dict[str, Any], name: str, path: str
+) -> None:
+    """Put the options of a configuration file in the place of those of a command."""
+    actions = {action.dest: action for action in parser._actions}
     for key, value in settings.items():
         action = actions.get(key.replace("-", "_"))
         if action is None or action.dest in ("help", "config"):
             raise ValueError(f"{path}: expected options of {name}, got {key!r}")
-        by_name[name].set_defaults(**{action.dest: _typed(action, value, f"{path}: {key}")})
+        parser.set_defaults(**{action.dest: _typed(action, value, f"{path}: {key}")})
         action.required = False
-    return parser.parse_args(arguments)
 
 
 def _typed(action: argparse.Action, value: Any, where: str) -> Any:
@@ -352,7 +368,8 @@ def _typed(action: argparse.Action, value: Any, where: str) -> Any:
     many = action.nargs == "+"
     values = value if many and isinstance(value, list) and value else [value]
     if kind is float:
-        values = [float(v) if type(v) is int else v for v in values]
+        with contextlib.suppress(OverflowError):
+            values = [float(v) if type(v) is int else v for v in values]
     if not all(type(v) is kind for v in values):
         raise ValueError(f"{where}: expected {kind.__name__}{'s' * many}, got {value!r}")
     return values if many else values[0]

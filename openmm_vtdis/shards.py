@@ -27,7 +27,7 @@ from openmm_vtdis.ensemble.io import join_ensembles, read_metadata
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
-from openmm_vtdis.storage import differences, digest, write_atomically
+from openmm_vtdis.storage import differences, digest, parse_json, write_atomically
 from openmm_vtdis.targets import OpenMMTarget
 
 _PLAN = "plan.json"
@@ -199,7 +199,7 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     file = folder / _PLAN
     if file.exists():
         try:
-            changed = differences(json.loads(file.read_text()), plan)
+            changed = differences(parse_json(file.read_text()), plan)
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"{file}: expected the plan of a run, got something else ({error}); remove the "

@@ -125,7 +125,7 @@ def read_archive(
                 raise ValueError(
                     f"{path}: expected an {FORMAT} archive, got a foreign safetensors file"
                 )
-            metadata = json.loads(document)
+            metadata = parse_json(document)
             _check_header(path, metadata, kind)
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             if header.get(_CHECKSUM) != _checksum(document, tensors):
@@ -135,6 +135,20 @@ def read_archive(
             f"{path}: expected an {FORMAT} archive, got a truncated or foreign file ({error})"
         ) from error
     return tensors, metadata
+
+
+def parse_json(text: str) -> Any:
+    """The JSON document that a text holds.
+
+    Raises
+    ------
+    json.JSONDecodeError
+        If it holds none, or one that is nested too deeply for Python.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from error
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -256,9 +256,16 @@ def test_options_from_a_file_stand_behind_those_given(
     config.write_text("[tune]\nstep = 4\n")
     assert run(folder, "tune", archive, "--config", str(config)) == 2
     assert "expected options of tune, got 'step'" in capsys.readouterr().err
+    config.write_text("steps = 4\n[tune]\ntrajectories = 300\n")
+    assert run(folder, "tune", archive, "--config", str(config)) == 2
+    assert "expected a table for each command, got steps = 4" in capsys.readouterr().err
     config.write_text("[tune\n")
     assert run(folder, "tune", archive, "--config", str(config)) == 2
     assert "expected TOML" in capsys.readouterr().err
+    config.write_text("[tune]\nsteps = 5\n")
+    for again in (["--conf", str(config)], ["--config", str(config), "--config", "other.toml"]):
+        assert run(folder, "tune", archive, "-t", str(folder / "md.dcd"), *again) == 2
+        assert "--config: expected it once, and in full" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -6,10 +6,13 @@ And numbers that are none, from the network: counted, never weighted.
 from __future__ import annotations
 
 import io
+import json
 import resource
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openmm
@@ -17,9 +20,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save as serialize
 from torch import Tensor
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, storage
+from openmm_vtdis import (
+    DiffusionBoltzmannGenerator,
+    WeightedEnsemble,
+    archive,
+    cli,
+    shards,
+    storage,
+)
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.targets import double_well, gaussian_mixture
 from openmm_vtdis.topology import placeholder_topology
@@ -218,7 +229,204 @@ def test_config_files(text: str, folder: Path, capsys: pytest.CaptureFixture[str
     assert code == 0 or capsys.readouterr().err
 
 
+NEEDED = {
+    "train": ("train -s a.xml -t a.dcd -T 300", {"system", "trajectory", "temperature"}),
+    "tune": ("tune dw4 -t a.dcd", {"archive", "trajectory"}),
+    "sample": ("sample dw4", {"archive"}),
+    "analyze": ("analyze a.nc", {"samples"}),
+    "info": ("info dw4", {"archive"}),
+    "demo": ("demo", set()),
+}
+"""A command line for each command that needs no file of options, and what it gives."""
+OPTIONS = {
+    name: [action.dest for action in parser._actions]
+    for name, parser in cli.make_parser()[1].items()
+}
+TYPES = {
+    **dict.fromkeys(("progress",), bool),
+    **dict.fromkeys(("temperature", "learning_rate"), float),
+    **dict.fromkeys(("seed", "n_dims", "iterations", "batch_size", "pairs", "steps"), int),
+    **dict.fromkeys(("trajectories", "n", "shard_size"), int),
+}
+"""Of the options; others take text, or a list of texts."""
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=6)
+WHOLE = st.integers(-5, 5) | st.sampled_from([10**18, 2**63, 10**400])
+SCALARS = st.one_of(
+    st.booleans(), WHOLE, st.floats(), TEXT, st.sampled_from(["", "-1", "3", "true", "--seed"])
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=3) | st.lists(TEXT, max_size=3),
+    st.dictionaries(TEXT, SCALARS, max_size=2),
+)
+TABLES = st.one_of(
+    st.dictionaries(
+        st.sampled_from(["shard-size", "n-dims", "run", "command"]) | TEXT, VALUES, max_size=2
+    ),
+    *(st.dictionaries(st.sampled_from(keys), VALUES, max_size=2) for keys in OPTIONS.values()),
+)
+
+
+def toml(value: object) -> str:
+    """A value as TOML; texts and lists are written as in JSON."""
+    if isinstance(value, float):
+        return repr(value)  # with nan and inf
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{toml(k)} = {toml(v)}' for k, v in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def test_config_files_of_all_kinds_of_values(folder: Path) -> None:
+    """Options of the types that they have, with the values of the file; or a ValueError."""
+    path = folder / "typed.toml"
+    refused: list[str] = []
+
+    @settings(FUZZ, max_examples=3 * FUZZ.max_examples)
+    @given(
+        call=st.sampled_from(list(NEEDED)).flatmap(
+            lambda name: st.tuples(
+                st.just(name),
+                st.dictionaries(st.sampled_from(OPTIONS[name]), VALUES, min_size=1, max_size=2)
+                | TABLES,
+            )
+        ),
+        other=TABLES,
+        above=st.just({})
+        | st.dictionaries(st.sampled_from(["seed", *NEEDED]) | TEXT, VALUES, max_size=1),
+    )
+    @example(call=("train", {"temperature": 10**400}), other={}, above={})
+    @example(call=("train", {"learning-rate": 1, "checkpoint": "a"}), other={}, above={})
+    @example(call=("analyze", {"trajectory": "a.dcd"}), other={}, above={})
+    @example(call=("analyze", {"trajectory": ["a.dcd", "b.dcd"]}), other={}, above={})
+    @example(call=("demo", {"name": "lj13", "progress": False}), other={"x": 1}, above={})
+    @example(call=("demo", {}), other={}, above={"seed": 3})
+    def check(call: tuple[str, Any], other: Any, above: Any) -> None:
+        name, table = call
+        line, given = NEEDED[name]
+        rest = "tune" if name == "train" else "train"
+        parts = [f"{toml(key)} = {toml(value)}" for key, value in above.items()]
+        for key, entries in {name: table, rest: other}.items():
+            if key not in above:
+                parts += [f"[{key}]", *(f"{toml(k)} = {toml(v)}" for k, v in entries.items())]
+        path.write_text("\n".join(parts), encoding="utf-8")
+        tomllib.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = vars(cli.parse([*line.split(), "--config", str(path)]))
+        except ValueError as error:
+            refused.append(str(error))
+            return
+        refused.append("")
+        assert all(key in NEEDED and isinstance(value, dict) for key, value in above.items())
+        for key, value in above.get(name, table).items():
+            option = key.replace("-", "_")
+            if option not in given and not {"n-dims", "n_dims"} <= table.keys():
+                expected = [value] if key == "trajectory" and isinstance(value, str) else value
+                assert found[option] == expected or expected != expected  # NaN
+        for option in found.keys() - {"run", "command", "config"}:
+            values = found[option] if option == "trajectory" else [found[option]]
+            assert values in (None, [None]) or {type(v) for v in values} == {TYPES.get(option, str)}
+
+    check()
+    assert 0.1 < refused.count("") / len(refused) < 0.9
+    assert all(str(path) in text for text in refused if text)
+
+
+def test_the_plan_of_a_run_of_shards(folder: Path) -> None:
+    """The same plan, however it is written, or refused with a ValueError."""
+    plan = {"n": 20, "shard_size": 5, "batch_size": 5, "seed": 3, "n_steps": 8, "generator": "ab"}
+    file = folder / "plan.json"
+    values = st.none() | st.booleans() | WHOLE | st.floats() | st.text(max_size=4)
+    documents = st.recursive(
+        values,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+        max_leaves=6,
+    )
+    altered = st.dictionaries(st.sampled_from([*plan, "more"]), documents, max_size=2)
+    refused: list[str] = []
+
+    @FUZZ
+    @given(
+        content=st.one_of(
+            st.binary(max_size=60),
+            st.builds(lambda d: damaged(json.dumps(plan).encode(), d), DAMAGE),
+            documents.map(json.dumps).map(str.encode),
+            altered.map(lambda changes: json.dumps({**plan, **changes}, indent=1).encode()),
+        )
+    )
+    @example(content=json.dumps(dict(reversed(plan.items())), indent=4).encode())
+    @example(content=b"")
+    @example(content=b'{"n": ' + b"9" * 5_000 + b"}")
+    @example(content=b"\xff\xfe")
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        try:
+            shards._check_plan(folder, plan)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            refused.append("")
+            assert json.loads(content) == plan
+        assert file.read_bytes() == content
+
+    check()
+    assert 1 <= refused.count("") < 0.5 * len(refused)
+    assert all("remove the folder" in text for text in refused if text)
+
+
+def test_documents_that_are_nested_too_deeply(folder: Path) -> None:
+    """JSON and TOML that Python cannot read are refused like any other foreign text."""
+    deep = "[" * 100_000
+    (folder / "plan.json").write_text(deep)
+    with pytest.raises(ValueError, match="expected the plan of a run, got something else"):
+        shards._check_plan(folder, {})
+    (folder / "deep.toml").write_text(f"a = {deep}")
+    with pytest.raises(ValueError, match=r"deep.toml: expected TOML, got maximum recursion"):
+        cli.parse(["demo", "--config", str(folder / "deep.toml")])
+    model = folder / "deep.vtdis"
+    model.write_bytes(serialize({"a": torch.zeros(1)}, metadata={"openmm_vtdis": deep}))
+    with pytest.raises(ValueError, match=r"deep.vtdis: expected an openmm-vtdis archive"):
+        DiffusionBoltzmannGenerator.load(model)
+    ensemble = folder / "deep.npz"
+    WeightedEnsemble(np.zeros((1, 1, 1)), np.zeros(1), np.zeros(1)).save(ensemble)
+    with np.load(ensemble) as arrays:
+        np.savez(ensemble, **{**arrays, "document": np.frombuffer(deep.encode(), np.uint8)})
+    with pytest.raises(ValueError, match="an unreadable document"):
+        WeightedEnsemble.load(ensemble)
+
+
 # -- numbers that are none ---------------------------------------------------------------------
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["network", "covariance"])
+def test_generators_with_numbers_that_are_none(
+    value: float, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither written nor read; a file that was there stays."""
+    system = double_well()
+    gen = DiffusionBoltzmannGenerator(
+        system.system, None, system.temperature, n_dims=2, network="egnn-1x8", seed=0
+    )
+    frames = system.positions + 0.1 * np.random.default_rng(0).normal(size=(50, 4, 2))
+    gen.train(frames, 1, batch_size=4, progress=False)
+    gen.tune(frames, 4, "isotropic", "ddpm", "geometric", n_trajectories=100, progress=False)
+    path = gen.save(tmp_path / "model.vtdis")
+    content = path.read_bytes()
+    assert gen.kernel is not None
+    tensors = [p.data for p in gen.network.parameters()]
+    broken = tensors[-1] if where == "network" else gen.kernel.covariance.parameters.data
+    broken.view(-1)[0] = value
+    message = f"expected finite numbers, got NaN or infinity in .'{where}"
+    with pytest.raises(ValueError, match=message):
+        gen.save(path)
+    assert path.read_bytes() == content
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "_check_finite", lambda *arguments: None)
+        gen.save(path)  # as a file from elsewhere may be
+    with pytest.raises(ValueError, match=message):
+        DiffusionBoltzmannGenerator.load(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("covariance", ["isotropic", "tweedie", "hessian"])
 def test_a_network_that_breaks_for_some_samples(value: float, covariance: str) -> None:

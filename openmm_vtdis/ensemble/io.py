@@ -40,7 +40,7 @@ from openmm import app
 from scipy.io import netcdf_file
 
 from openmm_vtdis._version import __version__
-from openmm_vtdis.storage import replacing, write_atomically
+from openmm_vtdis.storage import parse_json, replacing, write_atomically
 from openmm_vtdis.topology import topology_from_json, topology_to_json
 
 FORMAT = "openmm-vtdis-ensemble"
@@ -117,7 +117,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         with np.load(path, allow_pickle=False) as archive:
             text = archive["document"].tobytes().decode() if "document" in archive else "{}"
-    metadata: dict[str, Any] = json.loads(text).get("metadata", {})
+    metadata: dict[str, Any] = parse_json(text).get("metadata", {})
     return metadata
 
 
@@ -161,7 +161,7 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
         raise FileNotFoundError(f"{path}: no such ensemble")
     arrays, text = unpack(path)
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError as error:
         raise _foreign(path, f"an unreadable document ({error})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

@@ -29,7 +29,6 @@ left: OpenMM simplifies a literal ``0*f`` to 0 before it evaluates, even where f
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 import sys
@@ -65,7 +64,7 @@ def _power(base: Tensor | float, exponent: Tensor | float) -> Tensor:
     base = _as_tensor(base)
     if isinstance(exponent, Tensor):
         return torch.pow(base, exponent)
-    if exponent == math.floor(exponent) and abs(exponent) <= _LARGEST_UNROLLED_POWER:
+    if float(exponent).is_integer() and abs(exponent) <= _LARGEST_UNROLLED_POWER:
         return _integer_power(base, int(exponent))
     return torch.pow(base, exponent)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import openmm
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from openmm_vtdis.targets import lepton
 from openmm_vtdis.targets.lepton import FUNCTIONS, Expression
 
 POINT = {"x": 0.7, "y": 0.3, "z": -0.4}
@@ -167,6 +172,79 @@ def test_random_expressions_agree_with_openmm(source: str) -> None:
 def test_error_names_the_position(source: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Expression(source, ["x", "y", "z"])
+
+
+WORDS = [
+    *("+", "-", "*", "/", "^", "(", ")", ",", ";", "=", " ", "\t", "\n", "\0", "{", "}", "%"),
+    *(".", "0", "2", "16", "0.5", "-3", "1e308", "1e999", "1e-400", "²", "٣", "\u2028", "\ud800"),
+    *("x", "y", "x=", "; x=", "é", "__import__", "eval", "exec", "os.system", "lambda:", "'true'"),
+    *(f"{name}(" for name in FUNCTIONS),
+]  # fmt: skip
+TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.lists(st.sampled_from(WORDS), max_size=30).map("".join),
+    st.tuples(EXPRESSIONS, st.text(max_size=3), EXPRESSIONS).map("".join),
+)
+
+
+@contextmanager
+def nothing_is_executed() -> Iterator[None]:
+    """Python's own ways of running a text fail."""
+    names = ("eval", "exec", "compile")
+    broken = {name: mock.Mock(side_effect=AssertionError(name)) for name in names}
+    with mock.patch.multiple(builtins, **broken):
+        yield
+
+
+def test_the_guard_against_execution_holds() -> None:
+    with nothing_is_executed(), pytest.raises(AssertionError, match="eval"):
+        eval("1")
+    assert eval("1") == 1
+
+
+def test_any_text_is_an_expression_or_refused() -> None:
+    """With a ValueError. An expression holds no function but those of the table, and has a value
+    wherever its variables have.
+    """
+    allowed = [function for _, function in FUNCTIONS.values()]
+    refused: list[str] = []
+
+    @settings(max_examples=5 * settings.default.max_examples)  # type: ignore[attr-defined]
+    @given(text=TEXTS)
+    @example(text="2^(1e308*10)")
+    @example(text="x^(1e308*10-1e308*10)")
+    @example(text="^".join(["x"] * 199))
+    @example(text="-" * 10_000 + "x")
+    @example(text="sin(" * 190 + "x" + ")" * 190)
+    @example(text="select(x," * 190 + "x" + ",1)" * 190)
+    def check(text: str) -> None:
+        with nothing_is_executed():
+            try:
+                expression = Expression(text)
+            except ValueError as error:
+                refused.append(str(error))
+                return
+            refused.append("")
+            value = expression(dict.fromkeys(expression.variables, 0.5))
+        assert value.dtype == torch.float64
+        for node in nodes(expression):
+            assert node.function is None or node.function in allowed
+
+    check()
+    messages = [text for text in refused if text]
+    assert 0.1 < len(messages) / len(refused) < 0.9
+    assert all("at position" in text for text in messages)
+
+
+def nodes(expression: Expression) -> list[lepton._Call]:
+    """The calls of operators and functions."""
+    found, pending = [], [expression._root]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, lepton._Call) and not any(node is other for other in found):
+            found.append(node)
+            pending.extend(node.arguments)
+    return found
 
 
 def test_names_of_python_are_plain_variables() -> None:
