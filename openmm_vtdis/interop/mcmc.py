@@ -10,6 +10,8 @@ the probability min(1, w' / w), is an independence Metropolis-Hastings step: tog
 ``exp(-u_k)`` invariant, for any network. The generator knows log w of its own Hamiltonian and
 temperature; u_0(x) - u_k(x) makes it that of any other state, so that one generator serves all
 replicas of a temperature ladder. Velocities are independent of positions and stay as they are.
+(Those of OpenMM's leapfrog integrators stand half a step behind, and then only nearly so: between
+proposals, pieces of dynamics of a few steps have an error of the first order in the time step.)
 
 A generator of one stereoisomer (``stereochemistry="reference"``) proposes no other, and dynamics,
 which knows nothing of that, may invert a stereocentre. The move leaves a configuration outside of
