@@ -357,7 +357,8 @@ def _set_defaults(
     for key, value in settings.items():
         action = actions.get(key.replace("-", "_"))
         if action is None or action.dest in ("help", "config"):
-            raise ValueError(f"{path}: expected options of {name}, got {key!r}")
+            known = ", ".join(sorted({*actions} - {"help", "config"}))
+            raise ValueError(f"{path}: expected options of {name}, got {key!r}; there are {known}")
         parser.set_defaults(**{action.dest: _typed(action, value, f"{path}: {key}")})
         action.required = False
 

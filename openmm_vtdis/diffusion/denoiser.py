@@ -16,7 +16,7 @@ the oracle that the tests hold every sampler, covariance and weight against.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,9 @@ class PreconditionedDenoiser(nn.Module):
 
     def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """D(x, t), t (B,), and pair coefficients (B, P, 4) from the network's head."""
-        head = getattr(self.network, "pair_head", None)
-        if head is None:
-            raise ValueError(
-                'covariance: expected a network with a pair head for "pairwise", got one without; '
-                "call train_covariance() first"
-            )
+        head = pair_head(self)
         denoised, messages = self.with_messages(x, t)
-        return denoised, head(messages, denoised.to(messages.dtype), t.log().to(messages.dtype))  # type: ignore[operator]
+        return denoised, head(messages, denoised.to(messages.dtype), t.log().to(messages.dtype))
 
     def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """c_in x and log t, in the network's precision."""
@@ -93,6 +88,23 @@ class PreconditionedDenoiser(nn.Module):
         residual = self(clean + t[:, None, None] * noise, t) - clean
         c_out_square = t.square() / (1.0 + t.square())
         return residual.square().sum(dim=(-2, -1)) / (c_out_square * self.space.dim)
+
+
+def pair_head(denoiser: Any) -> nn.Module:
+    """The pair head of a denoiser's network.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    head = getattr(getattr(denoiser, "network", None), "pair_head", None)
+    if head is None:
+        raise ValueError(
+            'covariance: expected a network with a pair head for "pairwise", got one without; '
+            "call train_covariance() first"
+        )
+    return head  # type: ignore[no-any-return]
 
 
 class GaussianMixtureDenoiser:

@@ -24,6 +24,7 @@ from openmm_vtdis.diffusion.adaptive import N_FRAMES as GRID_FRAMES
 from openmm_vtdis.diffusion.adaptive import adapt
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
 from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.diffusion.denoiser import pair_head
 from openmm_vtdis.diffusion.fitting import (
     OBJECTIVES,
     Fit,
@@ -227,6 +228,8 @@ def tune(
         raise ValueError(
             'covariance: expected "isotropic" with objective="ddpm", which tunes nothing'
         )
+    if any(family.uses_pairs for family in families):
+        pair_head(kernel.denoiser)  # before anything is measured
     kernel, family, reason = _prepare(
         kernel, families, frames, generator, schedule, laplace, config.n_trajectories, batch_size,
         progress,

@@ -322,7 +322,8 @@ class WeightedEnsemble:
         Returns
         -------
         density, edges, stderr
-            (k,), (k + 1,), (k,). An empty bin has a standard error of zero, not of certainty.
+            (k,), (k + 1,), (k,). An empty bin has a standard error of zero, not of certainty; nor
+            does one of few samples know how much it lacks.
         """
         weights = self.weights
         v, alive = self._values(values, "histogram")

@@ -114,8 +114,9 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     archive
         File of a tuned generator (``gen.save``). It has to stay where it is.
     n_proposals
-        Proposals tried in each call, one after the other; the noising of the current configuration
-        costs about as much as one.
+        Proposals tried in each call, one after the other. The current configuration is noised
+        once a call, alone: that takes longer than a proposal, of which many are drawn at once, and
+        as long as a whole batch where steps need Hessians. Then several proposals a call pay.
     batch_size
         Proposals drawn at once, and used in turn.
     n_steps

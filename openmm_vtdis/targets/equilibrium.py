@@ -100,7 +100,8 @@ def check_exploded(name: str, target: Target, x: Tensor) -> None:
             f"{name}: expected equilibrium frames, got {int(exploded.sum())} of {len(index)} that "
             f"exploded, the first at index {int(index[exploded].min())}, of up to "
             f"{float(energies.max()):.4g} kT where half of them have less than "
-            f"{float(energies.median()):.4g} kT; check the length unit (nm), or remove them"
+            f"{float(energies.median()):.4g} kT; check the length unit (nm) and the order "
+            "of the atoms, or remove single bad frames"
         )
 
 
