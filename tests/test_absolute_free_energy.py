@@ -155,11 +155,12 @@ def test_double_well() -> None:
     assert abs(Estimate(log_z.value + math.log(1.15), log_z.stderr).z(29.670, 0.008)) > 4.0
 
 
-def generators_own(gen: DiffusionBoltzmannGenerator) -> FreeEnergy:
-    """BAR of 3,000 generated samples and 3,000 frames."""
-    ensemble = gen.sample(3_000, seed=3, progress=False)
+def generators_own(name: str, n: int) -> FreeEnergy:
+    """BAR of n generated samples and as many frames."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    ensemble = gen.sample(n, seed=3, progress=False)
     md = sample_hmc(
-        gen.target, n_chains=1_000, n_samples=3, burn_in=1_000, thin=20, seed=4, progress=False
+        gen.target, n_chains=n // 3, n_samples=3, burn_in=1_000, thin=20, seed=4, progress=False
     ).positions
     return ensemble.free_energy(gen.noise(md, seed=5, progress=False))
 
@@ -167,7 +168,7 @@ def generators_own(gen: DiffusionBoltzmannGenerator) -> FreeEnergy:
 @pytest.mark.slow
 def test_double_well_to_a_hundredth() -> None:
     ais = annealed(double_well().target(), 3.0, 0.15, 10_000, 800)
-    found = generators_own(DiffusionBoltzmannGenerator.from_pretrained("dw4"))
+    found = generators_own("dw4", 3_000)
     print(f"AIS {ais}, BAR {found}")
     assert ais.stderr < 0.01
     assert abs(found.z(-ais.value, ais.stderr)) < 4.0
@@ -184,7 +185,7 @@ def test_lennard_jones_to_a_few_hundredths() -> None:
         target, n_chains=1_500, n_samples=1, burn_in=1_000, seed=6, progress=False
     ).positions
     ais = bar(annealing.forward(1_500), annealing.backward(frames), subsample=False)
-    found = generators_own(DiffusionBoltzmannGenerator.from_pretrained("lj13"))
+    found = generators_own("lj13", 1_200)
     print(f"annealed both ways {ais}\ngenerator {found}")
     assert ais.stderr < 0.04
     assert ais.bootstrap_stderr == pytest.approx(ais.stderr, rel=0.35)

@@ -206,7 +206,12 @@ def test_free_energy_profile_has_gaps_and_a_band(ensemble: WeightedEnsemble) -> 
     best = int(np.argmax(density))
     other = int(np.flatnonzero(density > 0.0)[-1])
     assert y[other] == pytest.approx(np.log(density[best] / density[other]))
-    assert len(ax.collections) == 1
+    (band,) = ax.collections
+    corners = band.get_paths()[0].vertices
+    middle = 0.5 * (edges[best] + edges[best + 1])
+    assert np.ptp(corners[np.isclose(corners[:, 0], middle), 1]) == pytest.approx(
+        2.0 * stderr[best] / density[best]
+    )
     with pytest.raises(ValueError, match="free_energy_profile: expected a density"):
         plotting.free_energy_profile(np.zeros(3), np.arange(4.0))
 

@@ -136,7 +136,13 @@ EDGES = np.array([-2.6, -2.2, -1.8, -1.0, 0.4, 0.8, 1.2, 1.6])
 
 @functools.cache
 def profiles(n: int) -> Experiment:
-    """Densities of bins, their -log p, and BAR's error by bootstrapping."""
+    """Densities of bins, their -log p, and BAR's error by bootstrapping.
+
+    With w the weight and 1 in the bin, w (1 - p) is skewed: z of a density is biased by
+    -k / 2 sqrt n, k its skewness, 3 to 20 here. (Over 4,000 seeds of 800 samples it was -0.076 in
+    the first bin, -0.074 being expected, and the density itself was right to half an error.) So
+    there are many samples and not too many seeds.
+    """
     target, gen = wrong_mixture(gaussian_mixture(3))
     scale = math.sqrt(0.15)
     cumulative = (
@@ -174,7 +180,7 @@ EXPERIMENTS: dict[str, Callable[[int], Experiment]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "n_seeds"),
-    [("temperatures", 800, 1_500), ("flow", 200, 200), ("profiles", 800, 800)],
+    [("temperatures", 800, 1_500), ("flow", 200, 200), ("profiles", 2_000, 400)],
 )
 def test_z_scores_are_standard_normal(name: str, n: int, n_seeds: int) -> None:
     """Control: errors short by three tenths."""
