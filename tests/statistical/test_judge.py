@@ -28,7 +28,7 @@ def test_it_sees_what_it_is_said_to_see(n: int) -> None:
 
 
 def test_how_wrong_an_error_must_be() -> None:
-    """With 200 seeds short by a quarter, or long by a third; a tenth takes 1,500."""
+    """With 200 seeds short by a quarter or long by a third; a tenth takes 1,500."""
     assert seen(20) == pytest.approx((0.43, 2.97, 1.26), rel=0.01)
     assert seen(80) == pytest.approx((0.65, 1.62, 0.63), rel=0.01)
     assert seen(200) == pytest.approx((0.76, 1.34, 0.40), rel=0.01)

@@ -1,9 +1,9 @@
 """Standard errors over many seeds: the z-scores of every kernel are a standard normal sample.
 
 An exact denoiser, so that log Z = 0 and <|x|^2> are known; what is estimated from generated
-samples, from noised frames, and from both. One seed shows a bias of several errors. With 200 of
-them errors are seen that are short by a quarter or long by a third (``judge.seen``); with the 2,000
-of all kernels together those that are short or long by a tenth, and a bias of an eighth of one.
+samples, from noised frames, and from both. One seed shows a bias of several errors. With 300 of
+them errors are seen that are short by a fifth or long by a quarter (``judge.seen``); with the 3,150
+of all kernels together those that are short or long by a tenth, and a bias of a tenth of one.
 
 A few seeds are in the normal suite, the others take minutes: ``make test-slow``.
 """
@@ -64,7 +64,7 @@ CASES = {
     "krylov": by_state("krylov"),
     "hessian": by_state("hessian"),
     "hessian without Laplace": by_state("hessian", laplace=False),
-    "hessian with its jump, from 20 to 14 steps": by_state("hessian", n_steps=14),
+    "hessian with its jump, from 20 to 26 steps": by_state("hessian", n_steps=26),
 }
 LESS_BIAS = "log Z, generated, less the bias of skewed weights"
 LOG_Z = ("log Z, generated", LESS_BIAS, "log Z, frames", "BAR", "MBAR")
@@ -136,8 +136,8 @@ def test_z_scores_of_all_kernels_together() -> None:
 
     The weights are skewed, so that a mean that is too large comes with an error that is, too: to
     first order z is biased by (s - k) / 2 sqrt n, with k the skewness of the weights and s their
-    deviation over their mean. That is -0.05 here, and seen with so many seeds (-0.09 +- 0.02, when
-    this was written); what is left without it must be none.
+    deviation over their mean. That is -0.04 on average here, and seen with so many seeds (-0.06 +-
+    0.02 when this was written); what is left without it must be none.
     """
     pooled = {
         name: np.concatenate([z_scores(case)[name] for case in CASES])
@@ -146,7 +146,7 @@ def test_z_scores_of_all_kernels_together() -> None:
     assert not faults(pooled)
     n = sum(case.n_seeds for case in CASES.values())
     assert seen(n).short > 0.9
-    assert seen(n).long < 1.11
+    assert seen(n).long < 1.1
     for z in pooled.values():
         assert "width" in fault(z / 0.88)
 
