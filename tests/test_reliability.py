@@ -469,7 +469,13 @@ def test_reference_data_that_are_killed_again_and_again(
 ) -> None:
     """The script that makes them, with a checkpoint a proposal: the same frames and report."""
     small = dataclasses.replace(
-        train.RECIPES["dw4"], n_chains=20, n_samples=5, burn_in=40, thin=12, n_leapfrog=10
+        train.RECIPES["dw4"],
+        n_chains=20,
+        n_samples=5,
+        burn_in=40,
+        thin=12,
+        n_leapfrog=10,
+        ladder=(1.0, 1.3, 1.7),
     )
     monkeypatch.setitem(train.RECIPES, "dw4", small)
     often = functools.partial(train.sample_hmc, checkpoint_seconds=0.0, progress=False)
@@ -511,6 +517,7 @@ def test_a_checkpoint_of_other_reference_data_is_refused(tmp_path: Path) -> None
     for changed, message in (
         ({"seed": 5}, r"differs in seed \(4 there, 5 here\)"),
         ({"thin": 2}, r"differs in thin \(1 there, 2 here\)"),
+        ({"ladder": (1.0, 2.0)}, "differs in ladder"),
         ({"target": warm}, "differs in the target or the starting configurations"),
         ({"initial": torch.tensor(double_well().positions)}, "or the starting configurations"),
         ({"seed": torch.Generator()}, "seed: expected an integer"),

@@ -26,6 +26,7 @@ import openmm
 import torch
 from openmm import app
 
+from openmm_vtdis.diffusion.pair_training import forget_pair_head
 from openmm_vtdis.ensemble import Estimate
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.storage import replacing, write_atomically
@@ -75,6 +76,8 @@ class Recipe:
     n_steps: int
     t_min: float | None = None
     t_max: float | None = None
+    ladder: tuple[float, ...] = (1.0,)
+    """Temperatures of parallel tempering, in units of the system's."""
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
     fine_iterations: tuple[int, ...] = ()
@@ -87,6 +90,8 @@ class Recipe:
     schedule: str = "geometric"
     n_trajectories: int = 10_000
     """Of the tuning."""
+    network_of: str | None = None
+    """The shipped generator with whose network the training begins; None: a new one."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -136,13 +141,31 @@ RECIPES: dict[str, Recipe] = {
         schedule="adaptive",
         n_trajectories=600,
     ),
+    "aldp-300K": Recipe(
+        "egnn-5x64",
+        6_000,
+        128,
+        40,
+        1_000,
+        200,
+        1,
+        40,
+        200,
+        ladder=(1.0, 1.2, 1.45, 1.75, 2.15, 2.67),
+        head_iterations=1_000,
+        covariance="pairwise",
+        schedule="adaptive",
+        n_trajectories=600,
+        network_of="aldp-800K",
+    ),
 }
 
 
 def build_system(name: str) -> BenchmarkSystem:
     """The benchmark system of a name."""
-    builders = {"dw4": double_well, "lj13": lennard_jones, "aldp-800K": alanine_dipeptide}
-    return builders[name]()  # type: ignore[operator]
+    if name.startswith("aldp-"):
+        return alanine_dipeptide(float(name.removeprefix("aldp-").removesuffix("K")))
+    return {"dw4": double_well, "lj13": lennard_jones}[name]()
 
 
 def reference_frames(
@@ -206,6 +229,7 @@ def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
             burn_in=recipe.burn_in,
             thin=recipe.thin,
             n_leapfrog=recipe.n_leapfrog,
+            ladder=recipe.ladder,
             step_size=0.1 if system.topology is None else 2e-3,
             initial=None if system.topology is None else torch.tensor(system.positions),
             seed=seed,
@@ -361,7 +385,7 @@ def main() -> None:
         system.topology,
         system.temperature,
         n_dims=system.n_dims,
-        network=recipe.network,
+        network=recipe.network if recipe.network_of is None else first_network(recipe.network_of),
         device=options.device,
     )
     log = gen.train(
@@ -375,6 +399,13 @@ def main() -> None:
     )
     first = {"log": dataclasses.asdict(log), "fine": [], "data": _reports(options.name)}
     finish(options.name, gen, recipe, first, options.precision)
+
+
+def first_network(name: str) -> torch.nn.Module:
+    """The network of a shipped generator, without its pair head."""
+    network = DiffusionBoltzmannGenerator.from_pretrained(name).network
+    forget_pair_head(network)
+    return network
 
 
 def finish(

@@ -15,6 +15,15 @@ that a chain in a narrow place (two particles in contact) gets out with a small 
 25 % of ``n_leapfrog``, so that no periodic orbit resonates with it. Neither draw looks at x: both
 keep pi invariant.
 
+With a ladder of temperatures 1 = T_1 < T_2 < ..., in units of the target's, every chain is one for
+each of them, with the density exp(-u / T_k) and the step size h sqrt(T_k). After every proposal
+neighbours i and j exchange their configurations with probability
+
+    min(1, exp((1/T_i - 1/T_j) (u_i - u_j)))
+
+(parallel tempering: Swendsen and Wang, Phys. Rev. Lett. 57, 2607, 1986), the first, third, ... pair
+and the second, fourth, ... in turns. What is hot crosses barriers; samples are those of T_1.
+
 The samples come with a check that needs no reference value: integrating by parts::
 
     < x . grad u > = d,      d = the dimension of the space,
@@ -29,6 +38,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +84,8 @@ class ConvergenceReport:
         Degrees of freedom d.
     r_hat
         Split R-hat of u; NaN with fewer than 4 samples per chain.
+    exchanges
+        Of a ladder of temperatures: the share of accepted exchanges of each pair of neighbours.
     """
 
     n_chains: int
@@ -87,6 +99,7 @@ class ConvergenceReport:
     virial_stderr: float
     dim: int
     r_hat: float
+    exchanges: tuple[float, ...] = ()
 
     @property
     def virial_z(self) -> float:
@@ -94,7 +107,7 @@ class ConvergenceReport:
         return (self.virial - self.dim) / self.virial_stderr
 
     def __str__(self) -> str:
-        rows = (
+        rows = [
             ("chains x samples", f"{self.n_chains} x {self.n_samples}"),
             ("acceptance", f"{self.acceptance:.3f} at step size {self.step_size:.4g}"),
             ("<u>", f"{self.energy:.4f} ± {self.energy_stderr:.4f} kT, std {self.energy_std:.4f}"),
@@ -104,7 +117,9 @@ class ConvergenceReport:
                 f"(z = {self.virial_z:+.1f})",
             ),
             ("split R-hat of u", f"{self.r_hat:.4f}"),
-        )
+        ]
+        if self.exchanges:
+            rows.append(("exchanges", ", ".join(f"{share:.1%}" for share in self.exchanges)))
         return "\n".join(f"{name:<18}{value}" for name, value in rows)
 
 
@@ -139,7 +154,7 @@ class ReferenceData:
 
 @dataclass
 class _State:
-    """The chains: positions (C, M, D), energies (C,), forces (C, M, D)."""
+    """The chains, of all temperatures: positions (L C, M, D), energies (L C,), forces."""
 
     x: Tensor
     u: Tensor
@@ -148,14 +163,19 @@ class _State:
 
 @dataclass
 class _Run:
-    """Where the chains are, what was kept of them, and where the step size went."""
+    """Where the chains are, what was kept of them, and where the step size went.
+
+    Of C chains on a ladder of L temperatures row ``k C + c`` of the state is chain c at T_k.
+    """
 
     state: _State
     positions: Tensor
     energies: Tensor
     virials: Tensor
     start: Tensor
-    """Energies (C,) that the chains began with."""
+    """Energies (L C,) that the chains began with."""
+    exchanged: Tensor
+    """Sums of acceptance probabilities (L - 1,) after burn-in."""
     step_size: float
     iteration: int = 0
     n_kept: int = 0
@@ -164,14 +184,15 @@ class _Run:
     log_steps: list[float] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, state: _State, n_samples: int, step_size: float) -> _Run:
-        shape = (len(state.x), n_samples)
+    def begin(cls, state: _State, n_levels: int, n_samples: int, step_size: float) -> _Run:
+        shape = (len(state.x) // n_levels, n_samples)
+        exchanged = torch.zeros(n_levels - 1, dtype=torch.float64)
         positions = torch.empty(*shape, *state.x.shape[1:], dtype=torch.float64)
         energies, virials = (torch.empty(shape, dtype=torch.float64) for _ in range(2))
-        return cls(state, positions, energies, virials, state.u, step_size)
+        return cls(state, positions, energies, virials, state.u, exchanged, step_size)
 
-    def count(self, probability: float, burn_in: int, thin: int) -> None:
-        """After a proposal that was accepted with this probability."""
+    def count(self, probability: float, exchanged: Tensor, burn_in: int, thin: int) -> None:
+        """After a proposal, and exchanges (L - 1,), that had these acceptance probabilities."""
         self.iteration += 1
         if self.iteration <= burn_in:
             gain = _ADAPTATION_RATE / math.sqrt(self.iteration)
@@ -182,16 +203,22 @@ class _Run:
                 self.step_size = math.exp(sum(self.log_steps) / len(self.log_steps))
             return
         self.acceptance += probability
+        self.exchanged += exchanged
         if (self.iteration - burn_in) % thin == 0:
-            self.positions[:, self.n_kept] = self.state.x
-            self.energies[:, self.n_kept] = self.state.u
-            self.virials[:, self.n_kept] = -(self.state.x * self.state.f).sum(dim=(1, 2))
+            x, u, f = (values[: len(self.energies)] for values in vars(self.state).values())
+            self.positions[:, self.n_kept] = x
+            self.energies[:, self.n_kept] = u
+            self.virials[:, self.n_kept] = -(x * f).sum(dim=(1, 2))
             self.n_kept += 1
 
     def save(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
         """Write all of it and the state of the random numbers, atomically."""
         kept = {name: getattr(self, name)[:, : self.n_kept] for name in _KEPT}
-        others = {"start": self.start, "generator": generator.get_state()}
+        others = {
+            "start": self.start,
+            "exchanged": self.exchanged,
+            "generator": generator.get_state(),
+        }
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         storage.write_archive(
             path, "hmc", {**vars(self.state), **kept, **others}, {"run": about, **numbers}
@@ -213,6 +240,7 @@ class _Run:
         for name in _KEPT:
             getattr(self, name)[:, : self.n_kept] = tensors[name]
         self.state = _State(*(tensors[name] for name in ("x", "u", "f")))
+        self.exchanged = tensors["exchanged"]
         generator.set_state(tensors["generator"])
 
 
@@ -229,6 +257,7 @@ def sample_hmc(
     thin: int = 10,
     step_size: float = 0.1,
     n_leapfrog: int = 10,
+    ladder: Sequence[float] = (1.0,),
     initial: Tensor | None = None,
     seed: Seed = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -253,6 +282,9 @@ def sample_hmc(
         Where the adaptation of h starts, nm.
     n_leapfrog
         Mean number of leapfrog steps L of a proposal.
+    ladder
+        Temperatures of parallel tempering in multiples of the target's, rising from 1. The work
+        is that of ``n_chains`` chains for each.
     initial
         Starting configurations (n_chains, M, D), or one (M, D) for all, in nm. None: Gaussian
         clouds of 1 nm, relaxed by gradient descent.
@@ -276,14 +308,16 @@ def sample_hmc(
     thin = checks.positive_integer("thin", thin)
     n_leapfrog = checks.positive_integer("n_leapfrog", n_leapfrog)
     step_size = checks.positive_number("step_size", step_size)
+    levels = _levels(ladder)
     path = checks.checkpoint(checkpoint, checkpoint_seconds)
     if path is not None:
         seed = checks.positive_integer("seed", seed, minimum=0)
     generator = make_generator(seed)
-    run = _Run.begin(_start(target, n_chains, initial, generator), n_samples, step_size)
+    start = _start(target, n_chains, len(levels), initial, generator)
+    run = _Run.begin(start, len(levels), n_samples, step_size)
     about = {
         "n_chains": n_chains, "n_samples": n_samples, "burn_in": burn_in, "thin": thin,
-        "step_size": step_size, "n_leapfrog": n_leapfrog, "seed": seed,
+        "step_size": step_size, "n_leapfrog": n_leapfrog, "ladder": levels.tolist(), "seed": seed,
     }  # fmt: skip
     if path is not None and path.exists():
         run.restore(path, generator, about)
@@ -291,38 +325,66 @@ def sample_hmc(
     total = burn_in + n_samples * thin
     bar = progress_bar(total, "HMC", progress, initial=run.iteration)
     while run.iteration < total:
-        probability = _propose(target, run.state, run.step_size, n_leapfrog, generator)
-        run.count(probability, burn_in, thin)
+        probability = _propose(target, run.state, levels, run.step_size, n_leapfrog, generator)
+        exchanged = _exchange(run.state, levels, run.iteration % 2, generator)
+        run.count(probability, exchanged, burn_in, thin)
         bar.update()
         due = time.monotonic() - saved >= checkpoint_seconds or run.iteration == total
         if path is not None and due:
             run.save(path, generator, about)
             saved = time.monotonic()
     bar.close()
-    acceptance = run.acceptance / (n_samples * thin)
-    report = _report(run.energies, run.virials, target.space.dim, acceptance, run.step_size)
+    n_proposals = n_samples * thin
+    report = _report(
+        run.energies,
+        run.virials,
+        target.space.dim,
+        run.acceptance / n_proposals,
+        run.step_size,
+        tuple((2.0 * run.exchanged / n_proposals).tolist()),
+    )
     logger.info("HMC of %r:\n%s", target, report)
     return ReferenceData(run.positions.flatten(0, 1), run.energies.flatten(), report)
 
 
+def _levels(ladder: Sequence[float]) -> Tensor:
+    """Temperatures (L,) in units of the target's, checked."""
+    levels = torch.as_tensor(ladder, dtype=torch.float64)
+    rising = levels.ndim == 1 and len(levels) > 0 and bool((levels.diff() > 0.0).all())
+    if not (rising and float(levels[0]) == 1.0 and math.isfinite(float(levels[-1]))):
+        raise ValueError(
+            "ladder: expected temperatures in multiples of the target's that rise from 1, such as "
+            f"(1.0, 1.3, 1.7), got {ladder!r}"
+        )
+    return levels
+
+
 def _propose(
-    target: Target, state: _State, step_size: float, n_leapfrog: int, generator: torch.Generator
+    target: Target,
+    state: _State,
+    levels: Tensor,
+    step_size: float,
+    n_leapfrog: int,
+    generator: torch.Generator,
 ) -> float:
     """One proposal for every chain, accepted or not, in place; the mean acceptance probability."""
+    temperatures = levels.repeat_interleave(len(state.x) // len(levels))
+    beta = 1.0 / temperatures
+    scale = beta[:, None, None]
     spread = int(_LEAPFROG_SPREAD * n_leapfrog)
     n_steps = n_leapfrog + int(torch.randint(-spread, spread + 1, (), generator=generator))
     x, f = state.x, state.f
     p = target.space.standard_normal(len(x), generator)
     kinetic = 0.5 * p.square().sum(dim=(1, 2))
     jitter = torch.rand(len(x), 1, 1, generator=generator, dtype=torch.float64)
-    h = step_size * (1.0 + _STEP_SPREAD * (2.0 * jitter - 1.0))
-    p = p + 0.5 * h * f
+    h = step_size * temperatures.sqrt()[:, None, None] * (1.0 + _STEP_SPREAD * (2.0 * jitter - 1.0))
+    p = p + 0.5 * h * scale * f
     for step in range(n_steps):
         x = x + h * p
         u, f = target.reduced_energy_and_force(x)
         f = target.space.project(f)
-        p = p + (1.0 if step < n_steps - 1 else 0.5) * h * f
-    log_ratio = (state.u + kinetic) - (u + 0.5 * p.square().sum(dim=(1, 2)))
+        p = p + (1.0 if step < n_steps - 1 else 0.5) * h * scale * f
+    log_ratio = (beta * state.u + kinetic) - (beta * u + 0.5 * p.square().sum(dim=(1, 2)))
     log_ratio = torch.where(torch.isfinite(u), log_ratio, -torch.inf).nan_to_num(-torch.inf)
     accepted = _accept(log_ratio, generator)
     state.x = torch.where(accepted[:, None, None], target.space.project(x), state.x)
@@ -331,14 +393,41 @@ def _propose(
     return float(log_ratio.clamp(max=0.0).exp().mean())
 
 
+def _exchange(state: _State, levels: Tensor, first: int, generator: torch.Generator) -> Tensor:
+    """Exchange neighbours on the ladder, every second pair from ``first`` on, in place.
+
+    Acceptance probabilities (L - 1,), averaged over the chains; 0 where it is not a pair's turn.
+    """
+    probabilities = torch.zeros(len(levels) - 1, dtype=torch.float64)
+    lower = torch.arange(len(levels) - 1)[first::2]
+    if len(lower) == 0:
+        return probabilities
+    u = state.u.view(len(levels), -1)
+    beta = (1.0 / levels)[:, None]
+    log_ratio = (beta[lower] - beta[lower + 1]) * (u[lower] - u[lower + 1])
+    accepted = _accept(log_ratio, generator)
+    rows = torch.arange(u.numel()).view_as(u)
+    order = rows.clone()
+    order[lower] = torch.where(accepted, rows[lower + 1], rows[lower])
+    order[lower + 1] = torch.where(accepted, rows[lower], rows[lower + 1])
+    for name, values in list(vars(state).items()):
+        setattr(state, name, values[order.flatten()])
+    probabilities[lower] = log_ratio.clamp(max=0.0).exp().mean(dim=1)
+    return probabilities
+
+
 def _accept(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
-    """Metropolis: accept with probability min(1, exp(log_ratio)). (C,) -> (C,) bool."""
+    """Metropolis: accept with probability min(1, exp(log_ratio)); bool of the same shape."""
     uniform = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64)
     return uniform.log() < log_ratio
 
 
 def _start(
-    target: Target, n_chains: int, initial: Tensor | None, generator: torch.Generator
+    target: Target,
+    n_chains: int,
+    n_levels: int,
+    initial: Tensor | None,
+    generator: torch.Generator,
 ) -> _State:
     space = target.space
     if initial is None:
@@ -351,6 +440,7 @@ def _start(
         if len(x) != n_chains:
             raise ValueError(f"initial: expected {n_chains} configurations, got {len(x)}")
         x = space.project(x)
+    x = x.repeat(n_levels, 1, 1)
     u, f = target.reduced_energy_and_force(x)
     finite = torch.isfinite(u) & torch.isfinite(f).all(dim=2).all(dim=1)
     if not bool(finite.all()):
@@ -372,7 +462,12 @@ def _relax(target: Target, x: Tensor) -> Tensor:
 
 
 def _report(
-    energies: Tensor, virials: Tensor, dim: int, acceptance: float, step_size: float
+    energies: Tensor,
+    virials: Tensor,
+    dim: int,
+    acceptance: float,
+    step_size: float,
+    exchanges: tuple[float, ...] = (),
 ) -> ConvergenceReport:
     """energies, virials (C, K)."""
     n_chains, n_samples = energies.shape
@@ -392,6 +487,7 @@ def _report(
         virial_stderr=stderr(virials),
         dim=dim,
         r_hat=split_r_hat(energies),
+        exchanges=exchanges,
     )
 
 

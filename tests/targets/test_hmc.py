@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -134,6 +135,58 @@ def test_a_finite_energy_with_a_broken_force_is_not_accepted_either() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
+# A ladder of temperatures
+
+
+LADDER = (1.0, 2.5, 6.0, 15.0, 40.0)
+
+
+def far_modes(ladder: tuple[float, ...]) -> ReferenceData:
+    """Two modes behind a barrier of 45 kT, of which every chain starts in the rare one."""
+    means = torch.tensor([[[3.0], [0.0]], [[-3.0], [0.0]]])
+    target = GaussianMixture(means, [0.1, 0.1], [0.2, 0.8])
+    start = torch.tensor([[3.0], [0.0]])
+    return short(target, n_samples=60, thin=2, burn_in=200, initial=start, ladder=ladder)
+
+
+def share_and_error(data: ReferenceData) -> tuple[float, float]:
+    per_chain = (data.positions[:, 0, 0] < 0.0).double().reshape(400, 60).mean(dim=1)
+    return float(per_chain.mean()), float(per_chain.std()) / math.sqrt(400)
+
+
+def test_a_ladder_of_temperatures_crosses_what_one_does_not() -> None:
+    share, error = share_and_error(far_modes(LADDER))
+    assert error < 0.02
+    assert abs(share - 0.8) < LIMIT * error
+    assert share_and_error(far_modes((1.0,))) == (0.0, 0.0)
+
+
+def test_the_coldest_rung_is_the_target() -> None:
+    """Energy and its spread are those of the target's temperature; neighbours do exchange."""
+    space = Space(4, 2)
+    report = short(gaussian(space), n_samples=30, ladder=(1.0, 1.5, 2.25)).report
+    exact = 0.5 * space.dim * (1.0 + math.log(2.0 * math.pi * 0.5))
+    assert abs(report.energy - exact) < LIMIT * report.energy_stderr
+    assert report.energy_std == pytest.approx(math.sqrt(space.dim / 2), rel=0.05)
+    assert abs(report.virial_z) < LIMIT
+    assert len(report.exchanges) == 2
+    # Of Gaussians in d dimensions at temperatures of ratio r: P(F > r) twice, F with (d, d)
+    # degrees of freedom; here d = 6 and r = 1.5, by the regularised incomplete beta function.
+    p = 2.0 * float(scipy.stats.f.sf(1.5, space.dim, space.dim))
+    assert report.exchanges == pytest.approx((p, p), abs=0.02)
+    assert "exchanges         6" in str(report)
+
+
+def test_exchanges_that_are_always_accepted_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: without Metropolis' criterion the coldest chains are too hot."""
+    accept = hmc_module._accept
+    shapes = {2: always, 1: accept}
+    monkeypatch.setattr(hmc_module, "_accept", lambda ratio, g: shapes[ratio.ndim](ratio, g))
+    broken = short(gaussian(Space(4, 2)), ladder=(1.0, 1.5, 2.25)).report
+    assert broken.virial_z > 2 * LIMIT
+
+
+# ---------------------------------------------------------------------------------------------
 # Negative controls: the checks above notice what they are there to notice
 
 
@@ -206,6 +259,10 @@ def test_standard_errors_come_from_the_spread_between_chains() -> None:
         ({"thin": 0}, "thin: expected an integer >= 1"),
         ({"n_leapfrog": 0}, "n_leapfrog: expected an integer >= 1"),
         ({"step_size": 0.0}, "step_size: expected a finite number > 0"),
+        ({"ladder": ()}, r"ladder: expected temperatures .* that rise from 1"),
+        ({"ladder": (1.0, 1.0)}, "that rise from 1"),
+        ({"ladder": (0.5, 1.0)}, "that rise from 1"),
+        ({"ladder": (1.0, math.inf)}, "that rise from 1"),
         ({"seed": -1}, "seed: expected an integer"),
         ({"initial": torch.zeros(3, 4, 2)}, "initial: expected 400 configurations, got 3"),
         ({"initial": torch.zeros(5, 2)}, r"initial: expected positions of shape \(n, 4, 2\)"),
