@@ -1,16 +1,28 @@
-"""The virial of frames: 1 in equilibrium, T'/T at another temperature, and what is refused."""
+"""Ratios that are 1 in equilibrium and T'/T at another temperature, and what is refused."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import openmm
 import pytest
 import torch
 
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
-from openmm_vtdis.targets.equilibrium import check_equilibrium, virial_ratio
+from openmm_vtdis.targets import (
+    GaussianMixture,
+    OpenMMTarget,
+    Target,
+    alanine_dipeptide,
+    gaussian_mixture,
+    sample_hmc,
+)
+from openmm_vtdis.targets.equilibrium import (
+    check_equilibrium,
+    configurational_ratio,
+    virial_ratio,
+)
 from openmm_vtdis.units import thermal_energy
 from tests.targets.reference import system_of
 
@@ -32,18 +44,91 @@ def exact_frames(target: OpenMMTarget, n: int, temperature: float) -> torch.Tens
     return variance**0.5 * target.space.standard_normal(n, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("estimate", [virial_ratio, configurational_ratio])
 @pytest.mark.parametrize("temperature", [300.0, 450.0])
-def test_the_virial_tells_the_temperature(temperature: float) -> None:
+def test_both_ratios_tell_the_temperature(
+    temperature: float, estimate: Callable[[Target, torch.Tensor], tuple[float, float]]
+) -> None:
     target = springs()
-    ratio, error = virial_ratio(target, exact_frames(target, 4000, temperature))
+    ratio, error = estimate(target, exact_frames(target, 4000, temperature))
     assert error < 0.02
     assert abs(ratio - temperature / 300.0) < 4.0 * error
 
 
-def test_the_virial_holds_without_a_centre_of_mass() -> None:
+@pytest.mark.parametrize("estimate", [virial_ratio, configurational_ratio])
+def test_both_hold_without_a_centre_of_mass(
+    estimate: Callable[[Target, torch.Tensor], tuple[float, float]],
+) -> None:
     target = gaussian_mixture(5)
-    ratio, error = virial_ratio(target, target.sample(4000, seed=0))
+    ratio, error = estimate(target, target.sample(4000, seed=0))
     assert abs(ratio - 1.0) < 4.0 * error
+
+
+@pytest.mark.parametrize("backend", ["batched", "contexts"])
+def test_the_configurational_ratio_is_that_of_the_hessian(backend: str) -> None:
+    """Against traces of dense Hessians, whose noise along a direction is the only difference."""
+    system = alanine_dipeptide(300.0)
+    target = system.target(backend=backend)
+    noise = target.space.standard_normal(200, torch.Generator().manual_seed(0))
+    x = torch.tensor(system.positions) + 0.003 * noise
+    gradient, hessian = system.target().derivatives(x)
+    traces = torch.einsum("nijij->n", hessian)
+    exact = float(gradient.square().sum(dim=(1, 2)).mean() / traces.mean())
+    ratio, error = configurational_ratio(target, x)
+    assert ratio == pytest.approx(exact, rel=0.1)
+    assert error < 0.1 * ratio
+
+
+def test_a_hot_molecule_is_seen_where_the_virial_is_noise(caplog: pytest.LogCaptureFixture) -> None:
+    """Alanine dipeptide at 400 K in a target of 300 K: 200 frames of 20 chains are enough."""
+    right, hot = (alanine_dipeptide(t) for t in (300.0, 400.0))
+    frames = {
+        system.temperature: sample_hmc(
+            system.target(),
+            n_chains=20,
+            n_samples=10,
+            burn_in=50,
+            thin=1,
+            n_leapfrog=20,
+            step_size=1e-3,
+            initial=torch.tensor(system.positions),
+            seed=1,
+            progress=False,
+        ).positions
+        for system in (right, hot)
+    }
+    target = right.target()
+    for temperature, x in frames.items():
+        ratio, error = configurational_ratio(target, x)
+        assert error < 0.06
+        assert abs(ratio - temperature / 300.0) < 4.0 * error
+        assert virial_ratio(target, x)[1] > 0.08
+    with caplog.at_level(logging.WARNING):
+        check_equilibrium("train", target, frames[300.0])
+        assert not caplog.records
+        check_equilibrium("train", target, frames[400.0])
+    assert "<|grad u|^2> / <laplacian u> is 1.3" in caplog.text
+
+
+def test_a_cloud_that_is_too_wide_is_seen_by_the_virial(caplog: pytest.LogCaptureFixture) -> None:
+    """A stiff pair, in equilibrium, in a soft trap, out of it: the first ratio sees nothing."""
+    widths = torch.tensor([0.01, 1.0, 1.0])
+
+    class Trap(Target):
+        space = Space(3, 1, centred=False)
+
+        def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.5 * (x[:, :, 0] / widths).square().sum(dim=1)
+
+    target = Trap()
+    x = target.space.standard_normal(2_000, torch.Generator().manual_seed(0)) * widths[:, None]
+    with caplog.at_level(logging.WARNING):
+        check_equilibrium("train", target, x)
+        assert not caplog.records
+        x[:, 1:] *= 1.5
+        check_equilibrium("train", target, x)
+    assert "<x.grad u> / d is 1.8" in caplog.text
+    assert abs(configurational_ratio(target, x)[0] - 1.0) < 0.1
 
 
 def test_frames_of_another_temperature_are_reported(caplog: pytest.LogCaptureFixture) -> None:
