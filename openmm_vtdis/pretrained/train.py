@@ -80,6 +80,8 @@ class Recipe:
     """Temperatures of parallel tempering, in units of the system's."""
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
+    network_of: str | None = None
+    """The shipped generator whose network stands for a first training, without iterations."""
     fine_iterations: tuple[int, ...] = ()
     """Of further trainings, on those noise levels where the energy does not know better."""
     head_iterations: int = 0
@@ -90,8 +92,6 @@ class Recipe:
     schedule: str = "geometric"
     n_trajectories: int = 10_000
     """Of the tuning."""
-    network_of: str | None = None
-    """The shipped generator with whose network the training begins; None: a new one."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -143,7 +143,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "aldp-300K": Recipe(
         "egnn-5x64",
-        6_000,
+        0,
         128,
         40,
         1_000,
@@ -152,11 +152,12 @@ RECIPES: dict[str, Recipe] = {
         40,
         200,
         ladder=(1.0, 1.2, 1.45, 1.75, 2.15, 2.67),
+        network_of="aldp-800K",
+        fine_iterations=(6_000,),
         head_iterations=1_000,
         covariance="pairwise",
         schedule="adaptive",
         n_trajectories=600,
-        network_of="aldp-800K",
     ),
 }
 
@@ -388,16 +389,19 @@ def main() -> None:
         network=recipe.network if recipe.network_of is None else first_network(recipe.network_of),
         device=options.device,
     )
-    log = gen.train(
-        train,
-        recipe.n_iterations,
-        checkpoint=f"runs/{options.name}.ckpt",
-        held_out=0.1,
-        batch_size=recipe.batch_size,
-        precision=options.precision,
-        seed=MODEL_SEED,
-    )
-    first = {"log": dataclasses.asdict(log), "fine": [], "data": _reports(options.name)}
+    log = None
+    if recipe.n_iterations:
+        log = gen.train(
+            train,
+            recipe.n_iterations,
+            checkpoint=f"runs/{options.name}.ckpt",
+            held_out=0.1,
+            batch_size=recipe.batch_size,
+            precision=options.precision,
+            seed=MODEL_SEED,
+        )
+    history = None if log is None else dataclasses.asdict(log)
+    first = {"log": history, "fine": [], "data": _reports(options.name)}
     finish(options.name, gen, recipe, first, options.precision)
 
 
@@ -417,10 +421,10 @@ def finish(
 ) -> None:
     """Everything after the first training, to archive and record.
 
-    ``first`` is the record of that training: its history ("log"), those of the further ones that
-    the network has had ("fine"), and the reports of its data. Data that are made again, elsewhere,
-    have the same distribution but not the same numbers: those of the later fits have their own
-    reports.
+    ``first`` is the record of that training: its history ("log", None without one), those of the
+    further ones that the network has had ("fine"), and the reports of its data. Data that are made
+    again, elsewhere, have the same distribution but not the same numbers: those of the later fits
+    have their own reports.
     """
     frames = reference_frames(name, "train", n_frames=recipe.later_frames)
     fine = list(first["fine"])
