@@ -2,9 +2,9 @@
 
     python -m benchmarks.alanine --samples 5000
 
-Samples of the shipped generator are compared with the held-out reference run, which neither
+Samples of a shipped generator are compared with the held-out reference run, which neither
 training nor tuning has seen: energies, Ramachandran plots, and the free energy along phi. Writes
-``docs/tables/aldp-observables.md`` and ``docs/figures/aldp-*.png``; the samples stay under
+``docs/tables/<name>-observables.md`` and ``docs/figures/<name>-*.png``; the samples stay under
 ``runs/`` and are used again when they are there.
 """
 
@@ -31,7 +31,6 @@ from openmm_vtdis.pretrained.train import (
 )
 from openmm_vtdis.storage import write_atomically
 
-NAME = "aldp-800K"
 EDGES = np.linspace(-180.0, 180.0, 19)
 
 
@@ -58,14 +57,14 @@ class Reference:
     All chains begin with both peptide bonds trans, so that the first fifth of each is left out.
     """
 
-    def __init__(self, gen: DiffusionBoltzmannGenerator) -> None:
-        lengths = chain_lengths(NAME, "test")
+    def __init__(self, name: str, gen: DiffusionBoltzmannGenerator) -> None:
+        lengths = chain_lengths(name, "test")
         starts = np.cumsum(lengths) - lengths
         used = np.concatenate(
             [np.arange(start + n // 5, start + n) for start, n in zip(starts, lengths, strict=True)]
         )
         self.lengths = lengths - lengths // 5
-        frames = reference_frames(NAME, "test")[used]
+        frames = reference_frames(name, "test")[used]
         self.energies = gen.target.reduced_energy(torch.tensor(frames)).numpy()
         traj = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(gen.topology))
         self.phi, self.psi = dihedrals(traj)
@@ -83,9 +82,11 @@ class Reference:
         return density, stderr
 
 
-def samples(gen: DiffusionBoltzmannGenerator, n: int, progress: bool) -> WeightedEnsemble:
+def samples(
+    name: str, gen: DiffusionBoltzmannGenerator, n: int, progress: bool
+) -> WeightedEnsemble:
     """n weighted samples, drawn once."""
-    path = CACHE / f"{NAME}-samples-{gen.kernel.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}.nc"
+    path = CACHE / f"{name}-samples-{gen.kernel.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}.nc"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         gen.sample(n, seed=SAMPLE_SEED, progress=progress).save(path)
@@ -174,26 +175,27 @@ FIGURES: dict[str, tuple[tuple[float, float], Callable[..., None]]] = {
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--name", default="aldp-800K", choices=["aldp-300K", "aldp-800K"])
     parser.add_argument("--samples", type=int, default=5_000)
     parser.add_argument("--archive", type=Path, help="instead of the shipped generator")
     parser.add_argument("--bfloat16", action="store_true", help="the network, not the weights")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args()
     if options.archive is None:
-        gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
+        gen = DiffusionBoltzmannGenerator.from_pretrained(options.name)
     else:
         gen = DiffusionBoltzmannGenerator.load(options.archive)
-    reference = Reference(gen)
+    reference = Reference(options.name, gen)
     with torch.autocast(gen.device.type, torch.bfloat16, enabled=options.bfloat16):
-        ensemble = samples(gen, options.samples, options.progress)
+        ensemble = samples(options.name, gen, options.samples, options.progress)
     text = observables(ensemble, reference)
     print(text)
     (DOCS / "tables").mkdir(exist_ok=True)
-    write_atomically(DOCS / "tables" / "aldp-observables.md", text.encode())
+    write_atomically(DOCS / "tables" / f"{options.name}-observables.md", text.encode())
     for name, (size, draw) in FIGURES.items():
         figure = Figure(figsize=size, layout="constrained")
         draw(ensemble, reference, figure)
-        figure.savefig(DOCS / "figures" / f"aldp-{name}.png", dpi=110)
+        figure.savefig(DOCS / "figures" / f"{options.name}-{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
