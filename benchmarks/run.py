@@ -10,7 +10,8 @@ goes on where it stopped; a row that is there is not measured again (delete it t
 uses the training frames; forward ESS is measured on frames of another seed, reverse ESS on fresh
 samples.
 
-Forward trajectories are simulated once for each number of steps and kept under ``runs/``: with
+Samples, and frames noised by the tuning that an archive ships with, are kept under ``runs/`` by the
+thousand. Forward trajectories are simulated once for each number of steps and kept there too: with
 a = x_{n-1} - x_n, b = D - x_n, the three numbers <a, a>, <a, b>, <b, b> a step serve every
 isotropic covariance and every mean coefficient.
 """
@@ -35,7 +36,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
+from openmm_vtdis.archive import describe_kernel
 from openmm_vtdis.diffusion.adaptive import adapt
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
 from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
@@ -48,12 +50,14 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
 from openmm_vtdis.pretrained.train import RECIPES, reference_frames
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs") / "benchmarks"
 FIT_SEED, TEST_SEED, SAMPLE_SEED, SGD_SEED = 31, 32, 33, 34
+PIECE = 1_000
+"""Samples that an interruption can cost."""
 CARRIED_FROM = 100
 """Steps that a tuning which is used at every other number of steps too is made for."""
 
@@ -394,8 +398,23 @@ class Bench:
         self.gen.kernel = kernel = self.shipped.resampled(n_steps)
         rng, n = np.random.default_rng(TEST_SEED), self.options.samples
         frames = self.case.test[rng.choice(len(self.case.test), n, replace=False)]
-        log_w = self.gen.noise(frames, seed=TEST_SEED, progress=self.options.progress)
-        return kernel, torch.tensor(log_w), {"tuning": "archive"}
+        pieces, progress = [], self.options.progress
+        for k, some in enumerate(frames.split(PIECE)):
+            path = self.piece(AS_SHIPPED, f"{n}-{k}-noised.npy")
+            if not path.exists():
+                log_w = self.gen.noise(some, seed=TEST_SEED + 1_000 * k, progress=progress)
+                with replacing(path) as partial, partial.open("wb") as stream:
+                    np.save(stream, log_w)
+            pieces.append(np.load(path))
+        return kernel, torch.tensor(np.concatenate(pieces)), {"tuning": "archive"}
+
+    def piece(self, label: str, name: str) -> Path:
+        """Where a part of a row is kept, for this network and this kernel."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        kernel = self.gen.kernel
+        about = json.dumps([describe_kernel(kernel), fingerprint_of(self.gen)])
+        digest = storage.digest(about, kernel.covariance.parameters, kernel.mean_gains)
+        return CACHE / f"{self.case.name}-{label}-{digest[:12]}-{name}"
 
     def measure(self, label: str, n_steps: int, n_reverse: int) -> None:
         """One row of a tuned method."""
@@ -416,9 +435,18 @@ class Bench:
     def reverse(self, kernel: DiffusionKernel, label: str, n: int) -> Row:
         """Sample n and summarise."""
         self.gen.kernel = kernel
-        began = time.perf_counter()
-        ensemble = self.gen.sample(n, seed=SAMPLE_SEED, progress=self.options.progress)
-        seconds = time.perf_counter() - began
+        pieces = []
+        for k in range(math.ceil(n / PIECE)):
+            size = min(PIECE, n - k * PIECE)
+            path = self.piece(label, f"{size}-{k}.nc")
+            if not path.exists():
+                began, seed = time.perf_counter(), SAMPLE_SEED + 1_000 * k
+                piece = self.gen.sample(size, seed=seed, progress=self.options.progress)
+                about = {**piece.metadata, "seconds": time.perf_counter() - began}
+                piece.with_metadata(about).save(path)
+            pieces.append(WeightedEnsemble.load(path))
+        ensemble = WeightedEnsemble.concatenate(pieces)
+        seconds = sum(float(piece.metadata["seconds"]) for piece in pieces)
         self.keep(
             label, kernel.schedule.n_steps, reverse=ensemble.log_weights,
             energies=ensemble.reduced_energies,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from openmm import version
 
-from benchmarks import tables
+from benchmarks import run, tables
+from openmm_vtdis import DiffusionBoltzmannGenerator
 
 SCRIPTS = {
     "profile": ["dw4"],
@@ -49,3 +53,42 @@ def test_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert rows
         assert all(row.count("|") == head.count("|") for row in rows)
         assert "nan" not in text
+
+
+def test_rows_of_archives_are_measured_in_pieces_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = DiffusionBoltzmannGenerator.from_pretrained("dw4").sample(
+        12, n_steps=10, seed=0, progress=False
+    )
+    monkeypatch.setattr(run, "reference_frames", lambda *_, **__: frames.positions)
+    monkeypatch.setattr(run, "PIECE", 4)
+    arguments = ["run", "dw4", "--steps", "10", "--methods", "as shipped", "--samples", "10"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--no-progress"])
+
+    def rows(name: str) -> dict[str, str]:
+        for attribute in ("RESULTS", "CACHE"):
+            monkeypatch.setattr(run, attribute, tmp_path / name / attribute)
+        (tmp_path / name / "RESULTS").mkdir(parents=True, exist_ok=True)
+        run.main()
+        (path,) = (tmp_path / name / "RESULTS").glob("*.json")
+        (row,) = json.loads(path.read_text())["rows"].values()
+        return {key: str(value) for key, value in row.items() if "seconds" not in key}
+
+    whole = rows("whole")
+    assert whole["reverse_n"] == whole["forward_n"] == "10"
+    calls, sample = [], DiffusionBoltzmannGenerator.sample
+
+    def interrupted(self: DiffusionBoltzmannGenerator, n: int, **options: Any) -> Any:
+        calls.append(n)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(self, n, **options)
+
+    monkeypatch.setattr(DiffusionBoltzmannGenerator, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rows("resumed")
+    assert rows("resumed") == whole
+    assert calls == [4, 4, 4, 2]
+    kept = np.concatenate([np.load(p) for p in sorted((tmp_path / "resumed/CACHE").glob("*.npy"))])
+    assert len(kept) == 10
