@@ -1,6 +1,6 @@
 r"""Whether frames can be equilibrium samples of a target, before anything is trained on them.
 
-Integration by parts gives, for every Boltzmann density that vanishes at infinity,
+Integration by parts gives, for every Boltzmann density that vanishes at infinity::
 
     < x . grad u > = d,                  d = the dimension of the space,
     < |grad u|^2 > = < laplacian u >.
@@ -53,7 +53,7 @@ def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
 
 
 def configurational_ratio(target: Target, x: Tensor) -> tuple[float, float]:
-    """< |grad u|^2 > / < laplacian u > over frames (n, M, D) in nm, and its standard error.
+    """``< |grad u|^2 > / < laplacian u >`` over frames (n, M, D) in nm, and its standard error.
 
     T'/T for frames of temperature T'. The Laplacian is estimated without bias: along one Gaussian
     direction a frame, always the same ones, by a central difference of forces.
