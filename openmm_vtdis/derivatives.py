@@ -43,6 +43,33 @@ def gradients(
     )
 
 
+class Linearised:
+    """A function of x (B, ...) at one point, and products of its Jacobian from the left.
+
+    One evaluation, and for each product a pass backwards through it.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        with differentiation():
+            self._x = leaf_of(x)
+            self._value = function(self._x)
+
+    @property
+    def value(self) -> Tensor:
+        """The function at x."""
+        return self._value.detach()
+
+    def product(self, v: Tensor) -> Tensor:
+        """v^T dF/dx of every element of the batch, in the shape of x, for v in that of F."""
+        if not self._value.requires_grad:
+            return torch.zeros_like(self._x)
+        with differentiation():
+            (product,) = torch.autograd.grad(
+                self._value, self._x, v, retain_graph=True, materialize_grads=True
+            )
+        return product
+
+
 def elementwise(
     output: Tensor, inputs: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Tensor]]]:

@@ -418,8 +418,8 @@ class DiffusionBoltzmannGenerator:
         Parameters
         ----------
         divergence
-            "exact" (d Jacobian-vector products a step) or "hutchinson" (one; biased weights). Both
-            are off by the solver's error, which no diagnostic sees: see that ``n_steps`` is enough.
+            "exact" (d products with the Jacobian a step) or "hutchinson" (one; biased weights).
+            Both are off by the solver's error, which no diagnostic sees: take enough ``n_steps``.
         solver
             "heun" or "rk4" on the tuned grid (or one of ``n_steps``, with the same ends), or
             adaptive "dopri5".

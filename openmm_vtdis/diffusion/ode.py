@@ -9,7 +9,7 @@ to t_0 gives a sample and its log density, whose importance weight is exact up t
 error; integrating target samples upwards gives their log density (forward ESS).
 
 The baseline that the trajectory weights of :mod:`~openmm_vtdis.diffusion.sampling` are judged
-against: with ``divergence="exact"`` a step costs d Jacobian-vector products more.
+against: with ``divergence="exact"`` a step costs d products with the Jacobian more.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from openmm_vtdis import checks
+from openmm_vtdis.derivatives import Linearised
 from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -54,18 +55,11 @@ class Flow:
 
     def velocity_and_rate(self, s: float, x: Tensor) -> tuple[Tensor, Tensor]:
         """dx/ds and d log p / ds = -div dx/ds, (B,) float64."""
-        x = x.contiguous()
-
-        def directional(probe: Tensor) -> tuple[Tensor, Tensor]:
-            value, derivative = torch.func.jvp(  # type: ignore[misc]
-                functools.partial(self.velocity, s), (x,), (probe,)
-            )
-            return value, (probe * derivative).sum(dim=(-2, -1))
-
-        vmapped = torch.func.vmap(directional, randomness="error", chunk_size=16)
-        values, products = vmapped(self.probes)
+        velocity = Linearised(functools.partial(self.velocity, s), x)
+        traces = [(v * velocity.product(v)).sum(dim=(-2, -1)) for v in self.probes]
+        products = torch.stack(traces)
         divergence = products.sum(dim=0) if self.exact else products.mean(dim=0)
-        return values[0], -divergence.to(torch.float64)
+        return velocity.value, -divergence.to(torch.float64)
 
 
 def integrate(

@@ -1,14 +1,14 @@
 r"""The denoiser's Jacobian from a few products: low rank plus a multiple of the identity.
 
-k steps of Arnoldi's iteration with J = dD/dx, from the direction of the noise that the denoiser
-sees, v_1 = x_n - D over its length, give an orthonormal basis V (d, k) of the Krylov space and
-H = V^T J V. The covariance over t_n^2 is
+k steps of Arnoldi's iteration with the transpose of J = dD/dx, from the direction of the noise that
+the denoiser sees, v_1 = x_n - D over its length, give an orthonormal basis V (d, k) of the Krylov
+space and H = V^T J^T V. The covariance over t_n^2 is
 
     C = V sym(H)_+ V^T + sigma (I - V V^T),   sigma = (d H_11 - tr H) / (d - k), no less than zero,
 
 in which d H_11, Hutchinson's estimate with the one direction v_1, stands for the trace of J. The
-start turns and permutes with the configuration, and so does C. The cost is k Jacobian-vector
-products a step; k = d gives "tweedie".
+start turns and permutes with the configuration, and so does C. The cost is k passes backwards
+through one evaluation; k = d gives "tweedie".
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openmm_vtdis.derivatives import Linearised
 from openmm_vtdis.diffusion.covariance.base import Ranked, ReverseStep
 from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.geometry import Space
@@ -27,12 +28,13 @@ _BREAKDOWN = 1e-10
 def krylov_basis(
     denoiser: object, space: Space, x: Tensor, start: Tensor, t: float, k: int
 ) -> tuple[Tensor, Tensor]:
-    """V (B, d, k) and V^T J V (B, k, k), float64, for x and start (B, M, D).
+    """V (B, d, k) and V^T J^T V (B, k, k), float64, for x and start (B, M, D).
 
     Columns that the iteration does not reach are zero, and so are their rows and columns of the
     second.
     """
     level = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+    denoised = Linearised(lambda y: denoiser(y, level), x)  # type: ignore[operator]
     basis: list[Tensor] = []
     images: list[Tensor] = []
     new = space.reduce(start.to(torch.float64)).flatten(1)
@@ -41,13 +43,9 @@ def krylov_basis(
         length = new.norm(dim=1, keepdim=True)
         kept = torch.isfinite(length) & (length > _BREAKDOWN * scale)
         basis.append(torch.where(kept, new / length, 0.0))
-        tangent = space.expand(basis[-1].reshape(len(x), space.rank, space.n_dims))
-        _, derivative = torch.func.jvp(  # type: ignore[misc]
-            lambda y: denoiser(y, level),  # type: ignore[operator]
-            (x.contiguous(),),
-            (tangent.to(x.dtype),),
-        )
-        images.append(space.reduce(derivative.to(torch.float64)).flatten(1))
+        direction = space.expand(basis[-1].reshape(len(x), space.rank, space.n_dims))
+        image = denoised.product(direction.to(x.dtype))
+        images.append(space.reduce(image.to(torch.float64)).flatten(1))
         new, scale = images[-1], images[-1].norm(dim=1, keepdim=True)
         for _ in range(2):  # once more against rounding
             for old in basis:
@@ -57,7 +55,7 @@ def krylov_basis(
 
 
 class Krylov(Ranked, StateCovariance):
-    """C from ``rank`` Jacobian-vector products; see the module."""
+    """C from ``rank`` products with the Jacobian; see the module."""
 
     kind = "krylov"
 

@@ -1,8 +1,7 @@
 r"""Covariance from the denoiser's own Jacobian.
 
 Tweedie's second-order identity, Cov[x_0 | x_n] = t_n^2 dD/dx, makes C = J = dD/dx in reduced
-coordinates. That of a learned denoiser is symmetrised. The cost is d Jacobian-vector products a
-step.
+coordinates. That of a learned denoiser is symmetrised. The cost is d products with it a step.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from openmm_vtdis.diffusion.covariance.state import StateCovariance
 
 
 class Tweedie(StateCovariance):
-    """C from Jacobian-vector products of the denoiser."""
+    """C from products with the denoiser's Jacobian."""
 
     kind = "tweedie"
 
