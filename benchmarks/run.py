@@ -10,8 +10,8 @@ goes on where it stopped; a row that is there is not measured again (delete it t
 uses the training frames; forward ESS is measured on frames of another seed, reverse ESS on fresh
 samples.
 
-Samples, and frames noised by the tuning that an archive ships with, are kept under ``runs/`` by the
-thousand. Forward trajectories are simulated once for each number of steps and kept there too: with
+Samples, and frames noised by the tuning that an archive ships with, are kept under ``runs/`` in
+pieces. Forward trajectories are simulated once for each number of steps and kept there too: with
 a = x_{n-1} - x_n, b = D - x_n, the three numbers <a, a>, <a, b>, <b, b> a step serve every
 isotropic covariance and every mean coefficient.
 """
@@ -56,7 +56,7 @@ from openmm_vtdis.targets import gaussian_mixture
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs") / "benchmarks"
 FIT_SEED, TEST_SEED, SAMPLE_SEED, SGD_SEED = 31, 32, 33, 34
-PIECE = 1_000
+PIECE = 500
 """Samples that an interruption can cost."""
 CARRIED_FROM = 100
 """Steps that a tuning which is used at every other number of steps too is made for."""
@@ -125,25 +125,30 @@ def trajectories(
     progress: bool,
     variant: str,
 ) -> Trajectories:
-    """n forward trajectories from one split's frames, simulated once."""
-    label = f"{case.name}-{kernel.schedule.n_steps}-{type(family).__name__}-{split}-{n}"
-    path = CACHE / f"{label}-{variant}.safetensors"
+    """n forward trajectories from one split's frames, simulated once, piece by piece."""
+    label = f"{case.name}-{kernel.schedule.n_steps}-{type(family).__name__}-{split}-{variant}"
     level = 0.0 if kernel.laplace is None else kernel.laplace.level
     fingerprint = torch.tensor([*kernel.schedule.times, level, fingerprint_of(case.gen)])
-    if path.exists():
-        stored = load_file(path)
-        if torch.equal(stored["fingerprint"], fingerprint):
-            return Trajectories(stored["base"], stored["statistics"])
     seed = FIT_SEED if split == "train" else TEST_SEED
-    frames = (case.train if split == "train" else case.test) / case.gen.length
-    data = collect(
-        kernel, family, case.gen.model_energy, frames, n, torch.Generator().manual_seed(seed),
-        case.gen.batch_size(), progress,
-    )  # fmt: skip
-    CACHE.mkdir(parents=True, exist_ok=True)
-    tensors = {"base": data.base, "statistics": data.statistics, "fingerprint": fingerprint}
-    save_file(tensors, path)
-    return data
+    pieces = []
+    for k in range(math.ceil(n / PIECE)):
+        size = min(PIECE, n - k * PIECE)
+        path = CACHE / f"{label}-{size}-{k}.safetensors"
+        stored = load_file(path) if path.exists() else {}
+        if not stored or not torch.equal(stored["fingerprint"], fingerprint):
+            frames = (case.train if split == "train" else case.test) / case.gen.length
+            generator = torch.Generator().manual_seed(seed + 1_000 * k)
+            data = collect(
+                kernel, family, case.gen.model_energy, frames, size, generator,
+                case.gen.batch_size(), progress,
+            )  # fmt: skip
+            CACHE.mkdir(parents=True, exist_ok=True)
+            stored = {"base": data.base, "statistics": data.statistics, "fingerprint": fingerprint}
+            with replacing(path) as partial:
+                save_file(stored, partial)
+        pieces.append(stored)
+    base, statistics = (torch.cat([p[name] for p in pieces]) for name in ("base", "statistics"))
+    return Trajectories(base, statistics)
 
 
 def fingerprint_of(gen: DiffusionBoltzmannGenerator) -> float:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from openmm import version
 
@@ -55,16 +54,18 @@ def test_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert "nan" not in text
 
 
-def test_rows_of_archives_are_measured_in_pieces_and_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("method", "kept"), [("as shipped", 3), ("isotropic, alpha = 2", 7)])
+def test_rows_are_measured_in_pieces_and_go_on(
+    method: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = DiffusionBoltzmannGenerator.from_pretrained("dw4").sample(
         12, n_steps=10, seed=0, progress=False
     )
     monkeypatch.setattr(run, "reference_frames", lambda *_, **__: frames.positions)
     monkeypatch.setattr(run, "PIECE", 4)
-    arguments = ["run", "dw4", "--steps", "10", "--methods", "as shipped", "--samples", "10"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--no-progress"])
+    arguments = ["run", "dw4", "--steps", "10", "--methods", method, "--samples", "10"]
+    arguments += ["--fit-trajectories", "16", "--no-progress"]
+    monkeypatch.setattr(sys, "argv", arguments)
 
     def rows(name: str) -> dict[str, str]:
         for attribute in ("RESULTS", "CACHE"):
@@ -90,5 +91,6 @@ def test_rows_of_archives_are_measured_in_pieces_and_go_on(
         rows("resumed")
     assert rows("resumed") == whole
     assert calls == [4, 4, 4, 2]
-    kept = np.concatenate([np.load(p) for p in sorted((tmp_path / "resumed/CACHE").glob("*.npy"))])
-    assert len(kept) == 10
+    files = [path.suffix for path in (tmp_path / "resumed" / "CACHE").iterdir()]
+    assert files.count(".nc") == 3
+    assert files.count(".npy") + files.count(".safetensors") == kept
