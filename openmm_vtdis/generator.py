@@ -43,6 +43,10 @@ _STEREOCHEMISTRY = ("reference", "any")
 class DiffusionBoltzmannGenerator:
     """Unbiased, weighted samples of a Boltzmann distribution from a diffusion model (VT-DIS).
 
+    Frames, ``traj`` of the methods, are an mdtraj Trajectory, files that mdtraj reads, or an array
+    (n, M, D) in nm. ``seed`` is an integer, a torch.Generator or None; ``batch_size`` says how many
+    configurations are treated at once (None: what suits the device); ``progress`` shows a bar.
+
     Parameters
     ----------
     system
@@ -160,7 +164,7 @@ class DiffusionBoltzmannGenerator:
     def from_thermodynamic_state(
         cls, state: Any, topology: app.Topology | None = None, **options: Any
     ) -> DiffusionBoltzmannGenerator:
-        """A generator for an ``openmmtools.states.ThermodynamicState``."""
+        """An untrained generator for an ``openmmtools.states.ThermodynamicState``."""
         if not hasattr(state, "get_system"):
             got = type(state).__name__
             raise ValueError(f"state: expected an openmmtools ThermodynamicState, got {got}")
@@ -171,7 +175,7 @@ class DiffusionBoltzmannGenerator:
     def from_pretrained(
         cls, name: str, device: torch.device | str = "cpu"
     ) -> DiffusionBoltzmannGenerator:
-        """A shipped generator; ``openmm_vtdis.pretrained.names()`` lists them."""
+        """A shipped generator, tuned; ``openmm_vtdis.pretrained.names()`` lists them."""
         return cls.load(pretrained.path(name), device=device)
 
     # -- properties ---------------------------------------------------------------------------
@@ -224,8 +228,8 @@ class DiffusionBoltzmannGenerator:
         checkpoint
             File to write every ``checkpoint_seconds`` and to resume from if it exists.
         held_out
-            Fraction of the frames, the last ones in time, kept for the held-out loss. With the
-            default they are those that ``tune`` reports on.
+            Fraction of the frames, the last ones in time, kept for the held-out loss, which is
+            logged every ``evaluate_every`` steps. The default keeps those ``tune`` reports on.
         settings
             Further fields of :class:`~openmm_vtdis.diffusion.training.TrainingConfig`.
 
@@ -327,7 +331,7 @@ class DiffusionBoltzmannGenerator:
             Equilibrium configurations. The last fifth in time is held out for the report (and, if
             the same frames went to ``train`` with its default, unseen by the network too).
         n_steps
-            N, network evaluations per sample. None: 100, or what an explicit schedule says.
+            N >= 2, network evaluations per sample. None: 100, or what an explicit schedule says.
         covariance
             "auto" (most effective samples for the work, :mod:`~openmm_vtdis.diffusion.choice`),
             "isotropic", "diagonal", "block", "full", "low-rank" (``rank``), "time-network",
@@ -337,19 +341,16 @@ class DiffusionBoltzmannGenerator:
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
             "adaptive" (measured: every step costs the same), "geometric", "karras" (with ``rho``),
-            or the N + 1 noise levels in model units.
+            or the N + 1 noise levels in model units (of ``self.length`` nm).
         n_trajectories
-            Forward trajectories in all: 7/10 fitted, 1/10 for early stopping, 2/10 for the report.
+            Forward trajectories in all, at least 100: 2/10 are for the report, 1/10 stop the fit.
         t_min, t_max
             Ends of the grid in model units; by default from the forces on the data.
         laplace
-            With "tweedie", "hessian" or "pairwise": go by the energy instead of the network where
-            that is measured to be better, at low noise (:mod:`~openmm_vtdis.diffusion.laplace`).
-        tune_mean
-            Fit the mean coefficients k_n first, in a pass of its own.
-        method
-            "convex" (one pass, L-BFGS) or "sgd" (the paper's: ``sgd_iterations`` Adam steps of
-            ``sgd_batch_size`` fresh trajectories).
+            With "tweedie", "krylov", "hessian" or "pairwise": go by the energy, not the network,
+            where that is measured to be better (:mod:`~openmm_vtdis.diffusion.laplace`).
+        tune_mean, method, sgd_iterations, sgd_batch_size
+            As of :class:`~openmm_vtdis.diffusion.tuning.TuningConfig`.
         """
         self._check_trained("tune")
         config = TuningConfig(
@@ -388,7 +389,8 @@ class DiffusionBoltzmannGenerator:
     ) -> WeightedEnsemble:
         """Draw n weighted samples by the tuned reverse diffusion.
 
-        ``n_steps`` other than the tuned number: not with "block", "full" or "low-rank".
+        ``n_steps`` other than the tuned number: at least 2 (3 if the grid begins with a jump of the
+        Laplace approximation), and not with "block", "full" or "low-rank".
 
         A sample whose energy is NaN or infinite gets log w = -inf and is counted by
         ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same
@@ -446,8 +448,8 @@ class DiffusionBoltzmannGenerator:
     ) -> FrameLogWeights:
         """Trajectory log weights of target configurations, noised by q: an array (n,) float64.
 
-        ``ensemble.forward_ess`` of the result is the forward ESS; together with ``sample()`` they
-        give log Z by BAR.
+        ``openmm_vtdis.ensemble.forward_ess`` of the result is the forward ESS; together with
+        ``sample()``, of the same ``n_steps``, they give log Z by BAR (``ensemble.free_energy``).
         """
         kernel = self._tuned("noise", n_steps)
         x = self._frames("noise", traj)

@@ -51,7 +51,9 @@ def sample_to_file(
     ----------
     gen
         A tuned generator.
-    n_steps, batch_size
+    path, n
+        File to write, and number of samples in it.
+    n_steps, batch_size, progress
         As for ``gen.sample``.
     seed
         An integer: no run of shards begins without one.

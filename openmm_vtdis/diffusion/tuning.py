@@ -93,7 +93,7 @@ class TuningReport:
     objective
         "alpha2", "kl" or "ddpm".
     covariance
-        Name of the family.
+        Name of the family; "block" for "full", which is that with every particle a class.
     reason
         Why "auto" chose it; None where it was asked for by name.
     n_network_evaluations

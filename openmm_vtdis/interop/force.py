@@ -84,6 +84,11 @@ def score_force(
         "python" for an ``openmm.PythonForce``; "torch" for the ``TorchForce`` of openmm-torch,
         where that is installed.
 
+    Returns
+    -------
+    openmm.Force
+        For ``system.addForce``; forces in kJ/mol/nm, energy zero.
+
     Raises
     ------
     ValueError
