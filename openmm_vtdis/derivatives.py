@@ -52,7 +52,8 @@ class Linearised:
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         with differentiation():
             self._x = leaf_of(x)
-            self._value = function(self._x)
+            # A view, since hooks of modules (that count operations, say) refuse leaves
+            self._value = function(self._x.view_as(self._x))
 
     @property
     def value(self) -> Tensor:
