@@ -80,7 +80,7 @@ def main() -> None:
         for n in options.proposals:
             move = DiffusionMove(archive, n, 64, seed=n)
             both = [move, mcmc.LangevinDynamicsMove(**langevin)]
-            moves[f"with {n} proposals a piece"] = mcmc.SequenceMove(both)
+            moves[f"with {n} proposal{'s' * (n != 1)} a piece"] = mcmc.SequenceMove(both)
         state = states.ThermodynamicState(system.system, system.temperature * unit.kelvin)
         start = states.SamplerState(system.positions * unit.nanometer)
         chains = {label: Chain(mcmc.MCMCSampler(state, start, m)) for label, m in moves.items()}

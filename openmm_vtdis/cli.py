@@ -22,7 +22,7 @@ import argparse
 import contextlib
 import sys
 import tomllib
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,11 @@ def train(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Choose grid and covariance; the archive is written again."""
+    if options.output is None and not Path(options.archive).exists():
+        raise ValueError(
+            f"tune: expected --output, since {options.archive} is no file: a shipped generator "
+            "stays as it is"
+        )
     output = checks.output_file("--output", options.output or options.archive)
     gen = load(options)
     try:
@@ -212,8 +217,8 @@ def demo(options: argparse.Namespace) -> None:
 # -- files and options -------------------------------------------------------------------------
 def read_system(path: str) -> openmm.System:
     """A System from XML, unless reading it would execute what it holds."""
-    xml = Path(path).read_text()
     try:
+        xml = Path(path).read_text(encoding="utf-8")
         pickled = mentions(xml, "PythonForce")
         system = None if pickled else openmm.XmlSerializer.deserialize(xml)
     except (openmm.OpenMMException, ValueError) as error:
@@ -253,14 +258,15 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     commands = parser.add_subparsers(dest="command", required=True)
     by_name: dict[str, argparse.ArgumentParser] = {}
 
-    def command(run: Any) -> argparse.ArgumentParser:
+    def command(run: Any, draws: bool = True) -> argparse.ArgumentParser:
         one = by_name[run.__name__] = commands.add_parser(
             run.__name__, help=run.__doc__.splitlines()[0]
         )
         one.set_defaults(run=run)
         one.add_argument("--config", help="TOML file with a table of options for each command")
-        one.add_argument("--seed", type=int, default=0)
-        one.add_argument("--no-progress", dest="progress", action="store_false")
+        if draws:
+            one.add_argument("--seed", type=int, default=0)
+            one.add_argument("--no-progress", dest="progress", action="store_false")
         return one
 
     def frames(one: argparse.ArgumentParser, required: bool) -> None:
@@ -284,7 +290,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument("--device", default="cpu")
 
     one = command(tune)
-    one.add_argument("archive")
+    one.add_argument("archive", help="file, or with --output the name of a shipped generator")
     frames(one, required=True)
     one.add_argument("-o", "--output", help="default: the archive itself")
     one.add_argument("--steps", type=int, default=100, help="network evaluations a sample")
@@ -308,8 +314,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument("samples", help=".nc or .npz")
     one.add_argument("--archive", help="with --trajectory: forward ESS and BAR")
     frames(one, required=False)
+    one.add_argument("--device", default="cpu")
 
-    one = command(info)
+    one = command(info, draws=False)
     one.add_argument("archive", help="file, or name of a shipped generator")
 
     one = command(demo)
@@ -337,7 +344,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _read_config(path: str, names: Container[str]) -> dict[str, dict[str, Any]]:
+def _read_config(path: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The tables of a configuration file."""
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -345,7 +352,10 @@ def _read_config(path: str, names: Container[str]) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path}: expected TOML, got {error}") from error
     for key, table in document.items():
         if key not in names or not isinstance(table, dict):
-            raise ValueError(f"{path}: expected a table for each command, got {key} = {table!r}")
+            raise ValueError(
+                f"{path}: expected a table for each command, got {key} = {table!r}; commands are "
+                f"{', '.join(names)}"
+            )
     return document
 
 

@@ -77,7 +77,8 @@ def sample_to_file(
     path = Path(path)
     n = checks.positive_integer("n", n)
     shard_size = checks.positive_integer("shard_size", shard_size)
-    i, n_processes = process
+    pair = isinstance(process, tuple | list) and len(process) == 2
+    i, n_processes = process if pair else (0, 0)
     if not 0 <= i < n_processes:
         raise ValueError(f"process: expected (i, N) with 0 <= i < N, got {process}")
     if path.suffix.lower() not in (".nc", ".npz"):

@@ -57,7 +57,8 @@ def training(folder: Path, iterations: int = 60) -> list[str]:
 
 
 def run(folder: Path, *arguments: str) -> int:
-    return cli.main([*arguments, "--no-progress"])
+    quiet = [] if arguments[0] == "info" else ["--no-progress"]
+    return cli.main([*arguments, *quiet])
 
 
 def test_from_files_to_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +285,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["train", "-s", str(pickled), *rest], "expected a System without PythonForce"),
         (["train", "-s", str(tmp_path / "none.xml"), *rest], "none.xml"),
         (both, "no such ensemble"),
+        (["train", "-s", str(folder / "md.dcd"), *rest], "md.dcd: expected the XML of a System"),
+        (["tune", "dw4", "-t", str(folder / "md.dcd")], "expected --output, since dw4 is no file"),
         (["demo", "water"], "expected one of aldp-800K, dw4, lj13, got 'water'"),
     ):
         assert run(folder, *arguments) == 2
@@ -325,7 +328,7 @@ def test_every_exit_code_is_documented() -> None:
 
 
 def test_as_a_command(folder: Path) -> None:
-    command = [sys.executable, "-m", "openmm_vtdis.cli", "info", "dw4"]
+    command = [sys.executable, "-m", "openmm_vtdis", "info", "dw4"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "particles     4 in 2 dimensions" in done.stdout
     assert done.stderr == ""

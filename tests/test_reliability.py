@@ -229,6 +229,8 @@ def test_bad_input_for_shards(gen: DiffusionBoltzmannGenerator, tmp_path: Path) 
     path = tmp_path / "samples.nc"
     with pytest.raises(ValueError, match=r"expected \(i, N\) with 0 <= i < N"):
         sample_to_file(gen, path, 10, process=(2, 2))
+    with pytest.raises(ValueError, match=r"expected \(i, N\) with 0 <= i < N, got 3"):
+        sample_to_file(gen, path, 10, process=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ends in .nc or .npz"):
         sample_to_file(gen, tmp_path / "samples.dcd", 10)
     path.write_text("")

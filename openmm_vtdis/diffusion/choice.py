@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_vtdis import checks
 from openmm_vtdis.diffusion.covariance import (
     FAMILIES,
     Covariance,
@@ -73,7 +74,7 @@ def candidates(
     rank: int = 4,
 ) -> list[Covariance]:
     """The family of a name, or those that "auto" has to choose from."""
-    kinds = [covariance]
+    kinds = [checks.choice("covariance", covariance, ("auto", *FAMILIES, "full"))]
     if covariance == "auto":
         kinds = ["isotropic"]
         head = getattr(getattr(denoiser, "network", None), "pair_head", None)

@@ -63,7 +63,7 @@ class TrainingConfig:
     """
 
     n_iterations: int
-    batch_size: int = 512
+    batch_size: int = 256
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-6
     warmup: int = 100

@@ -30,12 +30,8 @@ too small.)
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,6 +40,7 @@ from scipy.special import expit
 
 from openmm_vtdis import checks
 from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights, log_mean_weight
+from openmm_vtdis.quiet import quiet_pymbar
 
 LEAST_COMMON, LARGE = 10.0, 0.1
 """Fewest samples, overlap times the smaller number, that two states must have in common; and an
@@ -228,22 +225,3 @@ def statistical_inefficiency(series: Array) -> float:
             found.append(ratio * pymbar.timeseries.statistical_inefficiency(blocks))
             size *= 2
     return float(max(1.0, *found))
-
-
-@contextmanager
-def quiet_pymbar() -> Iterator[Any]:
-    """The pymbar module, imported without its banner, and without a trace in numpy's settings."""
-    names = ("pymbar.mbar_solvers", "pymbar.timeseries")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with np.errstate():
-            import pymbar
-            import pymbar.timeseries
-
-            yield pymbar
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

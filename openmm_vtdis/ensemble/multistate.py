@@ -28,11 +28,11 @@ from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights
 from openmm_vtdis.ensemble.free_energy import (
     LEAST_COMMON,
     check_overlap,
-    quiet_pymbar,
     statistical_inefficiency,
 )
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
+from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.units import nanometers
 
 _NOTHING = 700.0
@@ -174,7 +174,9 @@ def mbar(
             "mbar: expected frames and log weights (or None) for each state, got "
             f"{len(states)} states, {len(frames)} and {len(log_weights)}"
         )
-    if isinstance(subsample, list | tuple) and len(subsample) != len(states):
+    if not isinstance(subsample, list | tuple):
+        checks.boolean("subsample", subsample)
+    elif len(subsample) != len(states):
         raise ValueError(f"mbar: expected a g for each of {len(states)} states, got {subsample}")
     n_dims = generated.positions.shape[2]
     targets = [as_target("mbar", state, generated.topology, n_dims) for state in states]
@@ -190,7 +192,7 @@ def mbar(
             g = 1.0
             if isinstance(subsample, list | tuple):
                 g = max(1.0, checks.positive_number("subsample", subsample[k]))
-            elif checks.boolean("subsample", subsample):
+            elif subsample:
                 series = (state_energies("mbar", targets[k], x), weights)
                 g = max(map(statistical_inefficiency, series))
             if g > 1.0:

@@ -41,9 +41,10 @@ from openmm_vtdis.ensemble.diagnostics import (
     log_mean_weight,
     reverse_ess,
 )
-from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar, quiet_pymbar
+from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
 from openmm_vtdis.ensemble.states import as_target, state_energies
+from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.topology import placeholder_topology, topology_to_json
 from openmm_vtdis.units import nanometers
@@ -255,7 +256,8 @@ class WeightedEnsemble:
         if _mentions("reweighted", self.metadata):
             raise ValueError(
                 f"{name}: expected samples weighted for the generator's own Hamiltonian and "
-                "temperature, as noise() is, got reweighted ones; mbar() takes other states"
+                "temperature, as noise() is, got reweighted ones; give those as drawn, and other "
+                "states to mbar()"
             )
         if "concatenated" in self.metadata:
             raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")

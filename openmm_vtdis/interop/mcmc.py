@@ -40,9 +40,9 @@ import torch
 from mpiplus import get_mpicomm
 from openmm import unit
 
-from openmm_vtdis import checks
-from openmm_vtdis.ensemble.free_energy import quiet_pymbar
+from openmm_vtdis import checks, pretrained
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import make_generator
 
 with quiet_pymbar():  # which openmmtools imports
@@ -112,7 +112,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     Parameters
     ----------
     archive
-        File of a tuned generator (``gen.save``). It has to stay where it is.
+        File of a tuned generator (``gen.save``), or the name of a shipped one. It has to stay where
+        it is.
     n_proposals
         Proposals tried in each call, one after the other. The current configuration is noised
         once a call, alone: that takes longer than a proposal, of which many are drawn at once, and
@@ -159,11 +160,20 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
                 f"{type(archive).__name__}"
             )
         if not Path(archive).is_file():
-            raise FileNotFoundError(f"{archive}: no such archive")
+            if str(archive) not in pretrained.names():
+                raise FileNotFoundError(
+                    f"{archive}: no such archive; save() of a generator writes one, and the names "
+                    f"{', '.join(pretrained.names())} stand for those that ship"
+                )
+            archive = pretrained.path(str(archive))
         self.archive = str(Path(archive).resolve())
         self.sha256 = _digest(self.archive)
         self.n_proposals = checks.positive_integer("n_proposals", n_proposals)
         self.batch_size = checks.positive_integer("batch_size", batch_size)
+        if n_steps is not None:
+            checks.positive_integer("n_steps", n_steps, minimum=2)
+        if seed is not None:
+            checks.positive_integer("seed", seed, minimum=0)
         self.n_steps, self.device, self.seed = n_steps, device, seed
         self.n_proposed = self.n_accepted = self.n_outside = 0
         self._proposals()

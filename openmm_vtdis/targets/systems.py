@@ -24,6 +24,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_vtdis import checks, units
+from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.targets.target import OpenMMTarget
 
 _DOUBLE_WELL = "-4*square(r-4)+0.9*square(square(r-4))"
@@ -98,7 +99,8 @@ def lennard_jones(n_particles: int = 13) -> BenchmarkSystem:
 
 def alanine_dipeptide(temperature: float = 800.0) -> BenchmarkSystem:
     """ALDP: Amber ff96 with the OBC generalized Born solvent, as openmmtools has it."""
-    from openmmtools import testsystems  # slow to import, and needed here only
+    with quiet_pymbar():  # which openmmtools imports; slowly, and it is needed here only
+        from openmmtools import testsystems
 
     source = testsystems.AlanineDipeptideImplicit(constraints=None)
     positions = np.asarray(source.positions.value_in_unit(unit.nanometer), dtype=np.float64)

@@ -90,6 +90,8 @@ class Target(abc.ABC):
 
     def _check_shape(self, x: Tensor) -> None:
         expected = (self.space.n_particles, self.space.n_dims)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch tensor of positions, got {type(x).__name__}")
         if x.ndim != 3 or tuple(x.shape[1:]) != expected:
             raise ValueError(
                 f"x: expected positions of shape (B, {expected[0]}, {expected[1]}) in nm, "

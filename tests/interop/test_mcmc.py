@@ -242,8 +242,13 @@ def test_bad_input(archive: Path, contexts: cache.ContextCache, tmp_path: Path) 
         move.apply(state(), four, contexts)
     with pytest.raises(ValueError, match="n_proposals"):
         DiffusionMove(archive, n_proposals=0)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="n_steps: expected an integer >= 2, got 0"):
+        DiffusionMove(archive, n_steps=0)
+    with pytest.raises(ValueError, match="seed: expected an integer >= 0, got -1"):
+        DiffusionMove(archive, seed=-1)
+    with pytest.raises(FileNotFoundError, match="no such archive; save.. of a generator writes"):
         DiffusionMove(tmp_path / "nothing.vtdis")
+    assert DiffusionMove("dw4").archive == str(pretrained.path("dw4").resolve())
     changed = tmp_path / "changed.vtdis"
     changed.write_bytes(archive.read_bytes())
     stale = DiffusionMove(changed, seed=7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+import numpy as np
 import openmm
 import pytest
 import torch
@@ -257,6 +258,8 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="n_dims"):
         OpenMMTarget(system, n_dims=4)
     target = OpenMMTarget(system)
+    with pytest.raises(TypeError, match="x: expected a torch tensor of positions, got ndarray"):
+        target.reduced_energy(np.zeros((1, 4, 3)))  # type: ignore[arg-type]
     for x in (torch.zeros(4, 3), torch.zeros(1, 5, 3), torch.zeros(1, 4, 2)):
         with pytest.raises(ValueError, match=r"x: expected positions of shape \(B, 4, 3\) in nm"):
             target.reduced_energy(x)

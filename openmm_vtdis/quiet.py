@@ -1,0 +1,29 @@
+"""Imports without a banner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+
+@contextmanager
+def quiet_pymbar() -> Iterator[Any]:
+    """The pymbar module, imported without its banner, and without a trace in numpy's settings."""
+    names = ("pymbar.mbar_solvers", "pymbar.timeseries")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with np.errstate():
+            import pymbar
+            import pymbar.timeseries
+
+            yield pymbar
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
