@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.derivatives import Linearised
+from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
+from openmm_vtdis.diffusion.covariance.krylov import krylov_basis
+from openmm_vtdis.geometry import Space
 
 
 def function(x: Tensor) -> Tensor:
@@ -40,3 +43,21 @@ def test_a_constant_has_no_slope() -> None:
     half = Linearised(lambda x: torch.stack([x[:, 0], torch.ones_like(x[:, 0])], dim=1), points())
     expected = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(5, 2)
     torch.testing.assert_close(half.product(torch.ones(5, 2, dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize(
+    "mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__
+)
+def test_a_denoiser_may_multiply_by_its_noise_level(mode: type) -> None:
+    """A level that was made in inference mode could not be saved for the pass backwards."""
+    space = Space(3, 2)
+    x = space.standard_normal(5, torch.Generator().manual_seed(0))
+    for points in (x, x.float()):
+        with mode():
+            jacobian = denoiser_jacobian(lambda y, t: y * t[:, None, None], space, points, 0.5)
+            v, small = krylov_basis(
+                lambda y, t: y * t[:, None, None], space, points, points, 0.5, 1
+            )
+        torch.testing.assert_close(jacobian, 0.5 * torch.eye(4).double().expand(5, -1, -1))
+        torch.testing.assert_close(small, torch.full((5, 1, 1), 0.5, dtype=torch.float64))
+        assert v.shape == (5, 4, 1)

@@ -72,7 +72,7 @@ class ConvergenceReport:
     n_chains, n_samples
         Independent chains, and samples kept of each.
     acceptance
-        Mean acceptance probability after burn-in.
+        Mean acceptance probability after burn-in, over all temperatures.
     step_size
         The adapted step size h.
     energy, energy_stderr, energy_std
@@ -85,7 +85,8 @@ class ConvergenceReport:
     r_hat
         Split R-hat of u; NaN with fewer than 4 samples per chain.
     exchanges
-        Of a ladder of temperatures: the share of accepted exchanges of each pair of neighbours.
+        Of a ladder of temperatures: the share of accepted exchanges of each pair of neighbours; NaN
+        where a pair never had its turn.
     """
 
     n_chains: int
@@ -334,14 +335,15 @@ def sample_hmc(
             run.save(path, generator, about)
             saved = time.monotonic()
     bar.close()
-    n_proposals = n_samples * thin
+    pairs = range(len(levels) - 1)
+    turns = [len(range(burn_in + (burn_in + pair) % 2, total, 2)) for pair in pairs]
     report = _report(
         run.energies,
         run.virials,
         target.space.dim,
-        run.acceptance / n_proposals,
+        run.acceptance / (n_samples * thin),
         run.step_size,
-        tuple((2.0 * run.exchanged / n_proposals).tolist()),
+        tuple((run.exchanged / torch.tensor(turns)).tolist()),
     )
     logger.info("HMC of %r:\n%s", target, report)
     return ReferenceData(run.positions.flatten(0, 1), run.energies.flatten(), report)
@@ -349,7 +351,7 @@ def sample_hmc(
 
 def _levels(ladder: Sequence[float]) -> Tensor:
     """Temperatures (L,) in units of the target's, checked."""
-    levels = torch.as_tensor(ladder, dtype=torch.float64)
+    levels = torch.as_tensor(checks.real_array("ladder", ladder))
     rising = levels.ndim == 1 and len(levels) > 0 and bool((levels.diff() > 0.0).all())
     if not (rising and float(levels[0]) == 1.0 and math.isfinite(float(levels[-1]))):
         raise ValueError(
@@ -440,7 +442,6 @@ def _start(
         if len(x) != n_chains:
             raise ValueError(f"initial: expected {n_chains} configurations, got {len(x)}")
         x = space.project(x)
-    x = x.repeat(n_levels, 1, 1)
     u, f = target.reduced_energy_and_force(x)
     finite = torch.isfinite(u) & torch.isfinite(f).all(dim=2).all(dim=1)
     if not bool(finite.all()):
@@ -448,7 +449,8 @@ def _start(
             f"initial: expected finite energies and forces, got {int((~finite).sum())} of "
             f"{n_chains} chains without; give other starting configurations"
         )
-    return _State(x, u, space.project(f))
+    f = space.project(f)
+    return _State(x.repeat(n_levels, 1, 1), u.repeat(n_levels), f.repeat(n_levels, 1, 1))
 
 
 def _relax(target: Target, x: Tensor) -> Tensor:

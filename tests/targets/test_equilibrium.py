@@ -141,6 +141,73 @@ def test_frames_of_another_temperature_are_reported(caplog: pytest.LogCaptureFix
     assert "(300 K is the target's)" in caplog.text
 
 
+class Line(Target):
+    """One particle on a line, in the energy given."""
+
+    space = Space(1, 1, centred=False)
+
+    def __init__(self, energy: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.energy = energy
+
+    def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
+        return self.energy(x[:, 0, 0])
+
+
+def test_few_frames_that_miss_what_is_rare_raise_no_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    """A hard core, met by one frame in some: 300 sets of 20 exact frames, by rejection."""
+    target = Line(lambda r: r.abs() ** -12 + 0.5 * r.square())
+    x = torch.randn(60_000, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(60_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = x[uniform < (-(x[:, 0, 0].abs() ** -12)).exp()][:6_000]
+    with caplog.at_level(logging.WARNING):
+        for frames in x.split(20):
+            check_equilibrium("train", target, frames)
+        assert len(x) == 6_000
+        assert len(caplog.records) < 20
+        caplog.clear()
+        check_equilibrium("train", target, 1.1 * x)
+    assert len(caplog.records) == 1
+
+
+def test_a_kink_has_no_curvature_to_compare_with(caplog: pytest.LogCaptureFixture) -> None:
+    """u = |x|: frames on either side of the kink have none; the virial still tells."""
+    target = Line(lambda r: r.abs())
+    x = -torch.rand(1000, 1, 1, generator=torch.Generator().manual_seed(0)).double().log()
+    x = torch.cat([x, -x])
+    x = x[x[:, 0, 0].abs() > 0.01]
+    with caplog.at_level(logging.WARNING):
+        check_equilibrium("train", target, x)
+        assert not caplog.records
+        check_equilibrium("train", target, 1.5 * x)
+    assert "<x.grad u> / d is 1.5" in caplog.text
+
+
+def test_a_frame_without_a_finite_force_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Line):
+        def reduced_energy_and_force(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            u, f = super().reduced_energy_and_force(x)
+            return u, torch.where(x == 0.0, torch.nan, f)
+
+    target = Broken(lambda r: 0.5 * r.square())
+    x = target.space.standard_normal(1000, torch.Generator().manual_seed(0))
+    x[0] = 0.0
+    with caplog.at_level(logging.WARNING):
+        check_equilibrium("train", target, x)
+        assert not caplog.records
+        check_equilibrium("train", target, 1.5 * x)
+    assert "<|grad u|^2> / <laplacian u> is 2.2" in caplog.text
+
+
+def test_frames_without_forces_are_not_moved_far(caplog: pytest.LogCaptureFixture) -> None:
+    """At a minimum kT over the force is no length to go by."""
+    target = Line(lambda r: torch.where(r.abs() < 10.0, 0.5 * (r.abs() - 1.0).square(), torch.nan))
+    x = torch.ones(100, 1, 1, dtype=torch.float64)
+    x[::2] += 1e-9
+    with caplog.at_level(logging.WARNING):
+        check_equilibrium("train", target, x)
+    assert "e-19 ± " in caplog.text
+
+
 def test_exploded_frames_are_refused() -> None:
     target = springs()
     x = exact_frames(target, 10_000, 300.0)

@@ -177,6 +177,19 @@ def test_the_coldest_rung_is_the_target() -> None:
     assert "exchanges         6" in str(report)
 
 
+@pytest.mark.parametrize(("n_proposals", "burn_in"), [(1, 60), (1, 61), (3, 60), (3, 61)])
+def test_shares_of_exchanges_are_those_of_a_pair_s_turns(n_proposals: int, burn_in: int) -> None:
+    """Of an odd number of proposals one pair has a turn more, or all."""
+    space = Space(4, 2)
+    report = short(
+        gaussian(space), n_samples=n_proposals, thin=1, burn_in=burn_in, ladder=(1.0, 1.5, 2.25)
+    ).report
+    p = 2.0 * float(scipy.stats.f.sf(1.5, space.dim, space.dim))
+    seen = [share for share in report.exchanges if not math.isnan(share)]
+    assert seen == pytest.approx([p] * min(n_proposals, 2), abs=0.08)
+    assert math.isnan(report.exchanges[1 - burn_in % 2]) == (n_proposals == 1)
+
+
 def test_exchanges_that_are_always_accepted_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: without Metropolis' criterion the coldest chains are too hot."""
     accept = hmc_module._accept
@@ -259,6 +272,9 @@ def test_standard_errors_come_from_the_spread_between_chains() -> None:
         ({"thin": 0}, "thin: expected an integer >= 1"),
         ({"n_leapfrog": 0}, "n_leapfrog: expected an integer >= 1"),
         ({"step_size": 0.0}, "step_size: expected a finite number > 0"),
+        ({"ladder": "1, 2"}, "ladder: expected an array of real numbers"),
+        ({"ladder": None}, "that rise from 1"),
+        ({"ladder": (1.0, None)}, "that rise from 1"),
         ({"ladder": ()}, r"ladder: expected temperatures .* that rise from 1"),
         ({"ladder": (1.0, 1.0)}, "that rise from 1"),
         ({"ladder": (0.5, 1.0)}, "that rise from 1"),
@@ -276,7 +292,7 @@ def test_bad_arguments(changes: dict[str, object], message: str) -> None:
 
 def test_a_start_of_infinite_energy_is_refused() -> None:
     with pytest.raises(ValueError, match="expected finite energies and forces, got 400 of 400"):
-        short(lennard_jones(4).target(), initial=torch.zeros(4, 3))
+        short(lennard_jones(4).target(), initial=torch.zeros(4, 3), ladder=(1.0, 2.0))
 
 
 def test_data_that_does_not_match_its_report_is_refused() -> None:

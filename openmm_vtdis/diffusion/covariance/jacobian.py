@@ -23,10 +23,18 @@ def tangent_basis(space: Space, like: Tensor) -> Tensor:
     return torch.einsum("rm,de->rdme", rows, axes).reshape(space.dim, *like.shape[1:])
 
 
+def linearised(denoiser: object, x: Tensor, t: float) -> Linearised:
+    """D at x (B, M, D) and noise level t."""
+
+    def function(y: Tensor) -> Tensor:
+        return denoiser(y, y.new_full((len(y),), t))  # type: ignore[operator, no-any-return]
+
+    return Linearised(function, x)
+
+
 def denoiser_jacobian(denoiser: object, space: Space, x: Tensor, t: float) -> Tensor:
     """sym(V dD/dx V^T) at x (B, M, D) and noise level t: (B, d, d) float64."""
-    level = torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device)
-    denoised = Linearised(lambda y: denoiser(y, level), x)  # type: ignore[operator]
+    denoised = linearised(denoiser, x, t)
     rows = [denoised.product(v.expand_as(x)) for v in tangent_basis(space, x)]
     matrix = torch.stack([space.reduce(row).flatten(1) for row in rows], dim=1)
     return 0.5 * (matrix + matrix.mT).to(torch.float64)

@@ -8,7 +8,7 @@ space and H = V^T J^T V. The covariance over t_n^2 is
 
 in which d H_11, Hutchinson's estimate with the one direction v_1, stands for the trace of J. The
 start turns and permutes with the configuration, and so does C. The cost is k passes backwards
-through one evaluation; k = d gives "tweedie".
+through one evaluation; k = d gives "tweedie", unless the Krylov space ends before.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmm_vtdis.derivatives import Linearised
 from openmm_vtdis.diffusion.covariance.base import Ranked, ReverseStep
+from openmm_vtdis.diffusion.covariance.jacobian import linearised
 from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.geometry import Space
 
@@ -33,8 +33,7 @@ def krylov_basis(
     Columns that the iteration does not reach are zero, and so are their rows and columns of the
     second.
     """
-    level = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-    denoised = Linearised(lambda y: denoiser(y, level), x)  # type: ignore[operator]
+    denoised = linearised(denoiser, x, t)
     basis: list[Tensor] = []
     images: list[Tensor] = []
     new = space.reduce(start.to(torch.float64)).flatten(1)
