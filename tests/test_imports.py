@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
-    {"_version", "units", "checks", "random", "storage", "progress", "processes", "derivatives"},
+    {"_version", "units", "checks", "random", "storage", "progress", "processes"}
+    | {"derivatives", "quiet"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},
@@ -23,6 +24,7 @@ ORDER = [
     {"generator", "testing"},
     {"interop", "shards"},
     {"plotting", "cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 SCRIPTS = {"pretrained/train.py"}
