@@ -61,7 +61,7 @@ def line(row: dict[str, Any]) -> str:
         ess_cell(row, "reverse"),
         optional(row, "reverse_pareto_k", ".2f"),
         optional(row, "largest_weight_share", ".2f", 100.0, " %"),
-        optional(row, "gflops_per_sample", ".3g"),
+        optional(row, "gflops_per_sample", ".3g") if row.get("gflops_per_sample") else "",
         optional(row, "seconds_per_1000_samples", ".3g"),
         tuning,
     ]

@@ -74,7 +74,8 @@ def follow(line: str) -> None:
         assert words[1] in targets, line
     elif words[0] == "openmm-vtdis":
         small = SMALL.get(words[1], "").split()
-        assert cli.main([*words[1:], *small, "--no-progress"]) == 0, line
+        quiet = [] if words[1] == "info" else ["--no-progress"]
+        assert cli.main([*words[1:], *small, *quiet]) == 0, line
     else:
         assert words[0] in ("torchrun", "srun"), line
         if words[0] == "torchrun":
