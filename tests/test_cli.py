@@ -287,7 +287,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (both, "no such ensemble"),
         (["train", "-s", str(folder / "md.dcd"), *rest], "md.dcd: expected the XML of a System"),
         (["tune", "dw4", "-t", str(folder / "md.dcd")], "expected --output, since dw4 is no file"),
-        (["demo", "water"], "expected one of aldp-800K, dw4, lj13, got 'water'"),
+        (["demo", "water"], "expected one of aldp-300K, aldp-800K, dw4, lj13, got 'water'"),
     ):
         assert run(folder, *arguments) == 2
         error = capsys.readouterr().err
