@@ -31,6 +31,8 @@ from openmm_vtdis.pretrained.train import (
 )
 from openmm_vtdis.storage import write_atomically
 
+LEAST = 10
+"""Samples in a region of which a share is worth anything."""
 EDGES = np.linspace(-180.0, 180.0, 19)
 
 
@@ -110,7 +112,10 @@ def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
     ]
     text = "| | raw | z | reweighted | z | MD |\n|---|---|---|---|---|---|\n"
     for label, values, md_values in rows:
-        md = reference.mean(md_values)
+        md, n_inside = reference.mean(md_values), np.count_nonzero(values)
+        if n_inside < LEAST:
+            text += f"| {label} | {n_inside} samples: too few | | | | {md} |\n"
+            continue
         cells = [label]
         for weighted in (ensemble.unweighted(), ensemble):
             estimate = weighted.expectation(values)
