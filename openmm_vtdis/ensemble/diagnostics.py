@@ -23,6 +23,8 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 Array = np.ndarray
+_LARGEST_SHARE = 0.1
+"""Of all weight, that a single sample may carry where weights are reliable."""
 MINIMUM_FOR_PARETO = 25
 """Fewest finite log weights that :func:`pareto_k` fits a tail to."""
 _ALONE = 1.5
@@ -141,7 +143,9 @@ class Diagnostics:
     @property
     def reliable(self) -> bool:
         """Whether the tail is light enough and no single sample carries a tenth of the weight."""
-        return self.pareto_k < self.pareto_k_threshold and self.largest_weight_share < 0.1
+        return (
+            self.pareto_k < self.pareto_k_threshold and self.largest_weight_share < _LARGEST_SHARE
+        )
 
     def __str__(self) -> str:
         verdict = "reliable" if self.reliable else "NOT reliable"
@@ -149,10 +153,13 @@ class Diagnostics:
         if enough and math.isnan(self.pareto_k):  # resampled
             verdict = "reliability unknown"
         wanted = f"< {self.pareto_k_threshold:.2f} wanted" if enough else "too few samples for one"
+        share = f"{self.largest_weight_share:.2%}"
+        if self.largest_weight_share >= _LARGEST_SHARE:
+            share += f" (< {_LARGEST_SHARE:.0%} wanted)"
         outside = f" ({self.n_outside} outside the target)" if self.n_outside else ""
         return (
             f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "
-            f"weight {self.largest_weight_share:.2%}, Pareto k {self.pareto_k:.2f} "
+            f"weight {share}, Pareto k {self.pareto_k:.2f} "
             f"({wanted}), {self.n_zero_weight} of weight zero{outside}: {verdict}"
         )
 

@@ -265,6 +265,17 @@ def test_zero_weight_counts_as_a_draw_and_may_hold_anything(ensemble: WeightedEn
     assert forward_ess(lw) == 0.0
 
 
+def test_a_single_large_weight_is_named() -> None:
+    """Nothing in the tail, but one sample with an eighth of the weight."""
+    log_w = np.zeros(71)
+    log_w[0] = np.log(10.0)
+    about = WeightedEnsemble(np.zeros((71, 1, 1)), log_w, np.zeros(71)).diagnostics()
+    assert "largest weight 12.50% (< 10% wanted), Pareto k" in str(about)
+    assert not about.reliable
+    even = WeightedEnsemble(np.zeros((71, 1, 1)), np.zeros(71), np.zeros(71)).diagnostics()
+    assert "largest weight 1.41%, Pareto k" in str(even)
+
+
 def test_all_weights_zero() -> None:
     dead = WeightedEnsemble(np.zeros((30, 1, 1)), np.full(30, -np.inf), np.full(30, np.nan))
     assert dead.ess == 0.0
