@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
 from openmm_vtdis.pretrained.train import (
@@ -42,6 +43,41 @@ def test_a_shipped_generator_loads_and_samples(name: str) -> None:
     ensemble = gen.sample(12, n_steps=40, seed=0, progress=False)
     assert np.isfinite(ensemble.log_weights).all()
     assert ensemble.log_weights.std() < 8.0  # an untrained network is hundreds of nats off
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_energies_of_a_shipped_generator_are_those_of_its_system(name: str) -> None:
+    """In kT at the system's temperature, by an OpenMM Context that the package has not made."""
+    gen, system = DiffusionBoltzmannGenerator.from_pretrained(name), build_system(name)
+    assert gen.temperature == system.temperature
+    ensemble = gen.sample(5, n_steps=20, seed=1, progress=False)
+    context = openmm.Context(
+        system.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference")
+    )
+    for x, u in zip(ensemble.positions, ensemble.reduced_energies, strict=True):
+        assert abs(x.mean(axis=0)).max() < 1e-12
+        context.setPositions(np.pad(x, ((0, 0), (0, 3 - x.shape[1]))))
+        energy = context.getState(energy=True).getPotentialEnergy()
+        kt = unit.MOLAR_GAS_CONSTANT_R * system.temperature * unit.kelvin
+        assert u == pytest.approx(energy / kt, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "n_steps", "log_z", "stderr"),
+    [("dw4", 600, 25, 29.670, 0.008), ("lj13", 250, 50, 59.864, 0.029)],
+)
+def test_weights_of_a_shipped_generator_have_the_log_z_of_annealing(
+    name: str, n: int, n_steps: int, log_z: float, stderr: float
+) -> None:
+    """Reference values that no network has touched: see the benchmarks' page."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    ensemble = gen.sample(n, n_steps=n_steps, seed=2, progress=False)
+    found = ensemble.log_z()
+    assert found.stderr < 0.15
+    assert abs(found.z(log_z, stderr)) < 4.0
+    # Control: log weights that are off by two per cent
+    off = dataclasses.replace(ensemble, log_weights=1.02 * ensemble.log_weights).log_z()
+    assert abs(off.z(log_z, stderr)) > 6.0
 
 
 def test_samples_in_inference_mode_are_the_same() -> None:

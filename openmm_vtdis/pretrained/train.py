@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,11 +164,17 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+SYSTEMS: dict[str, Callable[[], BenchmarkSystem]] = {
+    "dw4": double_well,
+    "lj13": lennard_jones,
+    "aldp-800K": functools.partial(alanine_dipeptide, 800.0),
+    "aldp-300K": functools.partial(alanine_dipeptide, 300.0),
+}
+
+
 def build_system(name: str) -> BenchmarkSystem:
     """The benchmark system of a name."""
-    if name.startswith("aldp-"):
-        return alanine_dipeptide(float(name.removeprefix("aldp-").removesuffix("K")))
-    return {"dw4": double_well, "lj13": lennard_jones}[name]()
+    return SYSTEMS[name]()
 
 
 def reference_frames(

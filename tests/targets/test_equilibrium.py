@@ -169,20 +169,16 @@ def test_few_frames_that_miss_what_is_rare_raise_no_alarm(caplog: pytest.LogCapt
     assert len(caplog.records) == 1
 
 
-def test_a_kink_has_no_curvature_to_compare_with(caplog: pytest.LogCaptureFixture) -> None:
-    """u = |x|: frames on either side of the kink have none; the virial still tells."""
-    target = Line(lambda r: r.abs())
+def kinked() -> tuple[Target, torch.Tensor]:
+    """u = |x|, and frames on either side of the kink, which have no curvature."""
     x = -torch.rand(1000, 1, 1, generator=torch.Generator().manual_seed(0)).double().log()
     x = torch.cat([x, -x])
-    x = x[x[:, 0, 0].abs() > 0.01]
-    with caplog.at_level(logging.WARNING):
-        check_equilibrium("train", target, x)
-        assert not caplog.records
-        check_equilibrium("train", target, 1.5 * x)
-    assert "<x.grad u> / d is 1.5" in caplog.text
+    return Line(lambda r: r.abs()), x[x[:, 0, 0].abs() > 0.01]
 
 
-def test_a_frame_without_a_finite_force_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def broken() -> tuple[Target, torch.Tensor]:
+    """A Gaussian, and frames of which one has no finite force."""
+
     class Broken(Line):
         def reduced_energy_and_force(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             u, f = super().reduced_energy_and_force(x)
@@ -191,11 +187,24 @@ def test_a_frame_without_a_finite_force_is_left_out(caplog: pytest.LogCaptureFix
     target = Broken(lambda r: 0.5 * r.square())
     x = target.space.standard_normal(1000, torch.Generator().manual_seed(0))
     x[0] = 0.0
+    return target, x
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(kinked, "<x.grad u> / d is 1.5"), (broken, "<|grad u|^2> / <laplacian u> is 2.2")],
+)
+def test_what_cannot_be_told_is_no_alarm_and_hides_none(
+    make: Callable[[], tuple[Target, torch.Tensor]],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    target, x = make()
     with caplog.at_level(logging.WARNING):
         check_equilibrium("train", target, x)
         assert not caplog.records
         check_equilibrium("train", target, 1.5 * x)
-    assert "<|grad u|^2> / <laplacian u> is 2.2" in caplog.text
+    assert message in caplog.text
 
 
 def test_frames_without_forces_are_not_moved_far(caplog: pytest.LogCaptureFixture) -> None:
