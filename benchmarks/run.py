@@ -50,13 +50,14 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
 from openmm_vtdis.pretrained.train import RECIPES, reference_frames
+from openmm_vtdis.random import make_generator
 from openmm_vtdis.storage import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs") / "benchmarks"
 FIT_SEED, TEST_SEED, SAMPLE_SEED, SGD_SEED = 31, 32, 33, 34
-PIECE = 500
+PIECE = {"cpu": 500, "cuda": 5_000}
 """Samples that an interruption can cost."""
 CARRIED_FROM = 100
 """Steps that a tuning which is used at every other number of steps too is made for."""
@@ -84,11 +85,13 @@ class Case:
         return self.load("test")
 
 
-def make_case(name: str) -> Case:
+def make_case(name: str, device: str = "cpu") -> Case:
     """The case of a name: a shipped generator's, "gmm2-<dim>" or "gmm2-<dim>-mlp"."""
     if name.startswith("gmm2"):
+        if device != "cpu":
+            raise ValueError(f"{name}: expected the CPU, got {device!r}")
         return mixture_case(name)
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
 
     def load(split: str) -> Tensor:
         n_frames = RECIPES[name].later_frames if split == "train" else None
@@ -131,13 +134,14 @@ def trajectories(
     fingerprint = torch.tensor([*kernel.schedule.times, level, fingerprint_of(case.gen)])
     seed = FIT_SEED if split == "train" else TEST_SEED
     pieces = []
-    for k in range(math.ceil(n / PIECE)):
-        size = min(PIECE, n - k * PIECE)
+    whole = PIECE[case.gen.device.type]
+    for k in range(math.ceil(n / whole)):
+        size = min(whole, n - k * whole)
         path = CACHE / f"{label}-{size}-{k}.safetensors"
         stored = load_file(path) if path.exists() else {}
         if not stored or not torch.equal(stored["fingerprint"], fingerprint):
             frames = (case.train if split == "train" else case.test) / case.gen.length
-            generator = torch.Generator().manual_seed(seed + 1_000 * k)
+            generator = make_generator(seed + 1_000 * k, case.gen.device)
             data = collect(
                 kernel, family, case.gen.model_energy, frames, size, generator,
                 case.gen.batch_size(), progress,
@@ -153,7 +157,7 @@ def trajectories(
 
 def fingerprint_of(gen: DiffusionBoltzmannGenerator) -> float:
     """A number that changes when the denoiser does."""
-    x = gen.space.standard_normal(4, torch.Generator().manual_seed(0))
+    x = gen.space.standard_normal(4, make_generator(0)).to(gen.device)
     with torch.no_grad():
         return float(gen.denoiser(x, torch.full((4,), 0.5, dtype=x.dtype)).abs().sum())
 
@@ -182,7 +186,7 @@ def forward_part(log_w: Tensor | np.ndarray) -> Row:
     }
 
 
-def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
+def reverse_part(ensemble: WeightedEnsemble) -> Row:
     """What generated samples tell."""
     about = ensemble.diagnostics()
     energy = ensemble.expectation(ensemble.reduced_energies)
@@ -196,20 +200,19 @@ def reverse_part(ensemble: WeightedEnsemble, seconds: float) -> Row:
         "log_z": [float(log_z.value), float(log_z.stderr)],
         "energy": [float(energy.value), float(energy.stderr)],
         "raw_energy": [float(raw.value), float(raw.stderr)],
-        "seconds_per_1000_samples": 1000.0 * seconds / len(ensemble),
     }
 
 
 def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
     """Matrix-product MFLOPs of a denoiser call, or of one with its trace, per configuration."""
-    x = gen.space.standard_normal(8, torch.Generator().manual_seed(0))
+    x = gen.space.standard_normal(8, make_generator(0, gen.device))
     flow = Flow(gen.denoiser, tangent_basis(gen.space, x)[:, None].repeat(1, 8, 1, 1), exact=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         (flow.velocity_and_rate if trace else flow.velocity)(0.0, x)
     return counter.get_total_flops() / 8 / 1e6
 
 
-def kernel_gigaflops(kernel: DiffusionKernel) -> float:
+def kernel_gigaflops(kernel: DiffusionKernel, device: torch.device) -> float:
     """Matrix-product GFLOPs of a trajectory: all steps, with what their covariances need.
 
     The energy's own derivatives, where they are used, and eigendecompositions are not products of
@@ -217,7 +220,7 @@ def kernel_gigaflops(kernel: DiffusionKernel) -> float:
     """
     with FlopCounterMode(display=False) as counter:
         for n in range(1, kernel.schedule.n_steps + 1):
-            noise = kernel.space.standard_normal(4, torch.Generator().manual_seed(n))
+            noise = kernel.space.standard_normal(4, make_generator(n, device))
             x = (1.0 + kernel.schedule.times[n] ** 2) ** 0.5 * noise
             with torch.no_grad():
                 kernel.covariance.at(kernel.step(n, x))
@@ -339,10 +342,9 @@ class Bench:
         """Training frames in model units."""
         return self.gen.space.project(self.case.train / self.gen.length)
 
-    @staticmethod
-    def seeded() -> torch.Generator:
+    def seeded(self) -> torch.Generator:
         """A stream for what is measured before a fit."""
-        return torch.Generator().manual_seed(FIT_SEED)
+        return make_generator(FIT_SEED, self.gen.device)
 
     @functools.cached_property
     def laplace_range(self) -> LaplaceRange:
@@ -404,7 +406,7 @@ class Bench:
         rng, n = np.random.default_rng(TEST_SEED), self.options.samples
         frames = self.case.test[rng.choice(len(self.case.test), n, replace=False)]
         pieces, progress = [], self.options.progress
-        for k, some in enumerate(frames.split(PIECE)):
+        for k, some in enumerate(frames.split(PIECE[self.gen.device.type])):
             path = self.piece(AS_SHIPPED, f"{n}-{k}-noised.npy")
             if not path.exists():
                 log_w = self.gen.noise(some, seed=TEST_SEED + 1_000 * k, progress=progress)
@@ -430,7 +432,8 @@ class Bench:
         else:
             kernel, log_w, cost = self.fitted(METHODS[label], n_steps)
         self.keep(label, n_steps, forward=log_w.numpy())
-        row = {**forward_part(log_w), **cost, "gflops_per_sample": kernel_gigaflops(kernel)}
+        gigaflops = kernel_gigaflops(kernel, self.gen.device)
+        row = {**forward_part(log_w), **cost, "gflops_per_sample": gigaflops}
         if n_reverse:
             row |= self.reverse(kernel, label, n_reverse)
         eta = kernel.covariance.eta(kernel.schedule)[:, 0].detach()
@@ -440,9 +443,9 @@ class Bench:
     def reverse(self, kernel: DiffusionKernel, label: str, n: int) -> Row:
         """Sample n and summarise."""
         self.gen.kernel = kernel
-        pieces = []
-        for k in range(math.ceil(n / PIECE)):
-            size = min(PIECE, n - k * PIECE)
+        pieces, whole = [], PIECE[self.gen.device.type]
+        for k in range(math.ceil(n / whole)):
+            size = min(whole, n - k * whole)
             path = self.piece(label, f"{size}-{k}.nc")
             if not path.exists():
                 began, seed = time.perf_counter(), SAMPLE_SEED + 1_000 * k
@@ -456,7 +459,14 @@ class Bench:
             label, kernel.schedule.n_steps, reverse=ensemble.log_weights,
             energies=ensemble.reduced_energies,
         )  # fmt: skip
-        return reverse_part(ensemble, seconds)
+        return self.timed(reverse_part(ensemble), seconds / n)
+
+    def timed(self, row: Row, seconds: float) -> Row:
+        """A row with the seconds of a sample, which do not compare with those of another device."""
+        if self.gen.device.type == "cpu":
+            return {**row, "seconds_per_1000_samples": 1000.0 * seconds}
+        device = torch.cuda.get_device_name(self.gen.device)
+        return {**row, "device": device, "gpu_seconds_per_1000_samples": 1000.0 * seconds}
 
     def keep(self, label: str, n_steps: int, **arrays: np.ndarray) -> None:
         """Keep raw log weights for the figures (not committed)."""
@@ -477,7 +487,7 @@ class Bench:
         seconds = time.perf_counter() - began
         index = np.random.default_rng(TEST_SEED).integers(len(self.case.test), size=n)
         log_w = self.gen.noise_ode(self.case.test[index], seed=TEST_SEED, **options)
-        row = {**forward_part(log_w), **reverse_part(ensemble, seconds)}
+        row = self.timed({**forward_part(log_w), **reverse_part(ensemble)}, seconds / n)
         plain, traced = megaflops(self.gen), megaflops(self.gen, trace=True)
         row["gflops_per_sample"] = (3 * n_steps * plain + (n_steps + 1) * traced) / 1e3
         self.keep(label, n_evaluations, forward=log_w, reverse=ensemble.log_weights)
@@ -495,7 +505,7 @@ class Bench:
             Trajectories(d.base, mean.isotropic_statistics(d.statistics, kernel.mean_gains))
             for d in (self.data(n_steps, mean, split, Method()) for split in ("train", "test"))
         )
-        generator = torch.Generator().manual_seed(SGD_SEED)
+        generator = make_generator(SGD_SEED, gen.device)
         frames = self.case.train / gen.length
 
         def draw(n: int) -> Trajectories:
@@ -528,10 +538,11 @@ def main() -> None:
     parser.add_argument("--ode", type=int, metavar="RK4_STEPS", help="also the flow")
     parser.add_argument("--ode-samples", type=int, default=20_000)
     parser.add_argument("--sgd", type=int, nargs=2, metavar=("ITERATIONS", "BATCH"))
+    parser.add_argument("--device", default="cpu", help="of shipped generators")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args()
     for name in options.systems:
-        bench = Bench(make_case(name), options)
+        bench = Bench(make_case(name, options.device), options)
         methods = options.methods or (MIXTURE if name.startswith("gmm2") else ISOTROPIC)
         steps = options.steps or [25, 50, 100, 200] + ([400] if name == "lj13" else [])
         for n_steps in steps:

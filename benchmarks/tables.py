@@ -62,7 +62,8 @@ def line(row: dict[str, Any]) -> str:
         optional(row, "reverse_pareto_k", ".2f"),
         optional(row, "largest_weight_share", ".2f", 100.0, " %"),
         optional(row, "gflops_per_sample", ".3g") if row.get("gflops_per_sample") else "",
-        optional(row, "seconds_per_1000_samples", ".3g"),
+        optional(row, "seconds_per_1000_samples", ".3g")
+        or optional(row, "gpu_seconds_per_1000_samples", ".3g", unit=" (GPU)"),
         tuning,
     ]
     return f"| {' | '.join(cells)} |\n"
@@ -79,7 +80,9 @@ def table(document: dict[str, Any]) -> str:
             r["n_steps"],
         ),
     )
-    return HEAD + "".join(map(line, rows)) + f"\nMeasured on {document['machine']}.\n"
+    devices = sorted({row["device"] for row in rows if "device" in row})
+    others = f"; (GPU): {', '.join(devices)}" if devices else ""
+    return HEAD + "".join(map(line, rows)) + f"\nMeasured on {document['machine']}{others}.\n"
 
 
 def named(name: str, device: torch.device) -> str:
@@ -135,7 +138,8 @@ def costs(document: dict[str, Any], figure: Figure) -> bool:
     axes = figure.subplots(1, 3, sharey=True)
     for ax, (key, label) in zip(axes, COSTS.items(), strict=True):
         for method in BEYOND:
-            mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["n_steps"])
+            mine = [r for r in rows if r["method"] == method and key in r]
+            mine.sort(key=lambda r: r["n_steps"])
             ways = ([r[f"{way}_ess"][0] for r in mine] for way in ("forward", "reverse"))
             if mine:
                 ess_curve([r[key] for r in mine], *ways, method, ax)

@@ -64,7 +64,7 @@ def test_rows_are_measured_in_pieces_and_go_on(
         12, n_steps=10, seed=0, progress=False
     )
     monkeypatch.setattr(run, "reference_frames", lambda *_, **__: frames.positions)
-    monkeypatch.setattr(run, "PIECE", 4)
+    monkeypatch.setattr(run, "PIECE", {"cpu": 4})
     arguments = ["run", "dw4", "--steps", "10", "--methods", method, "--samples", "10"]
     arguments += ["--fit-trajectories", "16", "--no-progress"]
     monkeypatch.setattr(sys, "argv", arguments)

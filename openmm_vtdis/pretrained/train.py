@@ -82,6 +82,10 @@ class Recipe:
     """Temperatures of parallel tempering, in units of the system's."""
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
+    data_of: str | None = None
+    """The system and reference data of another recipe, with ``n_shards`` of this one."""
+    learning_rate: float = 1e-3
+    """Of the first training, at its peak; half of it in further ones."""
     network_of: str | None = None
     """The shipped generator whose network stands for a first training, without iterations."""
     fine_iterations: tuple[int, ...] = ()
@@ -143,6 +147,25 @@ RECIPES: dict[str, Recipe] = {
         schedule="adaptive",
         n_trajectories=600,
     ),
+    "aldp-800K-7x256": Recipe(
+        "egnn-7x256",
+        10_000,
+        512,
+        100,
+        400,
+        150,
+        1,
+        80,
+        200,
+        n_shards=2,
+        data_of="aldp-800K",
+        learning_rate=5e-4,
+        fine_iterations=(8_000,),
+        head_iterations=2_000,
+        covariance="pairwise",
+        schedule="adaptive",
+        n_trajectories=4_000,
+    ),
     "aldp-300K": Recipe(
         "egnn-5x64",
         0,
@@ -173,8 +196,8 @@ SYSTEMS: dict[str, Callable[[], BenchmarkSystem]] = {
 
 
 def build_system(name: str) -> BenchmarkSystem:
-    """The benchmark system of a name."""
-    return SYSTEMS[name]()
+    """The benchmark system of a recipe's name."""
+    return SYSTEMS[RECIPES[name].data_of or name]()
 
 
 def reference_frames(
@@ -215,6 +238,7 @@ def _reports(name: str, n_frames: int | None = None) -> list[str]:
 
 
 def _shard_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:
+    name = RECIPES[name].data_of or name
     return folder / (f"{name}-{split}-{k}.npy" if k else f"{name}-{split}.npy")
 
 
@@ -405,6 +429,7 @@ def main() -> None:
             checkpoint=f"runs/{options.name}.ckpt",
             held_out=0.1,
             batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
             precision=options.precision,
             seed=MODEL_SEED,
         )
@@ -443,7 +468,7 @@ def finish(
             checkpoint=f"runs/{name}-fine-{k}.ckpt",
             held_out=0.1,
             batch_size=recipe.batch_size,
-            learning_rate=5e-4,
+            learning_rate=0.5 * recipe.learning_rate,
             precision=precision,
             seed=MODEL_SEED + 1 + k,
             **FINE_LEVELS,
