@@ -65,13 +65,28 @@ class EGNNLayer(nn.Module):
         nodes = (self.sender(h) + time)[:, :, None] + self.receiver(h)[:, None]
         message = nn.functional.silu(nodes + self.edge(torch.cat([edges, square], dim=-1)))
         message = nn.functional.silu(self.message(message))
-        gate = torch.sigmoid(self.attention(message)) * mask
+        gate = torch.sigmoid(_number(self.attention, message)) * mask
         direction = difference / ((square + 1e-12).sqrt() + 1.0)
         n_others = max(x.shape[1] - 1, 1)
-        x = x + (direction * (gate * self.displacement(message))).sum(dim=2) / n_others
-        received = (gate.mT @ message).squeeze(2)
+        x = x + (direction * (gate * _number(self.displacement, message))).sum(dim=2) / n_others
+        if torch.compiler.is_compiling():
+            received = (gate * message).sum(dim=2)
+        else:
+            received = (gate.mT @ message).squeeze(2)
         h = h + self.update(torch.cat([h + time, received], dim=-1))
         return x, h, message
+
+
+def _number(linear: nn.Linear, message: Tensor) -> Tensor:
+    """linear(message) with one output, (B, M, M, 1).
+
+    A compiler makes one pass of sums of products and of what is beside them; products of matrices,
+    which are faster otherwise, would each be a pass of their own.
+    """
+    if not torch.compiler.is_compiling():
+        return linear(message)  # type: ignore[no-any-return]
+    total = (message * linear.weight[0]).sum(dim=-1, keepdim=True)
+    return total if linear.bias is None else total + linear.bias
 
 
 class EGNN(nn.Module):

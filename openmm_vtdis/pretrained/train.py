@@ -85,7 +85,10 @@ class Recipe:
     data_of: str | None = None
     """The system and reference data of another recipe, with ``n_shards`` of this one."""
     learning_rate: float = 1e-3
-    """Of the first training, at its peak; half of it in further ones."""
+    """Of the first training, at its peak."""
+    fine_learning_rate: float = 5e-4
+    fine_batch_size: int | None = None
+    """Of further trainings; None: as in the first."""
     network_of: str | None = None
     """The shipped generator whose network stands for a first training, without iterations."""
     fine_iterations: tuple[int, ...] = ()
@@ -149,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "aldp-800K-7x256": Recipe(
         "egnn-7x256",
-        10_000,
+        5_300,
         512,
         100,
         400,
@@ -160,6 +163,8 @@ RECIPES: dict[str, Recipe] = {
         n_shards=2,
         data_of="aldp-800K",
         learning_rate=5e-4,
+        fine_learning_rate=7e-4,
+        fine_batch_size=256,
         fine_iterations=(8_000,),
         head_iterations=2_000,
         covariance="pairwise",
@@ -467,8 +472,8 @@ def finish(
             recipe.fine_iterations[k],
             checkpoint=f"runs/{name}-fine-{k}.ckpt",
             held_out=0.1,
-            batch_size=recipe.batch_size,
-            learning_rate=0.5 * recipe.learning_rate,
+            batch_size=recipe.fine_batch_size or recipe.batch_size,
+            learning_rate=recipe.fine_learning_rate,
             precision=precision,
             seed=MODEL_SEED + 1 + k,
             **FINE_LEVELS,

@@ -20,6 +20,7 @@ from torch import Tensor
 from openmm_vtdis.derivatives import differentiate_twice
 from openmm_vtdis.diffusion.covariance.base import Energy, ReverseStep
 from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_zero
+from openmm_vtdis.eigen import eigh
 from openmm_vtdis.geometry import Space
 
 
@@ -45,7 +46,7 @@ def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor,
 
 def hessian_spectrum(matrix: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues (B, d) and eigenvectors (B, d, d) of C at noise level t, from H (B, d, d)."""
-    values, vectors = torch.linalg.eigh(finite_or_zero(matrix))
+    values, vectors = eigh(finite_or_zero(matrix))
     return 1.0 / (1.0 + t**2 * values.clamp_min(1.0)), vectors
 
 

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
 from openmm_vtdis.diffusion.schedule import Schedule, widening
+from openmm_vtdis.eigen import eigh
 from openmm_vtdis.geometry import LOG_2PI, Space
 
 _FIRST_KNOT, _KNOTS_PER_DECADE, N_KNOTS = -3.0, 2.0, 11
@@ -194,7 +195,7 @@ class StateCovariance(Covariance):
         """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of C at x_n."""
         if step.posterior is not None:
             return step.posterior.values, step.posterior.vectors
-        values, vectors = torch.linalg.eigh(finite_or_zero(self.shape(step)))
+        values, vectors = eigh(finite_or_zero(self.shape(step)))
         return values.clamp_min(0.0), vectors
 
     def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:

@@ -158,7 +158,8 @@ def _of_points(coordinate: Callable[..., Tensor], n_points: int) -> Function:
     """A function of n points as one of their 3 n coordinates."""
 
     def evaluate(*components: Tensor) -> Tensor:
-        numbers = torch.stack(torch.broadcast_tensors(*components))
+        device = max(components, key=lambda c: c.ndim).device  # literals are on the CPU
+        numbers = torch.stack(torch.broadcast_tensors(*(c.to(device) for c in components)))
         flat = numbers.reshape(n_points, 3, *numbers.shape[1:])
         while flat.ndim < 4:
             flat = flat[..., None]
