@@ -50,8 +50,9 @@ def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     tuning = ""
     if "tuning_trajectories" in row:
-        seconds = optional(row, "fit_seconds", ".2f", unit=" s")
-        tuning = f"{row['tuning_trajectories']:,} trajectories, {seconds}"
+        tuning = f"{row['tuning_trajectories']:,} trajectories"
+        if "fit_seconds" in row:
+            tuning += f", {row['fit_seconds']:.2f} s"
     elif "tuning" in row:
         tuning = "that of the archive"
     cells = [
@@ -136,13 +137,13 @@ def costs(document: dict[str, Any], figure: Figure) -> bool:
     if not {row["method"] for row in rows} & {AS_SHIPPED, "hessian", "pairwise", "tweedie"}:
         return False
     axes = figure.subplots(1, 3, sharey=True)
+    there = {row["method"] for row in rows}
     for ax, (key, label) in zip(axes, COSTS.items(), strict=True):
-        for method in BEYOND:
+        for method in filter(there.__contains__, BEYOND):  # empty curves keep the colours alike
             mine = [r for r in rows if r["method"] == method and key in r]
             mine.sort(key=lambda r: r["n_steps"])
             ways = ([r[f"{way}_ess"][0] for r in mine] for way in ("forward", "reverse"))
-            if mine:
-                ess_curve([r[key] for r in mine], *ways, method, ax)
+            ess_curve([r[key] for r in mine], *ways, method, ax)
         ax.set(xscale="log", xlabel=label, ylabel="ESS / n" if ax is axes[0] else "")
         roomy = ax.get_xlim()[1] < 10_000.0  # labels of five digits run into each other
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if roomy else (1.0, 3.0)))

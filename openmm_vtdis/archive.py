@@ -82,7 +82,7 @@ class GeneratorArchive:
         ValueError
             If a weight of the network, or a number of its tuning, is NaN or infinite.
         """
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors = {f"network.{k}": v for k, v in _compact(self.network.state_dict()).items()}
         for name, tensor in {"covariance": self.parameters, "gains": self.gains}.items():
             if tensor is not None:
                 tensors[name] = tensor
@@ -185,6 +185,15 @@ def describe_kernel(kernel: DiffusionKernel) -> dict[str, Any]:
     }
 
 
+def _compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Single-precision weights in half precision, where that loses nothing."""
+    single = {name: v for name, v in state.items() if v.dtype == torch.float32}
+    if not all(torch.equal(v.half().float(), v) for v in single.values()):
+        return state
+    return state | {name: v.half() for name, v in single.items()}
+
+
 def _precision(state: dict[str, Tensor]) -> torch.dtype:
-    """The floating-point type that a network was stored in."""
-    return next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
+    """The floating-point type of a network, from what was stored of it."""
+    stored = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
+    return torch.float32 if stored == torch.float16 else stored

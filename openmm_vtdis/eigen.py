@@ -31,6 +31,6 @@ def in_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """The same on the CPU, a share of the matrices for every core."""
     n = os.cpu_count() or 1
     shares = matrices.split(max(1, math.ceil(len(matrices) / n)))
-    with ThreadPoolExecutor(n) as pool:
+    with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         values, vectors = zip(*pool.map(torch.linalg.eigh, shares), strict=True)
     return torch.cat(values), torch.cat(vectors)

@@ -192,7 +192,7 @@ def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -
     whole = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     gen.kernel = kernel_of(gen, "isotropic")
-    torch.cuda.set_per_process_memory_fraction(1e9 / whole)
+    torch.cuda.set_per_process_memory_fraction(1.5e9 / whole)
     try:
         with caplog.at_level(logging.WARNING):
             ensemble = gen.sample(8_192, seed=0, batch_size=8_192, progress=False)

@@ -22,6 +22,7 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import FrameLogWeights, forward_ess, mbar
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.pretrained.train import round_weights
 from openmm_vtdis.targets import (
     OpenMMTarget,
     double_well,
@@ -219,6 +220,22 @@ def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_pa
     x = torch.tensor(frames[:5])
     t = torch.tensor(0.5, dtype=torch.float64)
     assert torch.equal(gen.denoiser(x, t), again.denoiser(x, t))
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_weights_that_half_precision_holds_are_stored_so(rounded: bool, tmp_path: Path) -> None:
+    gen = new_generator()
+    gen.length = 1.0
+    if rounded:
+        round_weights(gen.network)
+    path = gen.save(tmp_path / "model.vtdis")
+    stored, _ = storage.read_archive(path, "generator")
+    kind = torch.float16 if rounded else torch.float32
+    assert {v.dtype for k, v in stored.items() if k.startswith("network.")} == {kind}
+    again = DiffusionBoltzmannGenerator.load(path)
+    for weight, other in zip(gen.network.parameters(), again.network.parameters(), strict=True):
+        assert weight.dtype == other.dtype == torch.float32
+        assert torch.equal(weight, other)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "block", "full", "low-rank", "time-network"])

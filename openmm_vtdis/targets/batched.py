@@ -21,8 +21,8 @@ one cannot be used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import openmm
 import torch
@@ -32,6 +32,8 @@ from openmm_vtdis.derivatives import differentiation, gradients, leaf_of
 from openmm_vtdis.targets import translators
 from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.terms import Term, Untranslatable, translate
+
+T = TypeVar("T")
 
 __all__ = ["BatchedEnergy", "Untranslatable", "translators"]
 
@@ -63,7 +65,7 @@ class BatchedEnergy(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         """Energies: x (B, M, 3) nm -> (B,) kJ/mol, float64 on x's device, differentiable."""
-        chunks = [self.energies(chunk).sum(dim=0) for chunk in self._chunks(x)]
+        chunks = self._in_chunks(x, lambda chunk: self.energies(chunk).sum(dim=0))
         return torch.cat(chunks) if chunks else x.new_zeros(0, dtype=torch.float64)
 
     def energies(self, x: Tensor) -> Tensor:
@@ -75,16 +77,18 @@ class BatchedEnergy(nn.Module):
 
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, M, 3) nm -> energies (B,) kJ/mol and forces (B, M, 3) kJ/mol/nm, both detached."""
-        energies, forces = [], []
-        for chunk in self._chunks(x.detach()):
+
+        def work(chunk: Tensor) -> tuple[Tensor, Tensor]:
             with differentiation():
                 leaf = leaf_of(chunk)
                 energy = self.energies(leaf).sum(dim=0)
                 (gradient,) = gradients(energy, [leaf], again=False, keep=False)
-            energies.append(energy.detach())
-            forces.append(-gradient)
-        if not energies:
+            return energy.detach(), -gradient
+
+        chunks = self._in_chunks(x.detach(), work)
+        if not chunks:
             return x.new_zeros(0, dtype=torch.float64), x.detach().to(torch.float64)
+        energies, forces = zip(*chunks, strict=True)
         return torch.cat(energies), torch.cat(forces)
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,25 +96,37 @@ class BatchedEnergy(nn.Module):
 
         Both detached; term by term (:mod:`openmm_vtdis.targets.curvature`).
         """
-        slopes, hessians = [], []
+
+        def work(chunk: Tensor) -> tuple[Tensor, Tensor]:
+            coordinates = chunk.permute(2, 1, 0).contiguous()
+            total = Curvature(coordinates)
+            for term in self.terms:
+                cast(Term, term).add_derivatives(coordinates, total)
+            return total.matrices()
+
         with differentiation():
-            for chunk in self._chunks(leaf_of(x).detach()):
-                coordinates = chunk.permute(2, 1, 0).contiguous()
-                total = Curvature(coordinates)
-                for term in self.terms:
-                    cast(Term, term).add_derivatives(coordinates, total)
-                slope, hessian = total.matrices()
-                slopes.append(slope)
-                hessians.append(hessian)
-        if not slopes:
+            chunks = self._in_chunks(leaf_of(x).detach(), work)
+        if not chunks:
             m = x.shape[1]
             empty = x.new_zeros(0, m, 3, dtype=torch.float64)
             return empty, empty.new_zeros(0, m, 3, m, 3)
+        slopes, hessians = zip(*chunks, strict=True)
         return torch.cat(slopes), torch.cat(hessians)
 
-    def _chunks(self, x: Tensor) -> Iterator[Tensor]:
+    def _in_chunks(self, x: Tensor, work: Callable[[Tensor], T]) -> list[T]:
+        """``work`` of all of x, some at a time; fewer where that is too much for a GPU."""
         self.to(x.device)
         elements = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-        size = max(1, elements // self._n_terms)
-        for start in range(0, x.shape[0], size):
-            yield x[start : start + size]
+        size, start = max(1, elements // self._n_terms), 0
+        done: list[T] = []
+        while start < len(x):
+            try:
+                done.append(work(x[start : start + size]))
+                start += size
+                continue
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+            size = max(1, min(size, len(x)) // 2)
+            torch.cuda.empty_cache()
+        return done

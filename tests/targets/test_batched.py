@@ -234,6 +234,34 @@ def test_chunks_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> No
     assert BatchedEnergy(system).derivatives(x[:0])[1].shape == (0, 13, 3, 13, 3)
 
 
+def test_chunks_that_do_not_fit_into_a_gpu_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = lennard_jones().system
+    x = 2 * configurations(25, 13)
+    energy = BatchedEnergy(system)
+    expected = (energy.energy(x), *energy.energy_and_force(x), *energy.derivatives(x))
+    (term,), room, sizes = energy.terms, 4, []
+
+    def smaller(work: Callable[..., object]) -> Callable[..., object]:
+        def limited(coordinates: torch.Tensor, *more: object) -> object:
+            sizes.append(coordinates.shape[2])
+            if sizes[-1] > room:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return work(coordinates, *more)
+
+        return limited
+
+    monkeypatch.setattr(term, "forward", smaller(term.forward))
+    monkeypatch.setattr(term, "add_derivatives", smaller(term.add_derivatives))
+    found = (energy.energy(x), *energy.energy_and_force(x), *energy.derivatives(x))
+    assert sizes[:4] == [25, 12, 6, 3]
+    assert sum(size for size in sizes if size <= room) == 3 * 25
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-13)
+    room = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        energy.energy(x)
+
+
 def test_energy_is_differentiable_twice() -> None:
     system = system_of(custom_bonds(), nonbonded())
     x = configurations(1)
