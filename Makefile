@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-wheel test-openmm-torch test-lowest lint format docs bench bench-gpu clean
+.PHONY: demo test test-slow test-gpu test-wheel test-openmm-torch test-lowest lint format docs bench bench-gpu clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 	$(BIN)/python -m pytest -q --hypothesis-profile=nightly \
 		tests/test_fuzz.py tests/test_topology.py tests/ensemble/test_weighted.py
+
+# Everything that runs on a GPU against the CPU; skipped where there is none.
+test-gpu: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 tests/test_cuda.py
 
 # The wheel in an environment of its own, away from the sources.
 test-wheel:

@@ -31,7 +31,7 @@ from openmm_vtdis.units import thermal_energy
 
 def test_what_ships() -> None:
     assert set(pretrained.names()) <= set(RECIPES)
-    assert {"aldp-300K", "aldp-800K", "dw4", "lj13"} <= set(pretrained.names())
+    assert {"aldp-300K", "aldp-800K", "aldp-800K-7x256", "dw4", "lj13"} <= set(pretrained.names())
     assert TRAIN_SEED != TEST_SEED
 
 
@@ -103,7 +103,9 @@ def test_card_and_log_are_of_the_script_as_it_stands(name: str) -> None:
 
 
 def test_an_unknown_name_lists_those_that_ship() -> None:
-    with pytest.raises(ValueError, match="expected one of aldp-300K, aldp-800K, dw4, "):
+    with pytest.raises(
+        ValueError, match="expected one of aldp-300K, aldp-800K, aldp-800K-7x256, dw4, "
+    ):
         pretrained.path("water")
 
 

@@ -55,7 +55,7 @@ def test_the_wheel_holds_what_it_should(site: Path) -> None:
     there = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     modules = (ROOT / "openmm_vtdis").rglob("*.py")
     shipped = [f"{name}.{end}" for name in pretrained.names() for end in ("vtdis", "md", "json")]
-    assert len(shipped) == 12
+    assert len(shipped) == 15
     assert {str(path.relative_to(ROOT)) for path in modules} <= there
     assert {f"openmm_vtdis/pretrained/{name}" for name in shipped} <= there
     assert {"openmm_vtdis/py.typed", f"{DIST_INFO}/licenses/LICENSE"} <= there

@@ -399,6 +399,9 @@ def main() -> None:
         default="bfloat16",
         help="of the network's training; float32 where the processor has no bfloat16 products",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="the layers of the network: for large ones on a GPU"
+    )
     parser.add_argument("--data-only", action="store_true", help="stop after the reference data")
     parser.add_argument(
         "--keep-network", action="store_true", help="the shipped one, instead of training"
@@ -411,6 +414,8 @@ def main() -> None:
         recipe = dataclasses.replace(recipe, n_iterations=options.iterations)
     if options.keep_network:
         gen = DiffusionBoltzmannGenerator.from_pretrained(options.name, options.device)
+        if options.compile:
+            compile_layers(gen.network)
         before = json.loads((FOLDER / f"{options.name}.json").read_text())
         first = {key: before[key] for key in ("log", "fine", "data")}
         finish(options.name, gen, recipe, first, options.precision)
@@ -429,6 +434,8 @@ def main() -> None:
         network=recipe.network if recipe.network_of is None else first_network(recipe.network_of),
         device=options.device,
     )
+    if options.compile:
+        compile_layers(gen.network)
     log = None
     if recipe.n_iterations:
         log = gen.train(
@@ -444,6 +451,12 @@ def main() -> None:
     history = None if log is None else dataclasses.asdict(log)
     first = {"log": history, "fine": [], "data": _reports(options.name)}
     finish(options.name, gen, recipe, first, options.precision)
+
+
+def compile_layers(network: torch.nn.Module) -> None:
+    """One by one, so that all share their code; what is stored does not change."""
+    for layer in network.layers:  # type: ignore[union-attr]
+        layer.compile()
 
 
 def first_network(name: str) -> torch.nn.Module:
