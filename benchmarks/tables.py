@@ -132,12 +132,13 @@ COSTS = {
 
 
 def costs(document: dict[str, Any], figure: Figure) -> bool:
-    """ESS against steps, GFLOPs and seconds; False where no covariance depends on the state."""
+    """ESS against steps, GFLOPs and seconds; False where there are no methods to compare."""
     rows = [r for r in document["rows"].values() if "reverse_ess" in r]
-    if not {row["method"] for row in rows} & {AS_SHIPPED, "hessian", "pairwise", "tweedie"}:
+    there = {row["method"] for row in rows}
+    by_state = there & {AS_SHIPPED, "hessian", "pairwise", "tweedie"}
+    if not by_state or len(rows) < 5 or len(there) < 2:
         return False
     axes = figure.subplots(1, 3, sharey=True)
-    there = {row["method"] for row in rows}
     for ax, (key, label) in zip(axes, COSTS.items(), strict=True):
         for method in filter(there.__contains__, BEYOND):  # empty curves keep the colours alike
             mine = [r for r in rows if r["method"] == method and key in r]

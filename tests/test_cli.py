@@ -19,7 +19,7 @@ import numpy as np
 import openmm
 import pytest
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, pretrained
 from openmm_vtdis.diffusion import tuning
 from openmm_vtdis.diffusion.training import Trainer
 from openmm_vtdis.storage import read_archive
@@ -287,7 +287,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (both, "no such ensemble"),
         (["train", "-s", str(folder / "md.dcd"), *rest], "md.dcd: expected the XML of a System"),
         (["tune", "dw4", "-t", str(folder / "md.dcd")], "expected --output, since dw4 is no file"),
-        (["demo", "water"], "expected one of aldp-300K, aldp-800K, dw4, lj13, got 'water'"),
+        (["demo", "water"], f"expected one of {', '.join(pretrained.names())}, got 'water'"),
     ):
         assert run(folder, *arguments) == 2
         error = capsys.readouterr().err
