@@ -7,9 +7,11 @@ that it asks of one, makes the CPU wait for a GPU at every step.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openmm
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.laplace import LaplaceRange
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.targets.batched import BatchedEnergy
+from tests.targets.reference import system_of
+from tests.targets.test_molecular import FORCES, N
 
 META = torch.device("meta")
 GRID = Schedule.geometric(4, 0.1, 10.0)
@@ -112,6 +117,15 @@ def test_a_matrix_that_is_brought_at_every_step_is_seen(monkeypatch: pytest.Monk
     kernel = kernel_on_meta("dw4", "isotropic")
     monkeypatch.setattr(type(kernel.covariance), "at", at)
     assert any("cpu -> meta" in found for found in crossings(kernel))
+
+
+@pytest.mark.parametrize("force", FORCES.values(), ids=FORCES.keys())
+def test_a_force_is_evaluated_where_the_positions_are(force: Callable[[], openmm.Force]) -> None:
+    energy = BatchedEnergy(system_of(force(), n_particles=N))
+    x = torch.empty(5, N, 3, dtype=torch.float64, device=META)
+    found = (*energy.energy_and_force(x), *energy.derivatives(x))
+    assert {part.device for part in found} == {META}
+    assert [part.shape[1:] for part in found] == [(), (N, 3), (N, 3), (N, 3, N, 3)]
 
 
 def test_weights_are_made_where_the_samples_are(monkeypatch: pytest.MonkeyPatch) -> None:

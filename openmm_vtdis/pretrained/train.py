@@ -83,7 +83,7 @@ class Recipe:
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
     data_of: str | None = None
-    """The system and reference data of another recipe, with ``n_shards`` of this one."""
+    """The recipe whose system and reference data these are."""
     learning_rate: float = 1e-3
     """Of the first training, at its peak."""
     fine_learning_rate: float = 5e-4
@@ -152,28 +152,6 @@ RECIPES: dict[str, Recipe] = {
         schedule="adaptive",
         n_trajectories=600,
     ),
-    "aldp-800K-7x256": Recipe(
-        "egnn-7x256",
-        5_300,
-        512,
-        100,
-        400,
-        150,
-        1,
-        80,
-        200,
-        n_shards=2,
-        data_of="aldp-800K",
-        learning_rate=5e-4,
-        fine_learning_rate=7e-4,
-        fine_batch_size=256,
-        fine_iterations=(4_900,),
-        head_iterations=1_200,
-        covariance="pairwise",
-        schedule="adaptive",
-        n_trajectories=1_000,
-        half_precision=True,
-    ),
     "aldp-300K": Recipe(
         "egnn-5x64",
         0,
@@ -193,6 +171,21 @@ RECIPES: dict[str, Recipe] = {
         n_trajectories=600,
     ),
 }
+
+RECIPES["aldp-800K-7x256"] = dataclasses.replace(
+    RECIPES["aldp-800K"],
+    network="egnn-7x256",
+    n_iterations=5_300,
+    batch_size=512,
+    data_of="aldp-800K",
+    learning_rate=5e-4,
+    fine_learning_rate=7e-4,
+    fine_batch_size=256,
+    fine_iterations=(4_900,),
+    head_iterations=1_200,
+    n_trajectories=1_000,
+    half_precision=True,
+)
 
 
 SYSTEMS: dict[str, Callable[[], BenchmarkSystem]] = {

@@ -110,7 +110,7 @@ class CholeskyScatter:
 
 
 def finite_or_zero(matrices: Tensor) -> Tensor:
-    """(B, d, d), zero where any entry is NaN or infinite."""
+    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
     finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
     return torch.where(finite, matrices, 0.0)
 

@@ -214,7 +214,8 @@ class _Elements(Columns):
         self.index: Tensor
         self.register_buffer("index", rows.mT.contiguous())
         self._kept: Tensor | None
-        self.register_buffer("_kept", None if kept is None else kept[tuple(rows.mT)][:, None])
+        mask = None if kept is None else kept[tuple(rows.mT)][:, None]
+        self.register_buffer("_kept", None if mask is None or bool(mask.all()) else mask)
 
     def inputs(
         self, expression: Expression, coordinates: Tensor, r: Tensor, found: Mapping[str, Tensor]
@@ -240,7 +241,7 @@ class _Elements(Columns):
         """The expression for every element, (E, B); zero for excluded ones if asked."""
         value = expression({**self.values(), **inputs})
         value = value.expand(self.index.shape[1], n_samples)
-        if exclude and self._kept is not None and not bool(self._kept.all()):
+        if exclude and self._kept is not None:
             value = torch.where(self._kept, value, 0.0)
         return value
 
