@@ -3,9 +3,10 @@
     python -m benchmarks.alanine --samples 5000
 
 Samples of a shipped generator are compared with the held-out reference run, which neither
-training nor tuning has seen: energies, Ramachandran plots, and the free energy along phi. Writes
-``docs/tables/<name>-observables.md`` and ``docs/figures/<name>-*.png``; the samples stay under
-``runs/`` and are used again when they are there.
+training nor tuning has seen: energies, Ramachandran plots, the free energy along phi, and the
+weights of frames in rare basins. Writes ``docs/tables/<name>-observables.md`` and
+``docs/figures/<name>-*.png``; the samples stay under ``runs/`` and are used again when they are
+there.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.run import CACHE, SAMPLE_SEED, fingerprint_of
+from benchmarks.run import CACHE, SAMPLE_SEED, TEST_SEED, fingerprint_of
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
-from openmm_vtdis.pretrained.train import (
+from openmm_vtdis.pretrained.reference import (
     between_chains,
     chain_lengths,
-    peptide_bonds,
+    cis,
+    dihedrals,
+    left_handed,
     reference_frames,
 )
 from openmm_vtdis.storage import write_atomically
@@ -34,23 +37,6 @@ from openmm_vtdis.storage import write_atomically
 LEAST = 10
 """Samples in a region of which a share is worth anything."""
 EDGES = np.linspace(-180.0, 180.0, 19)
-
-
-def dihedrals(traj: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """phi and psi, (n,) each, in radians."""
-    phi, psi = (f(traj)[1][:, 0] for f in (mdtraj.compute_phi, mdtraj.compute_psi))
-    return phi, psi
-
-
-def left_handed(phi: np.ndarray) -> np.ndarray:
-    """1 where phi is between 0 and 120 degrees, else 0."""
-    return ((phi > 0.0) & (phi < 2.0 * np.pi / 3.0)).astype(float)
-
-
-def cis(traj: mdtraj.Trajectory) -> np.ndarray:
-    """1 where a peptide bond is cis, else 0: (n, 2)."""
-    omega = mdtraj.compute_dihedrals(traj, peptide_bonds(traj.topology.to_openmm()))
-    return (np.abs(omega) < np.pi / 2.0).astype(float)
 
 
 class Reference:
@@ -66,9 +52,9 @@ class Reference:
             [np.arange(start + n // 5, start + n) for start, n in zip(starts, lengths, strict=True)]
         )
         self.lengths = lengths - lengths // 5
-        frames = reference_frames(name, "test")[used]
-        self.energies = gen.target.reduced_energy(torch.tensor(frames)).numpy()
-        traj = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(gen.topology))
+        self.frames = reference_frames(name, "test")[used]
+        self.energies = gen.target.reduced_energy(torch.tensor(self.frames)).numpy()
+        traj = mdtraj.Trajectory(self.frames, mdtraj.Topology.from_openmm(gen.topology))
         self.phi, self.psi = dihedrals(traj)
         self.cis = cis(traj)
 
@@ -144,6 +130,33 @@ def free_energy(share: Estimate) -> Estimate:
     return Estimate(-np.log(p / (1.0 - p)), error / (p * (1.0 - p)))
 
 
+def coverage(gen: DiffusionBoltzmannGenerator, reference: Reference, n: int, progress: bool) -> str:
+    """Table of the log weights of held-out frames in rare basins, above those of all others.
+
+    Of n frames of each basin at most; what is far above zero is made too rarely.
+    """
+    left, bonds = left_handed(reference.phi), reference.cis
+    basins = {
+        "none of these": (left + bonds.sum(axis=1)) == 0,
+        "left-handed phi": left > 0,
+        "cis, first peptide bond": bonds[:, 0] > 0,
+        "cis, second peptide bond": bonds[:, 1] > 0,
+    }
+    rng = np.random.default_rng(TEST_SEED)
+    chosen = [rng.permutation(np.nonzero(inside)[0])[:n] for inside in basins.values()]
+    log_w = gen.noise(reference.frames[np.concatenate(chosen)], seed=TEST_SEED, progress=progress)
+    parts = np.split(log_w, np.cumsum([len(index) for index in chosen])[:-1])
+    text = "| held-out frames | | log w, median (quartiles) |\n|---|---|---|\n"
+    for (label, inside), part in zip(basins.items(), parts, strict=True):
+        if len(part) < LEAST:
+            text += f"| {label} | {len(part)}: too few | |\n"
+            continue
+        low, median, high = np.percentile(part, [25, 50, 75]) - np.median(parts[0])
+        share = f"{len(part)} of {np.count_nonzero(inside):,}"
+        text += f"| {label} | {share} | {median:+.1f} ({low:+.1f} to {high:+.1f}) |\n"
+    return text
+
+
 def draw_energy(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
     """Fig. 3 of the paper."""
     energy_histogram(ensemble, reference.energies, ax=figure.subplots(), bins=24)
@@ -182,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--name", default="aldp-800K", choices=["aldp-300K", "aldp-800K"])
     parser.add_argument("--samples", type=int, default=5_000)
+    parser.add_argument("--frames", type=int, default=60, help="noised of each basin, at most")
     parser.add_argument("--archive", type=Path, help="instead of the shipped generator")
     parser.add_argument("--bfloat16", action="store_true", help="the network, not the weights")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
@@ -194,6 +208,7 @@ def main() -> None:
     with torch.autocast(gen.device.type, torch.bfloat16, enabled=options.bfloat16):
         ensemble = samples(options.name, gen, options.samples, options.progress)
     text = observables(ensemble, reference)
+    text += "\n" + coverage(gen, reference, options.frames, options.progress)
     print(text)
     (DOCS / "tables").mkdir(exist_ok=True)
     write_atomically(DOCS / "tables" / f"{options.name}-observables.md", text.encode())

@@ -21,7 +21,7 @@ from benchmarks.run import RESULTS, forward_part
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.plotting import ess_curve
-from openmm_vtdis.pretrained.train import reference_frames
+from openmm_vtdis.pretrained.reference import reference_frames
 from openmm_vtdis.storage import write_atomically
 from openmm_vtdis.targets import double_well
 

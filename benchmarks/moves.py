@@ -22,11 +22,11 @@ import numpy as np
 from openmm import unit
 from openmmtools import mcmc, states
 
-from benchmarks.alanine import cis, dihedrals, left_handed
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.interop import DiffusionMove
-from openmm_vtdis.pretrained.train import build_system
+from openmm_vtdis.pretrained.recipes import build_system
+from openmm_vtdis.pretrained.reference import cis, dihedrals, left_handed
 from openmm_vtdis.storage import write_atomically
 
 

@@ -49,7 +49,8 @@ from openmm_vtdis.diffusion.ode import Flow
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.pretrained.train import RECIPES, reference_frames
+from openmm_vtdis.pretrained.recipes import RECIPES
+from openmm_vtdis.pretrained.reference import reference_frames
 from openmm_vtdis.random import make_generator
 from openmm_vtdis.storage import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture

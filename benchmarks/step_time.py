@@ -3,14 +3,16 @@
     python -m benchmarks.step_time
 
 The three shipped systems, one thread: seconds of a step of the reverse process (network,
-covariance, a draw and its log density), for steps that go by the network and for those, at low
-noise, that go by the Laplace approximation. Rounds over all methods alternate and the median
-counts, so that a busy machine hits all alike. Writes ``docs/tables/step-time.md``.
+covariance, a draw, and its densities in both directions), for steps that go by the network and for
+those, at low noise, that go by the Laplace approximation; and of whole trajectories with the kernel
+that an archive ships with. Rounds over all methods alternate and the median counts, so that a busy
+machine hits all alike. Writes ``docs/tables/step-time.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.laplace import LaplaceRange
+from openmm_vtdis.diffusion.sampling import reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 
 METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")
@@ -50,13 +53,33 @@ def one_step(kernel: DiffusionKernel, x: torch.Tensor) -> None:
     step = kernel.step(2, x)
     scatter = kernel.covariance.at(step)
     residual = scatter.sample(len(x), torch.Generator(x.device).manual_seed(0))
-    scatter.log_prob(residual)
+    before = kernel.mean(step) + residual
+    kernel.forward_log_prob(2, before, x) - scatter.log_prob(residual)
 
 
 def timed(kernel: DiffusionKernel, x: torch.Tensor, device: torch.device) -> float:
     """Seconds of a step that follows another of its kind, as in a chain."""
     one_step(kernel, x)
     return seconds(lambda: one_step(kernel, x), device)
+
+
+def trajectories(gen: DiffusionBoltzmannGenerator, n_rounds: int, device: torch.device) -> str:
+    """Of the archive's kernel, in the time of isotropic ones on its grid: a cell of the table."""
+    shipped = gen.kernel
+    plain = DiffusionKernel.ddpm(gen.denoiser, shipped.schedule, gen.model_energy)
+    times = np.empty((n_rounds, 2))
+    for row in times:
+        for k, kernel in enumerate((plain, shipped)):
+            generator, size = torch.Generator(device).manual_seed(0), gen.batch_size()
+            row[k] = seconds(
+                functools.partial(reverse_paths, kernel, size, generator, size, False), device
+            )
+    return spread(times[:, 1] / times[:, 0])
+
+
+def spread(ratios: np.ndarray) -> str:
+    """Their median and range."""
+    return f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
 
 
 @torch.no_grad()
@@ -72,11 +95,8 @@ def measure(name: str, n_rounds: int, device: torch.device) -> str:
     rounds = [[timed(kernel, x, device) for kernel in found.values()] for _ in range(n_rounds + 1)]
     ratios = np.array(rounds[1:])
     base = float(np.median(ratios[:, 0]))
-    spread = ratios / ratios[:, :1]
-    cells = [
-        f"{np.median(spread[:, k]):.2f} ({spread[:, k].min():.2f}-{spread[:, k].max():.2f})"
-        for k in range(1, len(METHODS))
-    ]
+    cells = [spread(ratios[:, k] / ratios[:, 0]) for k in range(1, len(METHODS))]
+    cells.append(trajectories(gen, max(n_rounds // 3, 1), device))
     return f"| {name} | {1e6 * base / size:.0f} µs | {' | '.join(cells)} |\n"
 
 
@@ -89,13 +109,14 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
-    text = f"| | isotropic | {' | '.join(METHODS[1:])} |\n|{'---|' * (len(METHODS) + 1)}\n"
+    columns = ["", "isotropic", *METHODS[1:], "as shipped, all steps"]
+    text = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
     for name in options.systems:
         text += measure(name, options.rounds, device)
         print(text.splitlines()[-1], flush=True)
     text += (
         "\nSeconds of a step and configuration, then multiples of it: the median (and range) over "
-        f"{options.rounds} alternating rounds, on "
+        f"{options.rounds} alternating rounds (a third of them for whole trajectories), on "
     )
     write_table("step-time", text, device)
 

@@ -68,18 +68,27 @@ class Space:
     def basis(self) -> Tensor:
         """V, shape (rank, M), float64: orthonormal rows spanning the allowed particle vectors.
 
-        For the zero-CoM subspace row k compares particle k + 1 with the mean of those before it
-        (Helmert's matrix), which is exact and needs no factorisation.
+        For the zero-CoM subspace the first M - 1 rows of the reflection that takes the last unit
+        vector to the diagonal (1, ..., 1): row k is e_k and the same constants in all rows. Where
+        A 1 = 0, as of a Laplacian, an entry of V A V^T is therefore that of A and three others in
+        fixed proportions (:attr:`corner`), and no product of matrices is needed.
         """
         m = self.n_particles
         if not self.centred:
             return torch.eye(m, dtype=torch.float64)
-        rows = torch.zeros(m - 1, m, dtype=torch.float64)
-        for k in range(1, m):
-            rows[k - 1, :k] = 1.0
-            rows[k - 1, k] = -float(k)
-            rows[k - 1] /= math.sqrt(k * (k + 1))
+        rows = torch.eye(m - 1, m, dtype=torch.float64)
+        rows[:, -1] = -1.0 / math.sqrt(m)
+        rows[:, :-1] -= 1.0 / (m + math.sqrt(m))
         return rows
+
+    @property
+    def corner(self) -> float:
+        """c of (V A V^T)_kl = A_kl - c (A_kM + A_Ml) + c^2 A_MM, for the zero-CoM subspace.
+
+        For any symmetric (M, M) matrix A with A 1 = 0.
+        """
+        m = self.n_particles
+        return 1.0 / math.sqrt(m) - 1.0 / (m + math.sqrt(m))
 
     def basis_like(self, x: Tensor) -> Tensor:
         """V with x's type and on its device, where it is copied once."""

@@ -21,6 +21,23 @@ def test_basis_is_orthonormal_and_spans_the_space(space: Space) -> None:
     torch.testing.assert_close(projector @ x, space.project(x))
 
 
+@pytest.mark.parametrize("n_particles", [2, 4, 13])
+def test_a_laplacian_in_reduced_coordinates_takes_no_product_of_matrices(n_particles: int) -> None:
+    space = Space(n_particles, 3)
+    half = torch.randn(n_particles, n_particles, dtype=torch.float64)
+    springs = (half + half.mT).fill_diagonal_(0.0)
+
+    def by_entries(matrix: torch.Tensor) -> torch.Tensor:
+        last, c = matrix[:-1, -1], space.corner
+        return matrix[:-1, :-1] - c * (last[:, None] + last) + c**2 * matrix[-1, -1]
+
+    laplacian = torch.diag(springs.sum(dim=1)) - springs
+    v = space.basis
+    torch.testing.assert_close(by_entries(laplacian), v @ laplacian @ v.mT)
+    # Control: a matrix that does not vanish on (1, ..., 1)
+    assert not torch.allclose(by_entries(half @ half.mT), v @ half @ half.mT @ v.mT)
+
+
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_reduce_and_expand_are_inverse_isometries(space: Space) -> None:
     x = space.project(torch.randn(6, space.n_particles, space.n_dims, dtype=torch.float64))

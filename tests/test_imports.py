@@ -27,7 +27,7 @@ ORDER = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-SCRIPTS = {"pretrained/train.py"}
+SCRIPTS = {f"pretrained/{name}.py" for name in ("recipes", "reference", "train")}
 """Scripts that ship beside what they made; they use the public API and nothing imports them."""
 
 

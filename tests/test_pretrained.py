@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import mdtraj
 import numpy as np
@@ -13,16 +14,16 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
-from openmm_vtdis.pretrained.train import (
+from openmm_vtdis.pretrained.recipes import RECIPES, TEST_SEED, TRAIN_SEED, build_system
+from openmm_vtdis.pretrained.reference import (
     BARRIER,
-    RECIPES,
     ROUND,
-    TEST_SEED,
-    TRAIN_SEED,
+    basin_frames,
+    basins,
     between_chains,
-    build_system,
     peptide_bias,
     peptide_bonds,
+    training_frames,
     unbiased,
 )
 from openmm_vtdis.targets import BenchmarkSystem, ConvergenceReport, ReferenceData
@@ -157,6 +158,35 @@ def test_frames_of_a_flattened_peptide_bond_are_kept_as_the_bias_says() -> None:
     upwards.addTorsion(*bonds[0], [])
     with pytest.raises(ValueError, match="bias: expected energies of at most 0"):
         unbiased(data, upwards, system, seed=1)
+
+
+def test_rare_basins_have_frames_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, cis_bond = build_system("aldp-300K"), (False, False, True)
+    omega = mdtraj.compute_dihedrals(
+        mdtraj.Trajectory(system.positions, mdtraj.Topology.from_openmm(system.topology)),
+        peptide_bonds(system.topology),
+    )[0, 1]
+    small = dataclasses.replace(
+        RECIPES["aldp-300K"], basins=(cis_bond,), basins_of="hot", basin_chains=3,
+        basin_samples=5, basin_thin=1, burn_in=4, n_leapfrog=4,
+    )  # fmt: skip
+    monkeypatch.setitem(RECIPES, "aldp-300K", small)
+    monkeypatch.setitem(RECIPES, "hot", dataclasses.replace(small, data_of=None))
+    trans, bent = turned(system, np.array([np.pi - omega, -omega]))
+    frames = np.array([trans, bent] * 20)
+    np.save(tmp_path / "hot-train.npy", frames)
+    np.save(tmp_path / "aldp-300K-train.npy", frames[::2])
+    rare = basin_frames("aldp-300K", tmp_path)
+    assert rare.shape == (15, *trans.shape)
+    where = basins(mdtraj.Trajectory(rare, mdtraj.Topology.from_openmm(system.topology)))
+    np.testing.assert_array_equal(where, [cis_bond] * 15)
+    assert "cis, bond 2       1 ± 0; 0 changes" in (tmp_path / "aldp-300K-basins.txt").read_text()
+    both = training_frames("aldp-300K", tmp_path)
+    expected = [frames[0]] * 18 + list(rare[:13]) + [frames[0]] * 2 + list(rare[13:])
+    np.testing.assert_array_equal(both, expected)
+    np.testing.assert_array_equal(training_frames("aldp-300K", tmp_path), both)  # kept, not made
 
 
 def test_errors_between_chains_are_those_of_repeated_chains() -> None:

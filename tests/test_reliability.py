@@ -30,7 +30,7 @@ from openmm_vtdis import (
 )
 from openmm_vtdis.ensemble import io
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.pretrained import train
+from openmm_vtdis.pretrained import reference
 from openmm_vtdis.shards import sample_to_file
 from openmm_vtdis.targets import OpenMMTarget, double_well, sample_hmc
 from tests.conftest import exact_generator
@@ -467,7 +467,7 @@ def test_reference_data_that_are_killed_again_and_again(
 ) -> None:
     """The script that makes them, with a checkpoint a proposal: the same frames and report."""
     small = dataclasses.replace(
-        train.RECIPES["dw4"],
+        reference.RECIPES["dw4"],
         n_chains=20,
         n_samples=5,
         burn_in=40,
@@ -475,15 +475,15 @@ def test_reference_data_that_are_killed_again_and_again(
         n_leapfrog=10,
         ladder=(1.0, 1.3, 1.7),
     )
-    monkeypatch.setitem(train.RECIPES, "dw4", small)
-    often = functools.partial(train.sample_hmc, checkpoint_seconds=0.0, progress=False)
-    monkeypatch.setattr(train, "sample_hmc", often)
+    monkeypatch.setitem(reference.RECIPES, "dw4", small)
+    often = functools.partial(reference.sample_hmc, checkpoint_seconds=0.0, progress=False)
+    monkeypatch.setattr(reference, "sample_hmc", often)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
-    frames = train.reference_frames("dw4", "train", folder=whole)
+    frames = reference.reference_frames("dw4", "train", folder=whole)
     longest, rng, n_kills = 0.25 * (time.monotonic() - began), random.Random(3), 0
     while not killed_at_random(
-        lambda: train.reference_frames("dw4", "train", folder=killed), longest, rng
+        lambda: reference.reference_frames("dw4", "train", folder=killed), longest, rng
     ):
         n_kills, longest = n_kills + 1, 1.05 * longest
         assert n_kills < 100
@@ -493,7 +493,7 @@ def test_reference_data_that_are_killed_again_and_again(
             np.load(path)
     assert n_kills >= 2
     assert frames.shape == (100, 4, 2)
-    np.testing.assert_array_equal(train.reference_frames("dw4", "train", folder=killed), frames)
+    np.testing.assert_array_equal(reference.reference_frames("dw4", "train", folder=killed), frames)
     names = sorted(path.name for path in whole.iterdir())
     assert names == ["dw4-train.chains.npy", "dw4-train.npy", "dw4-train.txt"]
     assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in names)

@@ -15,6 +15,7 @@ All in model units, where the data have unit variance per degree of freedom.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -144,27 +145,58 @@ class DiffusionKernel:
         """The k_n in use, (N,) float64."""
         return 1.0 - self.schedule.ratios if self.gains is None else self.gains
 
-    @torch.no_grad()
     def step(self, n: int, x: Tensor, pairs: bool = False) -> ReverseStep:
         """Evaluate the denoiser at level n (1..N): x is x_n, (B, M, D) float64.
 
         ``pairs``: with pair coefficients, even if this kernel's own covariance has no use for them.
         """
+        (step,) = self.steps([n], [x], pairs)
+        return step
+
+    @torch.no_grad()
+    def steps(
+        self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool = False
+    ) -> list[ReverseStep]:
+        """The same for several levels, from the lowest up, at once: ``path`` has x_n for each.
+
+        On a path that is known, as the forward process gives it, no level waits for another.
+        """
         t = self.schedule.times
-        level = torch.full((x.shape[0],), t[n], dtype=x.dtype, device=x.device)
-        coefficients = None
-        by_energy = self.laplace is not None and t[n] <= self.laplace.level
-        if pairs or (self.covariance.uses_pairs and not by_energy):
-            denoised, coefficients = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
-        else:
-            denoised = self.denoiser(x, level)
-        denoised, posterior = self.space.project(denoised), None
-        if by_energy:
-            posterior = laplace_posterior(self.energy, self.space, x, denoised, t[n])  # type: ignore[arg-type]
-            denoised = posterior.mean
-        return ReverseStep(
-            n, t[n], t[n - 1], x, denoised, self.denoiser, self.energy, coefficients, posterior
-        )
+        low = sum(self._by_energy(n) for n in levels)
+        steps = []
+        for some, by_energy in ((slice(low), True), (slice(low, None), False)):
+            chosen = list(zip(levels[some], path[some], strict=True))
+            if not chosen:
+                continue
+            x = torch.cat([x for _, x in chosen])
+            sizes = [len(x) for _, x in chosen]
+            level = torch.cat([x.new_full((len(x),), t[n]) for n, x in chosen])
+            coefficients = posterior = None
+            if pairs or (self.covariance.uses_pairs and not by_energy):
+                denoised, coefficients = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
+            else:
+                denoised = self.denoiser(x, level)
+            denoised = self.space.project(denoised)
+            if by_energy:
+                posterior = laplace_posterior(self.energy, self.space, x, denoised, level)  # type: ignore[arg-type]
+                denoised = posterior.mean
+            nothing = [None] * len(chosen)
+            parts = zip(
+                chosen,
+                denoised.split(sizes),
+                nothing if coefficients is None else coefficients.split(sizes),
+                nothing if posterior is None else posterior.split(sizes),
+                strict=True,
+            )
+            steps += [
+                ReverseStep(n, t[n], t[n - 1], x_n, d, self.denoiser, self.energy, c, p)
+                for (n, x_n), d, c, p in parts
+            ]
+        return steps
+
+    def _by_energy(self, n: int) -> bool:
+        """Whether the Laplace approximation stands in for the denoiser at level n."""
+        return self.laplace is not None and self.schedule.times[n] <= self.laplace.level
 
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""

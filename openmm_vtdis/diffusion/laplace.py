@@ -41,18 +41,19 @@ N_LEVELS, N_FRAMES, N_DRAWS = 16, 200, 16
 
 
 def laplace_posterior(
-    energy: Energy, space: Space, x: Tensor, denoised: Tensor, t: float
+    energy: Energy, space: Space, x: Tensor, denoised: Tensor, t: Tensor
 ) -> Posterior:
-    """Newton step from D (B, M, D) for x_n = x (B, M, D) at noise level t.
+    """Newton step from D (B, M, D) for x_n = x (B, M, D) at noise levels t (B,).
 
     Where the gradient or the Hessian is not finite, the mean is D.
     """
     gradient, matrix = energy_derivatives(energy, space, denoised)
     values, vectors = hessian_spectrum(matrix.to(x.device), t)
-    slope = gradient.to(x.device) + space.reduce(denoised - x).flatten(1) / t**2
+    square = t.square()[:, None]
+    slope = gradient.to(x.device) + space.reduce(denoised - x).flatten(1) / square
     # In the eigenbasis, with P = 1 / (t^2 values)
-    step = -(t**2) * values * (vectors.mT @ slope[:, :, None])[:, :, 0]
-    length = (step.square() / (t**2 * values)).sum(dim=1, keepdim=True).sqrt()
+    step = -square * values * (vectors.mT @ slope[:, :, None])[:, :, 0]
+    length = (step.square() / (square * values)).sum(dim=1, keepdim=True).sqrt()
     step = step * (TRUST_RADIUS * math.sqrt(space.dim) / length).clamp_max(1.0)
     reduced = (vectors @ step[:, :, None])[:, :, 0]
     reduced = torch.where(torch.isfinite(reduced).all(dim=1, keepdim=True), reduced, 0.0)
@@ -122,8 +123,9 @@ def find_range(
         errors, costs = [], []
         for x_0, xi in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
             x = x_0 + t * xi
-            denoised = space.project(denoiser(x, torch.full((len(x),), t).to(x)))
-            posterior = laplace_posterior(energy, space, x, denoised, t)
+            of_each = x.new_full((len(x),), t)
+            denoised = space.project(denoiser(x, of_each))
+            posterior = laplace_posterior(energy, space, x, denoised, of_each)
             before, after = ((x_0 - m).square().sum(dim=(1, 2)) for m in (denoised, posterior.mean))
             errors.append((before - after) / t**2)
             if exact:

@@ -122,6 +122,8 @@ def forward_paths(
 ) -> ForwardPaths:
     """Noise target samples x_0, (n, M, D) in model units, one trajectory each.
 
+    Of few samples many noise levels are evaluated together, as many as make a batch.
+
     Parameters
     ----------
     family
@@ -131,7 +133,7 @@ def forward_paths(
     def run(size: int) -> ForwardPaths:
         return _forward_paths(kernel, x_0, generator, family, size, progress)
 
-    return until_it_fits(run, min(batch_size, max(len(x_0), 1)), generator)
+    return until_it_fits(run, batch_size, generator)
 
 
 def _forward_paths(
@@ -152,16 +154,20 @@ def _forward_paths(
             log_forward = torch.zeros(len(x), dtype=torch.float64, device=device)
             log_reverse = torch.zeros_like(log_forward)
             rows = []
-            for level in range(1, n_steps + 1):
-                after = kernel.sample_forward(level, x, generator)
-                step = kernel.step(level, after, pairs)
-                residual = x - kernel.mean(step)
-                log_forward += kernel.forward_log_prob(level, x, after)
-                log_reverse += kernel.covariance.at(step).log_prob(residual)
-                if family is not None:
-                    rows.append(family.statistics(step, residual))
-                x = after
-                bar.update(len(x))
+            at_once = max(batch_size // len(x), 1)
+            for levels in torch.arange(1, n_steps + 1).split(at_once):
+                path = [x]
+                for level in levels.tolist():
+                    path.append(kernel.sample_forward(level, path[-1], generator))
+                steps = kernel.steps(levels.tolist(), path[1:], pairs)
+                for step, before in zip(steps, path[:-1], strict=True):
+                    residual = before - kernel.mean(step)
+                    log_forward += kernel.forward_log_prob(step.n, before, step.x)
+                    log_reverse += kernel.covariance.at(step).log_prob(residual)
+                    if family is not None:
+                        rows.append(family.statistics(step, residual))
+                x = path[-1]
+                bar.update(len(x) * len(levels))
             log_forward -= kernel.prior_log_prob(x)
             forward.append(log_forward.cpu())
             reverse.append(log_reverse.cpu())

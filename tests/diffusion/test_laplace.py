@@ -85,7 +85,7 @@ def test_a_gaussian_has_its_exact_posterior_whatever_the_denoiser(space: Space, 
     exact = (gaussian.matrix(t) @ space.reduce(x).flatten(1)[:, :, None])[:, :, 0] / t**2
     denoised = gaussian(x, torch.full((5,), t))
     assert not torch.allclose(space.reduce(denoised).flatten(1), exact, rtol=1e-3)
-    posterior = laplace_posterior(gaussian.energy, space, x, denoised, t)
+    posterior = laplace_posterior(gaussian.energy, space, x, denoised, torch.full((5,), t).double())
     torch.testing.assert_close(space.reduce(posterior.mean).flatten(1), exact)
     covariance = (posterior.vectors * posterior.values[:, None]) @ posterior.vectors.mT * t**2
     torch.testing.assert_close(covariance, gaussian.matrix(t).expand(5, -1, -1))
@@ -116,9 +116,8 @@ def test_the_posterior_of_springs_in_openmms_units_is_exact() -> None:
     denoised = space.expand(mean.reshape(5, 3, 3)) + 0.01 * space.standard_normal(5, generator(2))
 
     def posterior_agrees(energy: Energy) -> bool:
-        found = laplace_posterior(
-            energy, space, x, denoised, t
-        )  # the step is no longer than allowed
+        level = torch.full((5,), t, dtype=torch.float64)
+        found = laplace_posterior(energy, space, x, denoised, level)  # no longer than allowed
         shape = (found.vectors * found.values[:, None]) @ found.vectors.mT * t**2
         near = torch.allclose(space.reduce(found.mean).flatten(1), mean, rtol=1e-9, atol=1e-12)
         return near and torch.allclose(shape, exact.expand_as(shape), rtol=1e-9, atol=1e-12)
@@ -141,7 +140,9 @@ def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
     def energy(y: Tensor) -> Tensor:
         return torch.where(torch.arange(3) == 1, torch.nan, 1.0) * gaussian.energy(y)
 
-    shift = laplace_posterior(energy, space, x, denoised, t).mean - denoised
+    shift = (
+        laplace_posterior(energy, space, x, denoised, torch.full((3,), t).double()).mean - denoised
+    )
     z = space.reduce(shift).flatten(1)
     precision = torch.linalg.inv(gaussian.matrix(t))
     length = torch.einsum("bi,ij,bj->b", z, precision, z).sqrt()
@@ -151,7 +152,7 @@ def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
 
 def test_it_turns_and_permutes_with_the_configuration() -> None:
     target = double_well().target()
-    space, t = target.space, 0.1
+    space, t = target.space, torch.full((4,), 0.1, dtype=torch.float64)
     x = space.project(torch.randn(4, 4, 2, generator=generator(1), dtype=torch.float64))
     turn = random_rotations(4, 2, generator(2))
     order = [2, 0, 3, 1]
@@ -165,6 +166,22 @@ def test_it_turns_and_permutes_with_the_configuration() -> None:
     assert not torch.allclose(here.mean, denoised)
     torch.testing.assert_close(there.mean, moved(here.mean))
     torch.testing.assert_close(there.values, here.values)
+
+
+def test_many_levels_at_once_are_the_same_as_one_by_one() -> None:
+    space = Space(3, 2)
+    gaussian = Quadratic(space)
+    t = torch.tensor([0.02, 0.3, 4.0], dtype=torch.float64)
+    x = gaussian.sample(3, seed=2) + t[:, None, None] * space.standard_normal(3, generator(3))
+    together = laplace_posterior(gaussian.energy, space, x, 0.9 * x, t)
+    alone = [
+        laplace_posterior(gaussian.energy, space, y, 0.9 * y, s)
+        for y, s in zip(x.split(1), t.split(1), strict=True)
+    ]
+    for name in ("mean", "values", "vectors"):
+        expected = torch.cat([getattr(posterior, name) for posterior in alone])
+        torch.testing.assert_close(getattr(together, name), expected)
+    assert not torch.allclose(together.values[:1], together.values[1:])
 
 
 # -- where it is used -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import MeanGains, Trajectories, fit
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.laplace import LaplaceRange
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
@@ -51,6 +52,40 @@ def test_mean_weight_is_one_and_both_directions_agree(oracle: Oracle, kind: str)
     noised = forward_paths(kernel, x, generator(3), progress=False)
     log_v = -oracle.reduced_energy(x) + noised.log_ratio
     assert abs(z_of_mean_weight(-log_v)) < 4.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_samples_are_noised_at_many_levels_at_once(kind: str) -> None:
+    """Two of them at thirty levels are one batch of 64: the same numbers from one evaluation."""
+    oracle = make_oracle(3, 2, True)
+    batches: list[int] = []
+
+    class Counting:
+        space = oracle.space
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            batches.append(len(x))
+            return oracle.denoiser(x, t)
+
+    energy = oracle.reduced_energy
+    family = make_covariance(kind, oracle.space, [0, 1, 1])
+    kernel = DiffusionKernel.ddpm(Counting(), GRID, energy).with_laplace(LaplaceRange(0.2), False)  # type: ignore[arg-type]
+    kernel = kernel.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    x = oracle.sample(2, seed=2)
+    found = []
+    for batch_size in (2, 14, 64):
+        batches.clear()
+        paths = forward_paths(kernel, x, generator(3), family, batch_size, progress=False)
+        found.append(paths)
+        n_low = sum(t <= 0.2 for t in GRID.times[1:])
+        if kind not in ("tweedie", "krylov"):  # which differentiate the denoiser, level by level
+            expected = {2: [2] * 30, 64: [2 * n_low, 60 - 2 * n_low]}
+            assert batches == expected.get(batch_size, batches)
+        assert sum(batches) >= 60
+    for paths in found[1:]:
+        torch.testing.assert_close(paths.log_forward, found[0].log_forward)
+        torch.testing.assert_close(paths.log_reverse, found[0].log_reverse)
+        torch.testing.assert_close(paths.statistics, found[0].statistics)
 
 
 @pytest.mark.parametrize("break_it", ["covariance", "projection", "prior", "jacobian"])

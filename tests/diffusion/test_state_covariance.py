@@ -14,7 +14,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
 from openmm_vtdis.diffusion.covariance.hessian import energy_derivatives
 from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
-from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian
+from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian, posterior_shape
 from openmm_vtdis.diffusion.covariance.state import EigenScatter, StateCovariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
 from openmm_vtdis.diffusion.fitting import (
@@ -340,6 +340,20 @@ def test_the_pair_laplacian_is_the_hessian_of_springs(space: Space) -> None:
     n_null = 0 if space.centred else space.n_dims  # translations, where there are any
     assert float(values[:, n_null:].min()) > 0.01
     assert bool((values[:, :n_null].abs() < 1e-12).all())
+
+
+def test_a_posterior_that_is_not_finite_is_taken_as_round() -> None:
+    """And only that one: the weights of its trajectory are NaN, those of others what they were."""
+    space, t = Space(4, 3), torch.full((3,), 0.4, dtype=torch.float64)
+    pairs, x = random_pairs(3, space), space.standard_normal(3, generator(1))
+    expected = posterior_shape(space, pairs, x, t)
+    assert float((expected[1] - torch.eye(space.dim)).abs().max()) > 0.1
+    bad_pairs, bad_x = pairs.clone(), x.clone()
+    bad_pairs[1, 2, 0], bad_x[1, 0, 0] = torch.nan, torch.inf
+    for springs, positions in ((bad_pairs, x), (pairs, bad_x)):
+        found = posterior_shape(space, springs, positions, t)
+        torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+        torch.testing.assert_close(found[1], torch.eye(space.dim, dtype=torch.float64))
 
 
 def pairwise_kernel(space: Space, double: bool = False) -> DiffusionKernel:

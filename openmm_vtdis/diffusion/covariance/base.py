@@ -51,6 +51,11 @@ class Posterior:
     values: Tensor
     vectors: Tensor
 
+    def split(self, sizes: list[int]) -> list[Posterior]:
+        """Of so many configurations each."""
+        parts = (part.split(sizes) for part in (self.mean, self.values, self.vectors))
+        return [Posterior(*part) for part in zip(*parts, strict=True)]
+
 
 @dataclass(frozen=True)
 class ReverseStep:

@@ -44,10 +44,10 @@ def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor,
     return space.reduce(gradient).flatten(1), 0.5 * (matrix + matrix.mT)
 
 
-def hessian_spectrum(matrix: Tensor, t: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (B, d) and eigenvectors (B, d, d) of C at noise level t, from H (B, d, d)."""
+def hessian_spectrum(matrix: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, d) and eigenvectors (B, d, d) of C at levels t (B,), from H (B, d, d)."""
     values, vectors = eigh(finite_or_zero(matrix))
-    return 1.0 / (1.0 + t**2 * values.clamp_min(1.0)), vectors
+    return 1.0 / (1.0 + t.square()[:, None] * values.clamp_min(1.0)), vectors
 
 
 class Hessian(StateCovariance):
@@ -70,4 +70,5 @@ class Hessian(StateCovariance):
                 '"hessian", got one without'
             )
         _, matrix = energy_derivatives(step.energy, self.space, step.denoised)
-        return hessian_spectrum(matrix.to(step.x.device), step.t)
+        level = torch.full((len(step.x),), step.t, dtype=torch.float64, device=step.x.device)
+        return hessian_spectrum(matrix.to(step.x.device), level)

@@ -22,13 +22,15 @@ likelihood of x_0 - D in noised data, for which no grid is needed.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import ReverseStep
-from openmm_vtdis.diffusion.covariance.state import StateCovariance, finite_or_zero
+from openmm_vtdis.diffusion.covariance.state import StateCovariance
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks.pair_head import pair_indices
 
@@ -37,39 +39,99 @@ _WIDTH = 0.1
 
 
 def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
-    """L in reduced coordinates: alpha, beta (B, P) over pairs, x (B, M, D) -> (B, d, d).
+    """L in reduced coordinates: alpha, beta (..., B, P) over pairs, x (B, M, D) -> (..., B, d, d).
 
-    Pairs stand in the order of :func:`~openmm_vtdis.networks.pair_head.pair_indices`.
+    Pairs stand in the order of :func:`~openmm_vtdis.networks.pair_head.pair_indices`, here and for
+    the entries of the matrix, which :class:`_Layout` puts in their places last of all.
     """
-    m, n_dims = space.n_particles, space.n_dims
-    i, j = pair_indices(m, x.device)
-    difference = x[:, i] - x[:, j]
-    length = (difference.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
-    direction = difference / length
-    springs = beta[..., None, None] * direction[..., :, None] * direction[..., None, :]
-    springs.diagonal(dim1=-2, dim2=-1).add_(alpha[..., None])
-    blocks = x.new_zeros(len(x), m, m, n_dims, n_dims)
-    blocks[:, i, j] = blocks[:, j, i] = -springs
-    blocks.diagonal(dim1=1, dim2=2).copy_(-blocks.sum(dim=2).permute(0, 2, 3, 1))
-    half = space.basis_like(x) @ blocks.flatten(2)
-    half = half.reshape(len(x), space.rank, m, n_dims, n_dims).permute(0, 2, 4, 1, 3)
-    full = space.basis_like(x) @ half.flatten(2)
-    return full.reshape(len(x), space.dim, space.dim)
+    layout = _layout(space, x.device)
+    i, j = pair_indices(space.n_particles, x.device)
+    row, column = torch.triu_indices(space.n_dims, space.n_dims, device=x.device)
+    line = (x.index_select(1, i) - x.index_select(1, j)).mT.contiguous()
+    directions = line.index_select(1, row) * line.index_select(1, column)
+    directions = directions / (line.square().sum(dim=1, keepdim=True) + 1e-12)
+    identity = (row == column).to(x.dtype)[:, None]
+    springs = alpha[..., None, :] * identity + beta[..., None, :] * directions
+    sums = springs @ layout.ends.to(x.dtype)
+    off = -_picked(springs, layout.inner)
+    diagonal = sums[..., : space.rank]
+    if space.centred:
+        last = space.corner * _picked(springs, layout.last)
+        first, second = pair_indices(space.rank, x.device)
+        off = off + _picked(last, first) + _picked(last, second)
+        diagonal = diagonal + 2.0 * last
+    entries = torch.cat([off, diagonal], dim=-1)
+    if space.centred:
+        entries = entries + space.corner**2 * sums[..., -1:]
+    return _picked(entries.flatten(-2), layout.places).unflatten(-1, (space.dim, space.dim))
+
+
+def _picked(values: Tensor, index: Tensor) -> Tensor:
+    """Some of the last axis: (..., n) and (k,) -> (..., k). (index_select is slower there.)"""
+    return values.gather(-1, index.expand(*values.shape[:-1], -1))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the entries of a pair Laplacian go: constants of a space.
+
+    Attributes
+    ----------
+    ends
+        (P, M), one where a particle is an end of a pair.
+    inner, last
+        Indices of pairs: of reduced particles, and with the last particle.
+    places
+        (d d,) indices of the entries of a matrix among D (D + 1) / 2 components of first the inner
+        pairs and then the particles.
+    """
+
+    ends: Tensor
+    inner: Tensor
+    last: Tensor
+    places: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(space: Space, device: torch.device) -> _Layout:
+    m, r, n_dims = space.n_particles, space.rank, space.n_dims
+    with torch.inference_mode(False):
+        i, j = pair_indices(m, torch.device("cpu"))
+        ends = torch.nn.functional.one_hot(i, m) + torch.nn.functional.one_hot(j, m)
+        particles, axes = (_symmetric(n, k) for n, k in ((r, 1), (n_dims, 0)))
+        n_entries = r * (r + 1) // 2
+        places = axes[None, :, None, :] * n_entries + particles[:, None, :, None]
+        inner, last = (torch.nonzero(where)[:, 0] for where in (j < r, j >= r))
+        parts = ends.to(torch.float64), inner, last, places.flatten()
+        return _Layout(*(part.to(device) for part in parts))
+
+
+def _symmetric(n: int, offset: int) -> Tensor:
+    """Numbers of the entries of a symmetric matrix, (n, n): the upper triangle row by row.
+
+    ``offset`` 1: without its diagonal, which is numbered after it.
+    """
+    row, column = torch.triu_indices(n, n, offset)
+    numbers = torch.zeros(n, n, dtype=torch.int64)
+    numbers[row, column] = numbers[column, row] = torch.arange(len(row))
+    if offset:
+        numbers.diagonal().copy_(len(row) + torch.arange(n))
+    return numbers
 
 
 def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
-    """C from pair coefficients (B, P, 4), D (B, M, D) and noise levels (B,): (B, d, d)."""
-    square, m = t.square()[:, None], space.n_particles
-    precision, width = square / m, _WIDTH / m * square / (1.0 + square).square()
-    alpha_1, beta_1, alpha_2, beta_2 = pairs.unbind(dim=-1)
-    stiff, wide = pair_laplacian(
-        space,
-        torch.cat([precision * alpha_1, width * alpha_2]),
-        torch.cat([precision * beta_1, width * beta_2]),
-        torch.cat([denoised, denoised]),
-    ).chunk(2)
-    identity = torch.eye(space.dim, dtype=stiff.dtype, device=stiff.device)
-    return spd_inverse(identity + finite_or_zero(stiff)) + wide
+    """C from pair coefficients (B, P, 4), D (B, M, D) and noise levels (B,): (B, d, d).
+
+    The identity where any of them is NaN or infinite.
+    """
+    finite = torch.isfinite(pairs.sum(dim=(1, 2)) + denoised.sum(dim=(1, 2)))[:, None, None]
+    pairs, denoised = pairs.where(finite, 0.0), denoised.where(finite, 0.0)
+    square, m = t.square(), space.n_particles
+    scales = torch.stack([square, _WIDTH * square / (1.0 + square).square()]) / m
+    springs = scales[:, None, :, None] * pairs.permute(2, 0, 1).unflatten(0, (2, 2))
+    laplacians = pair_laplacian(space, springs[:, 0], springs[:, 1], denoised)
+    laplacians[0].diagonal(dim1=1, dim2=2).add_(1.0)
+    return spd_inverse(laplacians[0]) + laplacians[1]
 
 
 def spd_inverse(matrices: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class StateCovariance(Covariance):
     """
 
     positive: ClassVar[bool] = False
-    """Whether C is positive definite by construction: a Cholesky factor then does."""
+    """Whether C is positive definite, and finite, by construction: a Cholesky factor then does."""
 
     @abstractmethod
     def shape(self, step: ReverseStep) -> Tensor:
@@ -139,8 +139,8 @@ class StateCovariance(Covariance):
         a, c = (float(v) for v in self._scales(self.parameters, levels))
         gain = c * float(widening(levels))
         if self.positive and step.posterior is None:
-            identity = torch.eye(self.space.dim, dtype=torch.float64, device=step.x.device)
-            matrix = step.variance * (a * identity + gain * finite_or_zero(self.shape(step)))
+            matrix = self.shape(step).mul_(gain * step.variance)
+            matrix.diagonal(dim1=1, dim2=2).add_(a * step.variance)
             return CholeskyScatter(self.space, torch.linalg.cholesky_ex(matrix).L)
         values, vectors = self.spectrum(step)
         return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
