@@ -69,6 +69,7 @@ class Recipe:
     basin_thin: int = 3
     head_iterations: int = 0
     """Of the training of the pair head, without which "pairwise" is not to be had."""
+    head_width: int = 64
     later_frames: int | None = None
     """Frames, the first ones, of all that follows the first training; None: all."""
     covariance: str = "isotropic"
@@ -105,6 +106,7 @@ RECIPES: dict[str, Recipe] = {
         20,
         200,
         head_iterations=3_000,
+        head_width=32,
         covariance="pairwise",
         schedule="adaptive",
         n_trajectories=4_000,

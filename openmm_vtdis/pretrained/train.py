@@ -158,6 +158,7 @@ def finish(
         head = gen.train_covariance(
             with_basins,
             recipe.head_iterations,
+            n_hidden=recipe.head_width,
             checkpoint=f"runs/{name}-pairs.ckpt",
             batch_size=recipe.fine_batch_size or recipe.batch_size,
             seed=MODEL_SEED,
