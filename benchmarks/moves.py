@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 
 import mdtraj
 import numpy as np
+import openmm
 from openmm import unit
-from openmmtools import mcmc, states
+from openmmtools import cache, mcmc, states
 
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
@@ -70,6 +71,9 @@ def main() -> None:
     parser.add_argument("--piece", type=int, default=500, help="steps of 1 fs between proposals")
     parser.add_argument("--proposals", type=int, nargs="+", default=[1, 16], help="of each call")
     options = parser.parse_args()
+    platform = openmm.Platform.getPlatformByName("CPU")
+    platform.setPropertyDefaultValue("Threads", "1")
+    cache.global_context_cache.platform = platform
     system, name = build_system(options.name), options.name
     topology = mdtraj.Topology.from_openmm(system.topology)
     with tempfile.TemporaryDirectory() as folder:
