@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
-from openmm_vtdis.diffusion.covariance import Covariance, Energy, Isotropic, ReverseStep
+from openmm_vtdis.diffusion.covariance import (
+    Covariance,
+    Energy,
+    Isotropic,
+    Posterior,
+    ReverseStep,
+)
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.laplace import LaplaceRange, laplace_posterior
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -161,38 +167,37 @@ class DiffusionKernel:
 
         On a path that is known, as the forward process gives it, no level waits for another.
         """
-        t = self.schedule.times
         low = sum(self._by_energy(n) for n in levels)
-        steps = []
-        for some, by_energy in ((slice(low), True), (slice(low, None), False)):
-            chosen = list(zip(levels[some], path[some], strict=True))
-            if not chosen:
-                continue
-            x = torch.cat([x for _, x in chosen])
-            sizes = [len(x) for _, x in chosen]
-            level = torch.cat([x.new_full((len(x),), t[n]) for n, x in chosen])
-            coefficients = posterior = None
-            if pairs or (self.covariance.uses_pairs and not by_energy):
-                denoised, coefficients = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
-            else:
-                denoised = self.denoiser(x, level)
-            denoised = self.space.project(denoised)
-            if by_energy:
-                posterior = laplace_posterior(self.energy, self.space, x, denoised, level)  # type: ignore[arg-type]
-                denoised = posterior.mean
-            nothing = [None] * len(chosen)
-            parts = zip(
-                chosen,
-                denoised.split(sizes),
-                nothing if coefficients is None else coefficients.split(sizes),
-                nothing if posterior is None else posterior.split(sizes),
-                strict=True,
-            )
-            steps += [
-                ReverseStep(n, t[n], t[n - 1], x_n, d, self.denoiser, self.energy, c, p)
-                for (n, x_n), d, c, p in parts
-            ]
-        return steps
+        parts = (levels[:low], path[:low]), (levels[low:], path[low:])
+        return [step for some, x in parts if some for step in self._evaluated(some, x, pairs)]
+
+    def _evaluated(
+        self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool
+    ) -> list[ReverseStep]:
+        """Steps of which all go by the energy or none does."""
+        t, by_energy, sizes = (
+            self.schedule.times,
+            self._by_energy(levels[0]),
+            [len(x) for x in path],
+        )
+        x = torch.cat(list(path))
+        level = torch.cat([y.new_full((len(y),), t[n]) for n, y in zip(levels, path, strict=True)])
+        coefficients: Sequence[Tensor | None] = [None] * len(levels)
+        posteriors: Sequence[Posterior | None] = [None] * len(levels)
+        if pairs or (self.covariance.uses_pairs and not by_energy):
+            denoised, found = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
+            coefficients = found.split(sizes)
+        else:
+            denoised = self.denoiser(x, level)
+        denoised = self.space.project(denoised)
+        if by_energy:
+            posterior = laplace_posterior(self.energy, self.space, x, denoised, level)  # type: ignore[arg-type]
+            posteriors, denoised = posterior.split(sizes), posterior.mean
+        rows = zip(levels, path, denoised.split(sizes), coefficients, posteriors, strict=True)
+        return [
+            ReverseStep(n, t[n], t[n - 1], x_n, d, self.denoiser, self.energy, c, p)
+            for n, x_n, d, c, p in rows
+        ]
 
     def _by_energy(self, n: int) -> bool:
         """Whether the Laplace approximation stands in for the denoiser at level n."""
