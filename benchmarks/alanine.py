@@ -146,14 +146,14 @@ def coverage(gen: DiffusionBoltzmannGenerator, reference: Reference, n: int, pro
     chosen = [rng.permutation(np.nonzero(inside)[0])[:n] for inside in basins.values()]
     log_w = gen.noise(reference.frames[np.concatenate(chosen)], seed=TEST_SEED, progress=progress)
     parts = np.split(log_w, np.cumsum([len(index) for index in chosen])[:-1])
-    text = "| held-out frames | | log w, median (quartiles) |\n|---|---|---|\n"
+    text = "| held-out frames | | log w above the first row's (quartiles) |\n|---|---|---|\n"
     for (label, inside), part in zip(basins.items(), parts, strict=True):
         if len(part) < LEAST:
             text += f"| {label} | {len(part)}: too few | |\n"
             continue
         low, median, high = np.percentile(part, [25, 50, 75]) - np.median(parts[0])
-        share = f"{len(part)} of {np.count_nonzero(inside):,}"
-        text += f"| {label} | {share} | {median:+.1f} ({low:+.1f} to {high:+.1f}) |\n"
+        counts = f"{len(part)} of {np.count_nonzero(inside):,}"
+        text += f"| {label} | {counts} | {median:+.1f} ({low:+.1f} to {high:+.1f}) |\n"
     return text
 
 

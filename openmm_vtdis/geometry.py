@@ -69,9 +69,9 @@ class Space:
         """V, shape (rank, M), float64: orthonormal rows spanning the allowed particle vectors.
 
         For the zero-CoM subspace the first M - 1 rows of the reflection that takes the last unit
-        vector to the diagonal (1, ..., 1): row k is e_k and the same constants in all rows. Where
-        A 1 = 0, as of a Laplacian, an entry of V A V^T is therefore that of A and three others in
-        fixed proportions (:attr:`corner`), and no product of matrices is needed.
+        vector to the direction of -(1, ..., 1): row k is e_k and constants, the same in all rows.
+        Where A 1 = 0, as of a Laplacian, an entry of V A V^T is therefore A's own and three others
+        in fixed proportions (:attr:`corner`), and no product of matrices is needed.
         """
         m = self.n_particles
         if not self.centred:

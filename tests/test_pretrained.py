@@ -19,6 +19,7 @@ from openmm_vtdis.pretrained.reference import (
     BARRIER,
     ROUND,
     basin_frames,
+    basin_report,
     basins,
     between_chains,
     peptide_bias,
@@ -184,9 +185,17 @@ def test_rare_basins_have_frames_of_their_own(
     np.testing.assert_array_equal(where, [cis_bond] * 15)
     assert "cis, bond 2       1 ± 0; 0 changes" in (tmp_path / "aldp-300K-basins.txt").read_text()
     both = training_frames("aldp-300K", tmp_path)
-    expected = [frames[0]] * 18 + list(rare[:13]) + [frames[0]] * 2 + list(rare[13:])
-    np.testing.assert_array_equal(both, expected)
+    np.testing.assert_array_equal(both[:31], [frames[0]] * 18 + list(rare[:13]))
+    last = np.array([frames[0]] * 2 + list(rare[13:]))
+    np.testing.assert_array_equal(np.sort(both[31:], axis=0), np.sort(last, axis=0))
     np.testing.assert_array_equal(training_frames("aldp-300K", tmp_path), both)  # kept, not made
+    assert basin_report("aldp-300K", tmp_path)[0] == "rare basins"
+    left = dataclasses.replace(small, basins=((True, False, False),))
+    monkeypatch.setitem(RECIPES, "aldp-800K", left)
+    with pytest.raises(
+        ValueError, match=r"hot: expected frames in \(True, False, False\), got none"
+    ):
+        basin_frames("aldp-800K", tmp_path)
 
 
 def test_errors_between_chains_are_those_of_repeated_chains() -> None:

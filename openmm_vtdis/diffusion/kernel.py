@@ -15,6 +15,7 @@ All in model units, where the data have unit variance per degree of freedom.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -163,13 +164,16 @@ class DiffusionKernel:
     def steps(
         self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool = False
     ) -> list[ReverseStep]:
-        """The same for several levels, from the lowest up, at once: ``path`` has x_n for each.
+        """The same for several levels at once: ``path`` has x_n for each.
 
         On a path that is known, as the forward process gives it, no level waits for another.
         """
-        low = sum(self._by_energy(n) for n in levels)
-        parts = (levels[:low], path[:low]), (levels[low:], path[low:])
-        return [step for some, x in parts if some for step in self._evaluated(some, x, pairs)]
+        steps: list[ReverseStep] = []
+        points = zip(levels, path, strict=True)
+        for _, alike in itertools.groupby(points, lambda point: self._by_energy(point[0])):
+            some, at = zip(*alike, strict=True)
+            steps += self._evaluated(some, at, pairs)
+        return steps
 
     def _evaluated(
         self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool

@@ -116,8 +116,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         it is.
     n_proposals
         Proposals tried in each call, one after the other. The current configuration is noised
-        once a call, at all noise levels together: that takes as long as one proposal or two of a
-        full batch, a price that several proposals a call share.
+        once a call, at all noise levels together. That takes as long as one or two proposals,
+        which are drawn in batches: a price that several of them share.
     batch_size
         Proposals drawn at once, and used in turn.
     n_steps

@@ -60,9 +60,17 @@ def reports(name: str, n_frames: int | None = None) -> list[str]:
     """Lines of the convergence reports of the training data."""
     shards = _shards(name, "train", n_frames)
     paths = [_shard_path(name, "train", k).with_suffix(".txt") for k in shards]
-    if RECIPES[name].basins:
-        paths.append(Path("runs") / f"{name}-basins.txt")
     return "\n".join(path.read_text() for path in paths).splitlines()
+
+
+def basin_report(name: str, folder: Path = Path("runs")) -> list[str]:
+    """Lines of the report of :func:`basin_frames`."""
+    basin_frames(name, folder)
+    return _basins_path(name, folder).with_suffix(".txt").read_text().splitlines()
+
+
+def _basins_path(name: str, folder: Path) -> Path:
+    return folder / f"{name}-basins.npy"
 
 
 def _shard_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:
@@ -112,22 +120,29 @@ def _shard(name: str, split: str, k: int, folder: Path) -> np.ndarray:
 
 
 def training_frames(name: str, folder: Path = Path("runs")) -> np.ndarray:
-    """The training data with frames of rare basins: nine tenths of each, then the rest of each.
+    """The training data with frames of rare basins: nine tenths of each, then the rest, shuffled.
 
-    The last tenth, which training holds out, has both.
+    The last tenth, which training holds out and of which it may look at a part, has both.
     """
-    parts = reference_frames(name, "train", folder), basin_frames(name, folder)
+    frames = reference_frames(name, "train", folder, RECIPES[name].later_frames)
+    parts = frames, basin_frames(name, folder)
     begins, ends = zip(*(np.split(part, [9 * len(part) // 10]) for part in parts), strict=True)
-    return np.concatenate([*begins, *ends])
+    last = np.random.default_rng(TRAIN_SEED).permutation(np.concatenate(ends))
+    return np.concatenate([*begins, last])
 
 
 def basin_frames(name: str, folder: Path = Path("runs")) -> np.ndarray:
     """Frames of a recipe's rare basins from chains that begin in them: (n, M, 3) float64 nm.
 
-    Chains do not cross between basins in the time that they have. What share of the frames a basin
-    has is therefore arbitrary: it says how much of its training a network spends on it.
+    Few chains cross between basins in the time that they have. What share of the frames a basin has
+    is therefore arbitrary: it says how much of its training a network spends on it.
+
+    Raises
+    ------
+    ValueError
+        If there is no frame in one of them to begin with.
     """
-    recipe, path = RECIPES[name], folder / f"{name}-basins.npy"
+    recipe, path = RECIPES[name], _basins_path(name, folder)
     if not path.exists():
         system = build_system(name)
         hot = reference_frames(recipe.basins_of or name, "train", folder)
@@ -135,6 +150,8 @@ def basin_frames(name: str, folder: Path = Path("runs")) -> np.ndarray:
         rng, starts = np.random.default_rng(TRAIN_SEED), []
         for basin in recipe.basins:
             (inside,) = np.nonzero((where == basin).all(axis=1))
+            if not len(inside):
+                raise ValueError(f"{recipe.basins_of}: expected frames in {basin}, got none")
             starts.append(
                 rng.choice(inside, recipe.basin_chains, len(inside) < recipe.basin_chains)
             )

@@ -28,7 +28,13 @@ from openmm_vtdis.pretrained.recipes import (
     Recipe,
     build_system,
 )
-from openmm_vtdis.pretrained.reference import reference_frames, reports, training_frames
+from openmm_vtdis.pretrained.reference import (
+    basin_frames,
+    basin_report,
+    reference_frames,
+    reports,
+    training_frames,
+)
 
 FOLDER = Path(__file__).parent
 FINE_LEVELS: dict[str, Any] = {"log_t_mean": -0.3, "log_t_std": 1.1}
@@ -72,6 +78,8 @@ def main() -> None:
     train = reference_frames(options.name, "train")
     if options.data_only:
         reference_frames(options.name, "test")
+        if recipe.basins:
+            basin_frames(options.name)
         return
     system = build_system(options.name)
     torch.manual_seed(MODEL_SEED)
@@ -159,6 +167,7 @@ def finish(
             with_basins,
             recipe.head_iterations,
             n_hidden=recipe.head_width,
+            held_out=0.1,
             checkpoint=f"runs/{name}-pairs.ckpt",
             batch_size=recipe.fine_batch_size or recipe.batch_size,
             seed=MODEL_SEED,
@@ -183,6 +192,7 @@ def finish(
         "seeds": {"train": TRAIN_SEED, "test": TEST_SEED, "model": MODEL_SEED},
         "data": first["data"],
         "later_data": reports(name, recipe.later_frames),
+        "basins": basin_report(name) if recipe.basins else [],
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {gen.device}, "
         f"{precision}",

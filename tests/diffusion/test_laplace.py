@@ -252,6 +252,22 @@ def jump_divergence(oracle: Oracle, level: float) -> Tensor:
     return log_q + marginal.reduced_energy(x_1) - log_p
 
 
+def test_the_level_itself_goes_by_the_energy_in_whatever_order() -> None:
+    """A jump starts exactly there."""
+    space = Space(3, 2)
+    gaussian = Quadratic(space)
+    grid = Schedule.geometric(6, 0.01, 10.0)
+    kernel = DiffusionKernel.ddpm(gaussian, grid, gaussian.energy)  # type: ignore[arg-type]
+    kernel = kernel.with_laplace(LaplaceRange(grid.times[3]), jump=False)
+    x = gaussian.sample(2, seed=2)
+    order = [3, 6, 1, 4, 2]
+    steps = kernel.steps(order, [x] * 5)
+    assert [step.n for step in steps] == order
+    assert [step.posterior is not None for step in steps] == [n <= 3 for n in order]
+    for step in steps:
+        torch.testing.assert_close(step.denoised, kernel.step(step.n, x).denoised)
+
+
 def forward_log_w(gaussian: Quadratic, kernel: DiffusionKernel) -> Tensor:
     x = gaussian.sample(400, seed=7)
     return gaussian.log_prob(x) + forward_paths(kernel, x, generator(8), progress=False).log_ratio

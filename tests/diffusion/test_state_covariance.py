@@ -342,8 +342,25 @@ def test_the_pair_laplacian_is_the_hessian_of_springs(space: Space) -> None:
     assert bool((values[:, :n_null].abs() < 1e-12).all())
 
 
+@pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3), Space(3, 2, False)], ids=str)
+def test_the_posterior_is_a_precision_and_a_covariance(space: Space) -> None:
+    """(I + t^2 / M  L_1)^-1 + t^2 / (10 M (1 + t^2)^2) L_2, of levels that differ."""
+    x, pairs = space.standard_normal(3, generator(1)), random_pairs(3, space)
+    t = torch.tensor([0.02, 0.5, 3.0], dtype=torch.float64)
+    found = posterior_shape(space, pairs, x, t)
+    for k, level in enumerate(t.tolist()):
+        first, second = (
+            pair_laplacian(space, pairs[k : k + 1, :, a], pairs[k : k + 1, :, a + 1], x[k : k + 1])
+            for a in (0, 2)
+        )
+        stiff = torch.eye(space.dim) + level**2 / space.n_particles * first[0]
+        wide = level**2 / (10.0 * space.n_particles * (1.0 + level**2) ** 2) * second[0]
+        torch.testing.assert_close(found[k], torch.linalg.inv(stiff) + wide)
+        assert float(wide.norm()) > 1e-6 * float(found[k].norm())
+
+
 def test_a_posterior_that_is_not_finite_is_taken_as_round() -> None:
-    """And only that one: the weights of its trajectory are NaN, those of others what they were."""
+    """And only that one: those of others in its batch are what they were."""
     space, t = Space(4, 3), torch.full((3,), 0.4, dtype=torch.float64)
     pairs, x = random_pairs(3, space), space.standard_normal(3, generator(1))
     expected = posterior_shape(space, pairs, x, t)

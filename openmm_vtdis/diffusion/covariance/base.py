@@ -52,7 +52,7 @@ class Posterior:
     vectors: Tensor
 
     def split(self, sizes: list[int]) -> list[Posterior]:
-        """Of so many configurations each."""
+        """Into posteriors of so many configurations each."""
         parts = (part.split(sizes) for part in (self.mean, self.values, self.vectors))
         return [Posterior(*part) for part in zip(*parts, strict=True)]
 

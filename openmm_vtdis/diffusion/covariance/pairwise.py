@@ -41,8 +41,8 @@ _WIDTH = 0.1
 def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
     """L in reduced coordinates: alpha, beta (..., B, P) over pairs, x (B, M, D) -> (..., B, d, d).
 
-    Pairs stand in the order of :func:`~openmm_vtdis.networks.pair_head.pair_indices`, here and for
-    the entries of the matrix, which :class:`_Layout` puts in their places last of all.
+    Pairs stand in the order of :func:`~openmm_vtdis.networks.pair_head.pair_indices`. Entries of
+    the matrix are made in that order too, each once, and are put in their places last of all.
     """
     layout = _layout(space, x.device)
     i, j = pair_indices(space.n_particles, x.device)
@@ -82,8 +82,8 @@ class _Layout:
     inner, last
         Indices of pairs: of reduced particles, and with the last particle.
     places
-        (d d,) indices of the entries of a matrix among D (D + 1) / 2 components of first the inner
-        pairs and then the particles.
+        (d d,): which of the entries stands at each place of the matrix, row by row. Entries are
+        numbered axes first, xx, xy, ...; for each of these inner pairs come before particles.
     """
 
     ends: Tensor

@@ -25,8 +25,8 @@ Sigma.
 Where the kernel goes by the Laplace approximation of the posterior
 (:mod:`~openmm_vtdis.diffusion.laplace`), its C is taken, whatever the family.
 
-A C that is not finite, as at a configuration that is not, counts as zero: that trajectory ends with
-weight zero by itself, and the rest of its batch goes on.
+A C that is not finite, as at a configuration that is not, counts as zero ("pairwise": as the
+identity): that trajectory ends with weight zero by itself, and the rest of its batch goes on.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class StateCovariance(Covariance):
     """
 
     positive: ClassVar[bool] = False
-    """Whether C is positive definite, and finite, by construction: a Cholesky factor then does."""
+    """Whether C is positive definite by construction, also where the network is not finite: a
+    Cholesky factor then does."""
 
     @abstractmethod
     def shape(self, step: ReverseStep) -> Tensor:
