@@ -1,0 +1,254 @@
+"""The learned elastic network: its Laplacian, its posterior, its weights and its training."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian, posterior_shape
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
+from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.pair_training import new_pair_head
+from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
+from openmm_vtdis.geometry import Space
+from openmm_vtdis.networks import EGNN, MLP
+from openmm_vtdis.networks.pair_head import pair_indices
+from openmm_vtdis.targets.validation import random_rotations
+from tests.conftest import make_oracle, z_of_mean_weight
+
+GRID = Schedule.geometric(12, 0.03, 15.0)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_pairs(n: int, space: Space, seed: int = 0) -> Tensor:
+    n_pairs = space.n_particles * (space.n_particles - 1) // 2
+    return torch.randn(n, n_pairs, 4, generator=generator(seed), dtype=torch.float64).exp()
+
+
+@pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3), Space(3, 2, False)], ids=str)
+def test_the_pair_laplacian_is_the_hessian_of_springs(space: Space) -> None:
+    """1/2 sum_{i<j} [alpha |z_ij|^2 + beta (r_ij . z_ij)^2] for displacements z."""
+    x = space.standard_normal(3, generator(1))
+    pairs = random_pairs(3, space)
+    matrix = pair_laplacian(space, pairs[..., 0], pairs[..., 1], x)
+    z = space.standard_normal(3, generator(2))
+    energy = torch.zeros(3, dtype=torch.float64)
+    for p, (i, j) in enumerate(itertools.combinations(range(space.n_particles), 2)):
+        line = x[:, i] - x[:, j]
+        line = line / line.norm(dim=1, keepdim=True)
+        stretch = z[:, i] - z[:, j]
+        energy += 0.5 * pairs[:, p, 0] * stretch.square().sum(dim=1)
+        energy += 0.5 * pairs[:, p, 1] * (line * stretch).sum(dim=1).square()
+    reduced = space.reduce(z).flatten(1)
+    torch.testing.assert_close(0.5 * torch.einsum("bi,bij,bj->b", reduced, matrix, reduced), energy)
+    values = torch.linalg.eigvalsh(matrix)
+    n_null = 0 if space.centred else space.n_dims  # translations, where there are any
+    assert float(values[:, n_null:].min()) > 0.01
+    assert bool((values[:, :n_null].abs() < 1e-12).all())
+
+
+@pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3), Space(3, 2, False)], ids=str)
+def test_the_posterior_is_a_precision_and_a_covariance(space: Space) -> None:
+    """(I + t^2 / M  L_1)^-1 + t^2 / (10 M (1 + t^2)^2) L_2, of levels that differ."""
+    x, pairs = space.standard_normal(3, generator(1)), random_pairs(3, space)
+    t = torch.tensor([0.02, 0.5, 3.0], dtype=torch.float64)
+    found = posterior_shape(space, pairs, x, t)
+    for k, level in enumerate(t.tolist()):
+        first, second = (
+            pair_laplacian(space, pairs[k : k + 1, :, a], pairs[k : k + 1, :, a + 1], x[k : k + 1])
+            for a in (0, 2)
+        )
+        stiff = torch.eye(space.dim) + level**2 / space.n_particles * first[0]
+        wide = level**2 / (10.0 * space.n_particles * (1.0 + level**2) ** 2) * second[0]
+        torch.testing.assert_close(found[k], torch.linalg.inv(stiff) + wide)
+        assert float(wide.norm()) > 1e-6 * float(found[k].norm())
+
+
+def test_a_posterior_that_is_not_finite_is_taken_as_round() -> None:
+    """And only that one: those of others in its batch are what they were."""
+    space, t = Space(4, 3), torch.full((3,), 0.4, dtype=torch.float64)
+    pairs, x = random_pairs(3, space), space.standard_normal(3, generator(1))
+    expected = posterior_shape(space, pairs, x, t)
+    assert float((expected[1] - torch.eye(space.dim)).abs().max()) > 0.1
+    bad_pairs, bad_x = pairs.clone(), x.clone()
+    bad_pairs[1, 2, 0], bad_x[1, 0, 0] = torch.nan, torch.inf
+    for springs, positions in ((bad_pairs, x), (pairs, bad_x)):
+        found = posterior_shape(space, springs, positions, t)
+        torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+        torch.testing.assert_close(found[1], torch.eye(space.dim, dtype=torch.float64))
+
+
+def pairwise_kernel(space: Space, double: bool = False) -> DiffusionKernel:
+    torch.manual_seed(0)
+    network = EGNN([0] + [1] * (space.n_particles - 1), space.n_dims, 2, 16, pair_head=16)
+    torch.nn.init.normal_(network.pair_head.exit.weight, std=1.0)  # type: ignore[union-attr]
+    denoiser = PreconditionedDenoiser(network.double() if double else network, space)
+    parameters = 0.3 * torch.randn(1, 22, generator=generator(5), dtype=torch.float64)
+    family = make_covariance("pairwise", space, network.config["labels"], parameters)
+    return DiffusionKernel.ddpm(denoiser, GRID).with_covariance(family)
+
+
+def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
+    kernel = pairwise_kernel(Space(4, 3))
+    space, family = kernel.space, kernel.covariance
+    rows, total = [], torch.zeros(5, dtype=torch.float64)
+    for n in range(1, 13):
+        step = kernel.step(n, GRID.times[n] * space.standard_normal(5, generator(n)))
+        residual = 0.1 * space.standard_normal(5, generator(40 + n))
+        rows.append(family.statistics(step, residual))
+        log_prob = family.at(step).log_prob(residual)
+        total -= log_prob
+        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
+        a, c = (float(v) for v in family._scales(family.parameters, levels))  # type: ignore[attr-defined]
+        gain = c * (1.0 - step.ratio) / step.ratio
+        identity = torch.eye(space.dim, dtype=torch.float64)
+        dense = step.variance * (a * identity + gain * family.shape(step))  # type: ignore[attr-defined]
+        reference = torch.distributions.MultivariateNormal(
+            torch.zeros(space.dim, dtype=torch.float64), dense
+        )
+        torch.testing.assert_close(log_prob, reference.log_prob(space.reduce(residual).flatten(1)))
+    statistics = torch.stack(rows, dim=1)
+    torch.testing.assert_close(family.cost(family.parameters, statistics, GRID), total)
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_pairwise_turns_with_the_configuration(n_dims: int) -> None:
+    space = Space(4, n_dims)
+    kernel = pairwise_kernel(space, double=True)
+    x = space.standard_normal(3, generator(1))
+    turn = random_rotations(3, n_dims, generator(2))
+    turn[:, :, 0] *= -1.0
+    order = [0, 3, 1, 2]
+    before = kernel.covariance.shape(kernel.step(5, x))  # type: ignore[attr-defined]
+    after = kernel.covariance.shape(kernel.step(5, (x @ turn)[:, order]))  # type: ignore[attr-defined]
+    identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
+    tangents = space.expand(identity.reshape(3, space.dim, space.rank, n_dims))
+    motion = space.reduce((tangents @ turn[:, None])[:, :, order]).flatten(2).mT
+    torch.testing.assert_close(motion @ before @ motion.mT, after, rtol=0.0, atol=1e-10)
+    assert float((before - after).abs().max()) > 1e-4
+
+
+def test_pairwise_weights_are_exact_with_any_head() -> None:
+    """E[w] = 1 with an exact denoiser and an untrained, random head."""
+    oracle = make_oracle(4, 2, True)
+
+    class WithRandomPairs:
+        space = oracle.space
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return oracle.denoiser(x, t)
+
+        def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            denoised = oracle.denoiser(x, t)
+            i, j = pair_indices(4, x.device)
+            square = (denoised[:, i] - denoised[:, j]).square().sum(dim=-1, keepdim=True)
+            return denoised, torch.cat([1.0 + square, square, 0.5 + 0.0 * square, square], dim=-1)
+
+    family = make_covariance("pairwise", oracle.space, [0] * 4, torch.zeros(1, 22))
+    grid = Schedule.geometric(30, 0.03, 15.0)
+    kernel = DiffusionKernel.ddpm(WithRandomPairs(), grid).with_covariance(family)
+    paths = reverse_paths(kernel, 3000, generator(1), progress=False)
+    log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
+    assert abs(z_of_mean_weight(log_w)) < 4.0
+    x = oracle.sample(3000, seed=2)
+    log_v = (
+        -oracle.reduced_energy(x) + forward_paths(kernel, x, generator(3), progress=False).log_ratio
+    )
+    assert abs(z_of_mean_weight(-log_v)) < 4.0
+
+
+def test_training_the_head_lowers_its_loss_and_nothing_else() -> None:
+    oracle = make_oracle(3, 2, True)
+    frames = oracle.sample(600, seed=0)
+    kernel = pairwise_kernel(Space(3, 2))
+    denoiser = kernel.denoiser
+    before = {k: v.clone() for k, v in denoiser.state_dict().items() if "pair_head" not in k}  # type: ignore[attr-defined]
+    config = TrainingConfig(150, batch_size=64, learning_rate=5e-3, seed=1)
+    with new_pair_head(denoiser, 16, seed=1) as objective:
+        trainer = Trainer(objective, frames[:500], frames[500:], config)
+        first = trainer.held_out_loss()
+        log = trainer.run(evaluate_every=50, progress=False)
+    assert log.held_out_losses[-1] < first - 0.05
+    after = denoiser.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_head_whose_training_failed_is_taken_away_again() -> None:
+    network = EGNN([0, 0, 0], 2, 1, 8)
+    denoiser = PreconditionedDenoiser(network, Space(3, 2))
+    with pytest.raises(KeyboardInterrupt), new_pair_head(denoiser, 16, seed=1):
+        raise KeyboardInterrupt
+    assert network.pair_head is None
+    assert network.config["pair_head"] is None
+    with pytest.raises(ValueError, match="expected a trained EGNN, .* got MLP"):  # noqa: SIM117
+        with new_pair_head(PreconditionedDenoiser(MLP(3, 2, 1, 8), Space(3, 2)), 16, seed=1):
+            pass
+
+
+def test_a_checkpoint_for_another_denoiser_is_refused(tmp_path: Path) -> None:
+    frames = make_oracle(3, 2, True).sample(100, seed=0)
+    config = TrainingConfig(4, batch_size=8, seed=1)
+    denoiser = pairwise_kernel(Space(3, 2)).denoiser
+    for change in (0.0, 0.0, 0.1):
+        denoiser.network.node_input.weight.data += change  # type: ignore[attr-defined]
+        with new_pair_head(denoiser, 8, seed=1) as objective:
+            trainer = Trainer(objective, frames[:80], frames[80:], config)
+            if change == 0.0:
+                trainer.run(tmp_path / "head.ckpt", progress=False)
+        if change:
+            with pytest.raises(ValueError, match="got one that differs in network"):
+                trainer.run(tmp_path / "head.ckpt", progress=False)
+
+
+def test_the_training_of_a_head_resumes_bit_for_bit(tmp_path: Path) -> None:
+    frames = make_oracle(3, 2, True).sample(100, seed=0)
+    path, config = tmp_path / "head.ckpt", TrainingConfig(12, batch_size=8, seed=1)
+
+    def run(stop: bool) -> dict[str, Tensor]:
+        denoiser = pairwise_kernel(Space(3, 2)).denoiser
+        with new_pair_head(denoiser, 8, seed=1) as objective:
+            trainer = Trainer(objective, frames[:80], frames[80:], config)
+            if stop:
+                for _ in range(5):
+                    trainer._step()
+                trainer.save(path)
+                return {}
+            trainer.run(path, progress=False)
+            return dict(objective.head.state_dict())
+
+    whole = run(stop=False)
+    path.unlink()
+    run(stop=True)
+    resumed = run(stop=False)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+# -- one bad configuration --------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["tweedie", "krylov", "hessian", "pairwise"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_configuration_that_is_not_finite_stays_alone(kind: str, bad: float) -> None:
+    kernel = pairwise_kernel(Space(4, 2))
+    family = make_covariance(kind, kernel.space, [0, 1, 1, 1], torch.zeros(1, 22))
+    energy = make_oracle(4, 2, True).reduced_energy
+    kernel = DiffusionKernel.ddpm(kernel.denoiser, GRID, energy).with_covariance(family)
+    clean = kernel.space.standard_normal(5, generator(1))
+    x = clean.clone()
+    x[2, 1, 0] = bad
+    residual = 0.1 * kernel.space.standard_normal(5, generator(2))
+    expected = family.at(kernel.step(6, clean)).log_prob(residual)
+    scatter = family.at(kernel.step(6, x))
+    good = torch.tensor([0, 1, 3, 4])
+    torch.testing.assert_close(scatter.log_prob(residual)[good], expected[good])
+    assert bool(torch.isfinite(scatter.sample(5, generator(3))).all())
+    statistics = family.statistics(kernel.step(6, x, pairs=kind == "pairwise"), residual)
+    assert bool(torch.isfinite(statistics[good]).all())
