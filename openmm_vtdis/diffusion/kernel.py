@@ -179,12 +179,8 @@ class DiffusionKernel:
         self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool
     ) -> list[ReverseStep]:
         """Steps of which all go by the energy or none does."""
-        t, by_energy, sizes = (
-            self.schedule.times,
-            self._by_energy(levels[0]),
-            [len(x) for x in path],
-        )
-        x = torch.cat(list(path))
+        t, by_energy = self.schedule.times, self._by_energy(levels[0])
+        x, sizes = torch.cat(list(path)), [len(y) for y in path]
         level = torch.cat([y.new_full((len(y),), t[n]) for n, y in zip(levels, path, strict=True)])
         coefficients: Sequence[Tensor | None] = [None] * len(levels)
         posteriors: Sequence[Posterior | None] = [None] * len(levels)
