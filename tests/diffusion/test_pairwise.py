@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.covariance import ReverseStep, make_covariance
 from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian, posterior_shape
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
@@ -17,7 +18,7 @@ from openmm_vtdis.diffusion.pair_training import new_pair_head
 from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.geometry import LOG_2PI, Space
 from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.networks.pair_head import pair_indices
 from openmm_vtdis.targets.validation import random_rotations
@@ -96,6 +97,61 @@ def pairwise_kernel(space: Space, double: bool = False) -> DiffusionKernel:
     parameters = 0.3 * torch.randn(1, 22, generator=generator(5), dtype=torch.float64)
     family = make_covariance("pairwise", space, network.config["labels"], parameters)
     return DiffusionKernel.ddpm(denoiser, GRID).with_covariance(family)
+
+
+def in_particle_coordinates(
+    kernel: DiffusionKernel, step: ReverseStep, residual: Tensor, projected: bool = True
+) -> Tensor:
+    """log density of residuals from (M D, M D) matrices, loops and their definition: (B,).
+
+    No reduced coordinates: on the space the covariance has a pseudo-inverse and a
+    pseudo-determinant. Not ``projected``: the precision's identity is that of all R^(M D).
+    """
+    family, m, n_dims = kernel.covariance, kernel.space.n_particles, kernel.space.n_dims
+    a, c = (
+        float(v)
+        for v in family._scales(family.parameters, torch.tensor([[step.s, step.t]]).double())  # type: ignore[attr-defined]
+    )
+    identity = torch.eye(m * n_dims, dtype=torch.float64)
+    centre = torch.full((m, m), 1.0 / m, dtype=torch.float64)
+    projector = identity - torch.kron(centre, torch.eye(n_dims, dtype=torch.float64))
+    r, found = (step.s / step.t) ** 2, []
+    for x, springs, rest in zip(step.denoised.double(), step.pairs.double(), residual, strict=True):  # type: ignore[union-attr]
+        laplacians = torch.zeros(2, m * n_dims, m * n_dims, dtype=torch.float64)
+        for p, (i, j) in enumerate(itertools.combinations(range(m), 2)):
+            line = torch.nn.functional.normalize(x[i] - x[j], dim=0)
+            for k in range(2):
+                alpha, beta = springs[p, 2 * k], springs[p, 2 * k + 1]
+                spring = alpha * torch.eye(n_dims) + beta * torch.outer(line, line)
+                ends = torch.zeros(m, dtype=torch.float64)
+                ends[i], ends[j] = 1.0, -1.0
+                laplacians[k] += torch.kron(torch.outer(ends, ends), spring)
+        space = projector if projected else identity
+        stiff = torch.linalg.pinv(space + step.t**2 / m * laplacians[0], hermitian=True)
+        wide = 0.1 * step.t**2 / m / (1.0 + step.t**2) ** 2 * laplacians[1]
+        sigma = step.s**2 * (1.0 - r) * (a * space + c * (1.0 - r) / r * (stiff + wide))
+        values = torch.linalg.eigvalsh(sigma)
+        values = values[values > 1e-12 * values.max()]
+        square = rest.flatten() @ torch.linalg.pinv(sigma, hermitian=True) @ rest.flatten()
+        found.append(-0.5 * (square + values.log().sum() + len(values) * LOG_2PI))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("n", [2, 6, 11])
+def test_the_density_is_that_of_the_projected_covariance(n: int) -> None:
+    kernel = pairwise_kernel(Space(4, 3))
+    step = kernel.step(n, GRID.times[n] * kernel.space.standard_normal(3, generator(n)))
+    scatter = kernel.covariance.at(step)
+    residual = scatter.sample(3, generator(9))
+    log_p = scatter.log_prob(residual)
+    torch.testing.assert_close(
+        log_p, in_particle_coordinates(kernel, step, residual), rtol=1e-8, atol=1e-8
+    )
+    # Controls: without the projection, and a covariance in the unit of another noise level
+    wrong = in_particle_coordinates(kernel, step, residual, projected=False)
+    assert float((wrong - log_p).abs().min()) > 0.1
+    other = dataclasses.replace(step, s=1.01 * step.s)
+    assert float((in_particle_coordinates(kernel, other, residual) - log_p).abs().max()) > 0.01
 
 
 def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
