@@ -240,12 +240,15 @@ class Table:
     def __init__(self, name: str) -> None:
         self.path = RESULTS / f"{name}.json"
         self.name = name
-        self.rows: dict[str, Row] = {}
-        if self.path.exists():
-            self.rows = json.loads(self.path.read_text())["rows"]
+        self.rows = self._stored()
+
+    def _stored(self) -> dict[str, Row]:
+        """What is in the file, of other runs too."""
+        return json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
 
     def add(self, method: str, n_steps: int, row: Row) -> None:
-        """Store a row and print its ESS."""
+        """Store a row beside those that other runs have stored, and print its ESS."""
+        self.rows = self._stored()
         self.rows[f"{method} @ {n_steps}"] = {"method": method, "n_steps": n_steps, **row}
         document = {
             "system": self.name,

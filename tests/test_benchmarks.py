@@ -96,3 +96,14 @@ def test_rows_are_measured_in_pieces_and_go_on(
     files = [path.suffix for path in (tmp_path / "resumed" / "CACHE").iterdir()]
     assert files.count(".nc") == 3
     assert files.count(".npy") + files.count(".safetensors") == kept
+
+
+def test_two_runs_at_a_time_keep_each_other_s_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    first, second = run.Table("dw4"), run.Table("dw4")
+    first.add("pairwise", 100, {"forward_ess": [0.9, 0.01]})
+    second.add("tweedie", 100, {"forward_ess": [0.95, 0.01]})
+    assert set(run.Table("dw4").rows) == {"pairwise @ 100", "tweedie @ 100"}
+    assert not second.lacks("pairwise", 100)
