@@ -6,7 +6,8 @@
 along it and concatenated with those of the edge, messages are scattered back to the nodes. It takes
 its weights from an :class:`~openmm_vtdis.networks.EGNN` and gives the same displacements. Training
 step and sampling are timed in alternating rounds beside those of the package, on the shipped
-networks. Writes ``docs/tables/baseline.md``.
+networks; on a GPU those of the package also with compiled layers and in bfloat16. Writes
+``docs/tables/baseline.md``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.recording import AFTER
 from openmm_vtdis.diffusion.sampling import reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
+from openmm_vtdis.pretrained.train import compile_layers
 
 
 class EdgeListLayer(nn.Module):
@@ -118,20 +122,19 @@ def sample(
 
 
 def training_step(
-    denoiser: PreconditionedDenoiser, batch_size: int, device: torch.device
+    denoiser: PreconditionedDenoiser,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "float32",
 ) -> Callable[[], None]:
-    """One step of Adam on noised Gaussians, whose configuration does not matter for the time."""
-    optimizer = torch.optim.Adam(denoiser.parameters())
+    """One step of training on Gaussians, whose configuration does not matter for the time."""
     generator = torch.Generator(device).manual_seed(0)
+    frames = denoiser.space.standard_normal(2 * batch_size, generator, torch.float32)
+    config = TrainingConfig(1_000, batch_size, precision=precision)
+    trainer = Trainer(denoiser, frames, frames[:batch_size], config)
 
     def step() -> None:
-        clean, noise = (
-            denoiser.space.standard_normal(batch_size, generator, torch.float32) for _ in range(2)
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss = denoiser.loss(clean, torch.ones(batch_size, device=device), noise).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        trainer._step()
 
     return step
 
@@ -145,25 +148,58 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
-    """One line of the table: seconds of the package and how much longer the baseline takes."""
+FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}
+"""How the package's networks run; the baseline's are eager, in float32, always."""
+STEPS = {"cpu": 4, "cuda": 40}
+"""Of sampling. On a GPU the first few of them are not recorded."""
+WARM_UP = {"cpu": 1, "cuda": AFTER + 2}
+"""Calls before the first that counts."""
+
+
+def in_form(name: str, form: str, device: torch.device) -> DiffusionBoltzmannGenerator:
+    """A shipped generator, its layers compiled if the form says so."""
     gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
-    dense = copy.deepcopy(gen.denoiser).train()
-    plain = PreconditionedDenoiser(EdgeListEGNN(dense.network).to(device), gen.space)
-    grid = Schedule.geometric(4, 0.1, 10.0)
-    kernel = DiffusionKernel.ddpm(dense, grid)
+    if "compiled" in form:
+        compile_layers(gen.network)
+    return gen
+
+
+def half_precision(form: str, device: torch.device) -> torch.autocast:
+    """The context that a network of this form samples in."""
+    return torch.autocast(device.type, torch.bfloat16, enabled="bfloat16" in form)
+
+
+def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
+    """One line of the table: seconds of the package and how much longer the baseline takes."""
+    torch.compiler.reset()
+    gen, trained = (in_form(name, form, device) for _ in range(2))
+    plain, plain_trained = (
+        PreconditionedDenoiser(EdgeListEGNN(gen.network).to(device), gen.space)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    grid = Schedule.geometric(STEPS[device.type], 0.1, 10.0)
+    kernel = DiffusionKernel.ddpm(gen.denoiser, grid)
+
+    def samples() -> None:
+        with half_precision(form, device):
+            seeded = torch.Generator(device).manual_seed(0)
+            reverse_paths(kernel, batch_size, seeded, batch_size, False)
+
     work = {
-        "training": tuple(training_step(d, batch_size, device) for d in (dense, plain)),
+        "training": (
+            training_step(trained.denoiser.train(), batch_size, device, form.split(",")[0]),  # type: ignore[attr-defined, arg-type]
+            training_step(plain_trained.train(), batch_size, device),
+        ),
         "sampling": (
-            lambda: reverse_paths(
-                kernel, batch_size, torch.Generator(device).manual_seed(0), batch_size, False
-            ),
-            lambda: sample(plain, grid, batch_size, torch.Generator(device).manual_seed(0)),
+            samples,
+            lambda: sample(plain.eval(), grid, batch_size, torch.Generator(device).manual_seed(0)),
         ),
     }
-    cells = [name]
+    cells = [name, form]
     for ours, theirs in work.values():
-        ours(), theirs()
+        for _ in range(WARM_UP[device.type]):
+            ours()
+        theirs()
         pairs = np.array([[seconds(f, device) for f in (ours, theirs)] for _ in range(n_rounds)])
         ratio = pairs[:, 1] / pairs[:, 0]
         unit = 1e3 * np.median(pairs[:, 0]) / batch_size
@@ -181,12 +217,14 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     text = (
-        "| network | a training step, per configuration | baseline takes | four steps of sampling, "
-        "per sample | baseline takes |\n|---|---|---|---|---|\n"
+        "| network | as | a training step, per configuration | baseline takes "
+        f"| {STEPS[device.type]} steps of sampling, per sample | baseline takes |\n"
+        "|---|---|---|---|---|---|\n"
     )
     for name in options.systems:
-        text += measure(name, options.rounds, options.batch_size, device)
-        print(text.splitlines()[-1], flush=True)
+        for form in FORMS[device.type]:
+            text += measure(name, form, options.rounds, options.batch_size, device)
+            print(text.splitlines()[-1], flush=True)
     text += (
         f"\nThe package's time, and the baseline's as a multiple of it: median and range of "
         f"{options.rounds} alternating rounds, batches of {options.batch_size}, on "

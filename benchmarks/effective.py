@@ -13,24 +13,24 @@ and weights, in alternating rounds. Writes ``docs/tables/effective.md``.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import EdgeListEGNN, sample, seconds
+from benchmarks.baseline import FORMS, EdgeListEGNN, half_precision, in_form, sample, seconds
 from benchmarks.run import AS_SHIPPED, RESULTS, Row
 from benchmarks.tables import write_table
-from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 
 ISOTROPIC = ("isotropic, alpha = 2", "isotropic, adaptive grid")
+BATCH = {"cpu": {}, "cuda": {"dw4": 32_768, "lj13": 8_192, "aldp-800K": 2_048}}
+"""Samples in a round, where they are more than 64."""
 HEAD = (
-    "| system | package: steps | ESS | ms a sample | effective / s | baseline: steps | ESS "
-    "| ms a sample | effective / s | ratio |\n"
+    "| system | package, as | samples | steps | ESS | ms a sample | effective / s "
+    "| baseline: steps | ESS | ms a sample | effective / s | ratio |\n"
 )
 
 
@@ -48,20 +48,21 @@ def best(name: str, methods: tuple[str, ...]) -> Row:
     )
 
 
-def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
+def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
     """One line of the table."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
-    dense = copy.deepcopy(gen.denoiser)
-    plain = PreconditionedDenoiser(EdgeListEGNN(dense.network).to(device), gen.space).eval()
+    torch.compiler.reset()
+    gen = in_form(name, form, device)
+    plain = PreconditionedDenoiser(EdgeListEGNN(gen.network).to(device), gen.space).eval()  # type: ignore[arg-type]
     assert gen.kernel is not None
     times = gen.kernel.schedule.times
     ours, theirs = best(name, (AS_SHIPPED,)), best(name, ISOTROPIC)
     grid = Schedule.geometric(theirs["n_steps"], times[0], times[-1])
 
     def package() -> object:
-        return gen.sample(
-            batch_size, n_steps=ours["n_steps"], batch_size=batch_size, seed=0, progress=False
-        )
+        with half_precision(form, device):
+            return gen.sample(
+                batch_size, n_steps=ours["n_steps"], batch_size=batch_size, seed=0, progress=False
+            )
 
     def baseline() -> Tensor:
         x, log_ratio = sample(plain, grid, batch_size, torch.Generator(device).manual_seed(0))
@@ -74,7 +75,7 @@ def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> 
     ess = np.array([lower_ess(ours), lower_ess(theirs)])
     rates = ess / pairs
     ratio = rates[:, 0] / rates[:, 1]
-    cells = [name]
+    cells = [name, form, f"{batch_size:,}"]
     for k, row in enumerate((ours, theirs)):
         cells += [
             str(row["n_steps"]),
@@ -91,17 +92,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help="default: one that fills the device")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
-    text = f"{HEAD}|{'---|' * 10}\n"
+    text = f"{HEAD}|{'---|' * 12}\n"
     for name in options.systems:
-        text += measure(name, options.rounds, options.batch_size, device)
-        print(text.splitlines()[-1], flush=True)
+        size = options.batch_size or BATCH[device.type].get(name, 64)
+        for form in FORMS[device.type]:
+            text += measure(name, form, options.rounds, size, device)
+            print(text.splitlines()[-1], flush=True)
     text += (
-        f"\nMedian (and range of the ratio) of {options.rounds} alternating rounds of "
-        f"{options.batch_size} samples; ESS: the lower of the two directions, from the tables "
+        f"\nMedian (and range of the ratio) of {options.rounds} alternating rounds, each of one "
+        "batch; ESS: the lower of the two directions, from the tables "
         "of the systems. Measured on "
     )
     write_table("effective", text, device)

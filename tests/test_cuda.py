@@ -22,6 +22,7 @@ from openmmtools import testsystems
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.diffusion import recording
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.laplace import LaplaceRange
@@ -30,6 +31,7 @@ from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.interop import DiffusionMove, score_force
+from openmm_vtdis.pretrained.train import compile_layers
 from openmm_vtdis.targets.batched import BatchedEnergy
 from tests.conftest import make_oracle, z_of_mean_weight
 from tests.targets.reference import configurations, system_of
@@ -187,6 +189,31 @@ def test_the_reverse_chain_never_waits_for_the_device(name: str, kind: str) -> N
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("kind", ["isotropic", "pairwise", "tweedie"])
+def test_recorded_evaluations_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
+    kernel, x = kernel_of(gen, kind), some_samples("lj13") / gen.length
+    recordings: list[Any] = []
+    make = recording._Recording.__init__
+
+    def counted(self: Any, *arguments: Any) -> None:
+        recordings.append(self)
+        make(self, *arguments)
+
+    monkeypatch.setattr(recording._Recording, "__init__", counted)
+    found = []
+    for after in (recording.AFTER, 2):
+        monkeypatch.setattr(recording, "AFTER", after)
+        seeds = [torch.Generator(CUDA).manual_seed(seed) for seed in (1, 2)]
+        there = reverse_paths(kernel, 40, seeds[0], 16, progress=False)
+        back = forward_paths(kernel, x, seeds[1], kernel.covariance, 1, progress=False)
+        found.append((there.x, there.log_ratio, back.log_forward, back.log_reverse))
+        kept = len(recordings)
+    assert kept >= 3  # batches of 16 and 8, and one frame
+    for eager, recorded in zip(*found, strict=True):
+        close(recorded, eager, 1e-5 if kind == "tweedie" else 1e-9)
+
+
 def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained("aldp-800K", CUDA)
     whole = torch.cuda.get_device_properties(0).total_memory
@@ -267,32 +294,67 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_recorded_steps_train_the_same(
+    precision: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
+
+    found, losses = [], []
+    for after in (10**9, 3):
+        monkeypatch.setattr(recording, "AFTER", after)
+        torch.compiler.reset()
+        gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
+        if compiled:
+            compile_layers(gen.network)
+        frames = gen.space.standard_normal(500, torch.Generator(CUDA).manual_seed(0))
+        config = TrainingConfig(12, 64, 1e-3, warmup=1, precision=precision)
+        trainer = Trainer(gen.denoiser, frames, frames[:100], config)
+        log = trainer.run(evaluate_every=4, progress=False)
+        assert (trainer._recording is not None) == (after == 3)
+        found.append(gen.network.state_dict())
+        losses.append(torch.tensor([*log.losses, *log.held_out_losses], dtype=torch.float64))
+    start = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA).network.state_dict()
+    close(*losses, 1e-4)
+    for name, eager in found[0].items():
+        moved = float((eager - start[name]).abs().max())
+        assert float((found[1][name] - eager).abs().max()) <= 0.05 * moved + 1e-6, name
+
+
 def test_compiled_layers_give_the_same() -> None:
     gen = shipped("aldp-800K", CUDA)
     x = gen.space.standard_normal(16, torch.Generator(CUDA).manual_seed(0))
     t = torch.full((16,), 0.5, dtype=x.dtype, device=CUDA)
     with torch.no_grad():
         expected = gen.denoiser(x, t)
-        for layer in gen.network.layers:  # type: ignore[union-attr]
-            layer.compile()
+        compile_layers(gen.network)
         close(gen.denoiser(x, t), expected)
 
 
 # -- neighbours -------------------------------------------------------------------------------
+def platforms() -> list[str]:
+    """Those of OpenMM that are installed here, of the two that matter."""
+    count = openmm.Platform.getNumPlatforms()
+    installed = {openmm.Platform.getPlatform(i).getName() for i in range(count)}
+    return [name for name in ("Reference", "CUDA") if name in installed]
+
+
 def test_a_force_of_the_learned_score_agrees() -> None:
     forces = []
-    for device in ("cpu", CUDA):
+    for device, name in (("cpu", "Reference"), *((CUDA, name) for name in platforms())):
         gen = shipped("aldp-800K", device)
         system = openmm.System()
         for atom in range(gen.space.n_particles):
             system.addParticle(gen.target.system.getParticleMass(atom))
         system.addForce(score_force(gen, 0.01 * unit.nanometer))
-        context = openmm.Context(
-            system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
-        )
+        platform = openmm.Platform.getPlatformByName(name)
+        properties = {"Precision": "double"} if name == "CUDA" else {}
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform, properties)
         context.setPositions(np.asarray(testsystems.AlanineDipeptideVacuum().positions._value))
         forces.append(torch.tensor(context.getState(forces=True).getForces(asNumpy=True)._value))
-    close(*forces)
+    for force in forces[1:]:
+        close(force, forces[0])
 
 
 def test_a_move_runs_on_the_device() -> None:

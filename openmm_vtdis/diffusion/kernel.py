@@ -32,6 +32,7 @@ from openmm_vtdis.diffusion.covariance import (
 )
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.laplace import LaplaceRange, laplace_posterior
+from openmm_vtdis.diffusion.recording import recorded
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.geometry import Space
 
@@ -123,6 +124,10 @@ class DiffusionKernel:
         if schedule is self.schedule:
             found = LaplaceRange(found.level)
         return dataclasses.replace(self, laplace=found, schedule=schedule)
+
+    def recorded(self) -> DiffusionKernel:
+        """The same kernel for one run: on a GPU its denoiser is a recorded one."""
+        return dataclasses.replace(self, denoiser=recorded(self.denoiser))
 
     @property
     def jumps(self) -> bool:

@@ -93,6 +93,7 @@ def _reverse_paths(
     kernel: DiffusionKernel, n: int, generator: torch.Generator, batch_size: int, progress: bool
 ) -> ReversePaths:
     positions, ratios = [], []
+    kernel = kernel.recorded()
     n_steps = kernel.schedule.n_steps
     with progress_bar(n * n_steps, "sampling", progress, "eval") as bar:
         for size in _batches(n, batch_size):
@@ -147,6 +148,7 @@ def _forward_paths(
     forward, reverse, collected = [], [], []
     n_steps = kernel.schedule.n_steps
     device = generator.device
+    kernel = kernel.recorded()
     pairs = family is not None and family.uses_pairs
     with progress_bar(len(x_0) * n_steps, "noising", progress, "eval") as bar:
         for start in range(0, len(x_0), batch_size):

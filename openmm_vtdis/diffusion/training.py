@@ -32,8 +32,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from openmm_vtdis import checks, processes, storage
+from openmm_vtdis.diffusion import recording
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
 from openmm_vtdis.storage import digest
@@ -175,6 +177,8 @@ class Trainer:
         self.log = TrainingLog()
         self._elapsed = 0.0
         self._recent: list[float] = []
+        self._steps = 0
+        self._recording: recording.Recording | None = None
 
     def run(
         self,
@@ -254,13 +258,9 @@ class Trainer:
         noise = self.denoiser.space.standard_normal(config.batch_size, generator, torch.float32)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        mixed = config.precision == "bfloat16"
         rank, n_processes = processes.in_group()
-        clean, levels, noise = (v[rank::n_processes] for v in (clean, levels, noise))
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            loss = self.denoiser.loss(clean, levels, noise).sum() / config.batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
+        batch = [v[rank::n_processes] for v in (clean, levels, noise)]
+        loss = self._recorded(batch) if self._may_record else self._gradients(*batch)
         if n_processes > 1:
             parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
             for parameter in parameters:  # one that some share of the batch did not use
@@ -268,7 +268,7 @@ class Trainer:
                     parameter.grad = torch.zeros_like(parameter)
             processes.sum_over_group([loss, *(p.grad for p in parameters)])
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
-        value, size = torch.stack([loss.detach(), norm]).tolist()
+        value, size = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(value) and math.isfinite(size)):
             raise FloatingPointError(
                 f"training diverged at iteration {self.iteration}: the loss is {value} and its "
@@ -278,13 +278,36 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         decay = min(config.ema_decay, (1.0 + self.iteration) / (10.0 + self.iteration))
-        with torch.no_grad():
-            for name, value_now in self.denoiser.state_dict().items():
-                if value_now.dtype.is_floating_point:
-                    self.average[name].lerp_(value_now, 1.0 - decay)
-                else:
-                    self.average[name].copy_(value_now)
+        state = self.denoiser.state_dict()
+        floating = [name for name, now in state.items() if now.dtype.is_floating_point]
+        averages = [self.average[name] for name in floating]
+        get_ema_multi_avg_fn(decay)(averages, [state[name] for name in floating], None)  # type: ignore[no-untyped-call]
+        for name in state.keys() - floating:
+            self.average[name].copy_(state[name])
         return value
+
+    def _gradients(self, clean: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+        """The loss; its gradients are left with the parameters."""
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        mixed = config.precision == "bfloat16"
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=mixed):
+            loss = self.denoiser.loss(clean, levels, noise).sum() / config.batch_size
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @property
+    def _may_record(self) -> bool:
+        """On one GPU, the training of a network; a pair head's waits for its decompositions."""
+        return recording.can_record(self.denoiser) and processes.in_group()[1] == 1
+
+    def _recorded(self, batch: list[Tensor]) -> Tensor:
+        """As :meth:`_gradients`; after some steps, by a recording of it."""
+        self._steps += 1
+        if self._recording is None and self._steps > recording.AFTER:
+            self._recording = recording.Recording(self._gradients, *batch)
+        run = self._gradients if self._recording is None else self._recording
+        return run(*batch)  # type: ignore[no-any-return]
 
     def _record(self) -> None:
         mean = sum(self._recent) / max(len(self._recent), 1)
