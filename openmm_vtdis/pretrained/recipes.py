@@ -59,6 +59,8 @@ class Recipe:
     """The shipped generator whose network stands for a first training, without iterations."""
     fine_iterations: tuple[int, ...] = ()
     """Of further trainings, on those noise levels where the energy does not know better."""
+    last_at_all_levels: bool = False
+    """The last of these is at the noise levels of the first training instead."""
     basins: tuple[Basin, ...] = ()
     """Rare ones, of which the last training has frames of their own beside the others."""
     basins_of: str | None = None
@@ -122,7 +124,11 @@ RECIPES: dict[str, Recipe] = {
         80,
         200,
         n_shards=2,
-        fine_iterations=(5_000, 5_000),
+        fine_iterations=(5_000, 5_000, 5_000),
+        basins=((False, True, False), (False, False, True), (False, True, True)),
+        basins_of="aldp-800K",
+        basin_chains=40,
+        basin_thin=2,
         head_iterations=1_000,
         covariance="pairwise",
         schedule="adaptive",
@@ -160,7 +166,8 @@ RECIPES["aldp-800K-7x256"] = dataclasses.replace(
     learning_rate=5e-4,
     fine_learning_rate=7e-4,
     fine_batch_size=256,
-    fine_iterations=(4_900,),
+    fine_iterations=(4_900, 12_000),
+    last_at_all_levels=True,
     head_iterations=1_200,
     n_trajectories=1_000,
     half_precision=True,

@@ -70,7 +70,7 @@ def basin_report(name: str, folder: Path = Path("runs")) -> list[str]:
 
 
 def _basins_path(name: str, folder: Path) -> Path:
-    return folder / f"{name}-basins.npy"
+    return folder / f"{RECIPES[name].data_of or name}-basins.npy"
 
 
 def _shard_path(name: str, split: str, k: int, folder: Path = Path("runs")) -> Path:

@@ -149,6 +149,7 @@ def finish(
     fine = list(first["fine"])
     for k in range(len(fine), len(recipe.fine_iterations)):
         last = k + 1 == len(recipe.fine_iterations)
+        everywhere = last and recipe.last_at_all_levels
         log = gen.train(
             with_basins if last else frames,
             recipe.fine_iterations[k],
@@ -158,7 +159,7 @@ def finish(
             learning_rate=recipe.fine_learning_rate,
             precision=precision,
             seed=MODEL_SEED + 1 + k,
-            **FINE_LEVELS,
+            **({} if everywhere else FINE_LEVELS),
         )
         fine.append(dataclasses.asdict(log))
     logs: dict[str, Any] = {"log": first["log"], "fine": fine, "head": None}
