@@ -194,13 +194,13 @@ def test_recorded_evaluations_change_nothing(kind: str, monkeypatch: pytest.Monk
     gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
     kernel, x = kernel_of(gen, kind), some_samples("lj13") / gen.length
     recordings: list[Any] = []
-    make = recording._Recording.__init__
+    make = recording.Recording.__init__
 
-    def counted(self: Any, *arguments: Any) -> None:
+    def counted(self: Any, *inputs: Any, **settings: Any) -> None:
         recordings.append(self)
-        make(self, *arguments)
+        make(self, *inputs, **settings)
 
-    monkeypatch.setattr(recording._Recording, "__init__", counted)
+    monkeypatch.setattr(recording.Recording, "__init__", counted)
     found = []
     for after in (recording.AFTER, 2):
         monkeypatch.setattr(recording, "AFTER", after)
