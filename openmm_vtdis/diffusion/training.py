@@ -172,7 +172,12 @@ class Trainer:
         self.held_out = held_out.to(device, torch.float32)
         self.generator = make_generator(config.seed, device)
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate)
-        self.average = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
+        state = denoiser.state_dict()  # views: loading another writes where these are
+        self.average = {k: v.detach().clone() for k, v in state.items()}
+        pairs = [(self.average[k], v) for k, v in state.items()]
+        self._copied = [pair for pair in pairs if not pair[1].dtype.is_floating_point]
+        floating = [pair for pair in pairs if pair[1].dtype.is_floating_point]
+        self._averaged = [list(side) for side in zip(*floating, strict=True)]
         self.iteration = 0
         self.log = TrainingLog()
         self._elapsed = 0.0
@@ -278,12 +283,9 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         decay = min(config.ema_decay, (1.0 + self.iteration) / (10.0 + self.iteration))
-        state = self.denoiser.state_dict()
-        floating = [name for name, now in state.items() if now.dtype.is_floating_point]
-        averages = [self.average[name] for name in floating]
-        get_ema_multi_avg_fn(decay)(averages, [state[name] for name in floating], None)  # type: ignore[no-untyped-call]
-        for name in state.keys() - floating:
-            self.average[name].copy_(state[name])
+        get_ema_multi_avg_fn(decay)(*self._averaged, None)  # type: ignore[no-untyped-call]
+        for average, now in self._copied:
+            average.copy_(now)
         return value
 
     def _gradients(self, clean: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
