@@ -166,10 +166,10 @@ RECIPES["aldp-800K-7x256"] = dataclasses.replace(
     learning_rate=5e-4,
     fine_learning_rate=7e-4,
     fine_batch_size=256,
-    fine_iterations=(4_900, 12_000),
+    fine_iterations=(4_900, 7_900),
     last_at_all_levels=True,
     head_iterations=1_200,
-    n_trajectories=1_000,
+    n_trajectories=600,
     half_precision=True,
 )
 
