@@ -7,7 +7,9 @@ the tuned isotropic covariance, whose ESS stands in ``benchmarks/results`` (one 
 what the paper's gradient descent does: see the rows "SGD" of DW-4). Each side runs at that number
 of steps of its rows which gives it the most effective samples a step. ESS is the reverse one, or
 the forward one where that is lower. Both sides draw the same number of samples, with their energies
-and weights, in alternating rounds. Writes ``docs/tables/effective.md``.
+and weights, in alternating rounds. The ESS is that of the networks in float32, in whatever form
+they are timed (:mod:`benchmarks.precision` has what bfloat16 makes of it). Writes
+``docs/tables/effective.md``.
 """
 
 from __future__ import annotations

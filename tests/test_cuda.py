@@ -189,8 +189,11 @@ def test_the_reverse_chain_never_waits_for_the_device(name: str, kind: str) -> N
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["isotropic", "pairwise", "tweedie"])
-def test_recorded_evaluations_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_evaluations_change_nothing(
+    kind: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
     kernel, x = kernel_of(gen, kind), some_samples("lj13") / gen.length
     recordings: list[Any] = []
@@ -202,16 +205,29 @@ def test_recorded_evaluations_change_nothing(kind: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(recording.Recording, "__init__", counted)
     found = []
-    for after in (recording.AFTER, 2):
+    for after in (10**9, 2):
+        assert not recordings
         monkeypatch.setattr(recording, "AFTER", after)
         seeds = [torch.Generator(CUDA).manual_seed(seed) for seed in (1, 2)]
-        there = reverse_paths(kernel, 40, seeds[0], 16, progress=False)
-        back = forward_paths(kernel, x, seeds[1], kernel.covariance, 1, progress=False)
+        with torch.autocast(CUDA, torch.bfloat16, enabled=half):
+            there = reverse_paths(kernel, 40, seeds[0], 16, progress=False)
+            back = forward_paths(kernel, x, seeds[1], kernel.covariance, 1, progress=False)
         found.append((there.x, there.log_ratio, back.log_forward, back.log_reverse))
-        kept = len(recordings)
-    assert kept >= 3  # batches of 16 and 8, and one frame
+    assert len(recordings) == 3  # batches of 16 and 8, and one frame
     for eager, recorded in zip(*found, strict=True):
         close(recorded, eager, 1e-5 if kind == "tweedie" else 1e-9)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_gpu_than_the_current_one_is_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "AFTER", 2)
+    found = []
+    for device in (CUDA, "cuda:1"):
+        gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", device)
+        seed = torch.Generator(device).manual_seed(1)
+        paths = reverse_paths(kernel_of(gen, "pairwise"), 40, seed, 16, progress=False)
+        found.append(paths.log_ratio)
+    close(*found, 1e-9)
 
 
 def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ next. A recording starts all of them at once. The kernels and the numbers are th
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
 from openmm_vtdis.networks import EGNN, MLP
 
 AFTER = 8
@@ -24,7 +25,7 @@ WARM_UP = 2
 
 
 class Recording:
-    """The kernels of a function of tensors, which waits for nothing that they compute.
+    """The kernels of a function of tensors on one GPU, which waits for nothing that they compute.
 
     Whatever tensors it reads beside its inputs must stay where they are. What it returns, or leaves
     anywhere else, is overwritten by the next run of this recording, or of another that shares its
@@ -33,28 +34,39 @@ class Recording:
 
     def __init__(self, function: Callable[..., Any], *inputs: Tensor, memory: Any = None) -> None:
         self._inputs = [value.clone() for value in inputs]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(aside)
+        self._device = inputs[0].device
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=memory):
-            self._outputs = function(*self._inputs)
+        aside = _stream(self._device)
+        with torch.cuda.device(self._device):
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(
+                self._graph, pool=memory, stream=aside, capture_error_mode="thread_local"
+            ):
+                self._outputs = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run it again, for other inputs of the same shapes."""
-        for kept, value in zip(self._inputs, inputs, strict=True):
-            kept.copy_(value)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            for kept, value in zip(self._inputs, inputs, strict=True):
+                kept.copy_(value)
+            self._graph.replay()
         return self._outputs
+
+
+@functools.lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where work on a GPU is recorded: one, since libraries keep memory for each that they meet."""
+    return torch.cuda.Stream(device)
 
 
 class RecordedDenoiser:
     """A denoiser of which evaluations are recorded, for as long as its weights stay where they are.
 
-    Those that are differentiated are not, nor are large ones.
+    Those that are differentiated are not, nor are large ones. Everything else is the denoiser's.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -63,8 +75,11 @@ class RecordedDenoiser:
         self._recordings: dict[Any, Recording] = {}
         self._memory = torch.cuda.graph_pool_handle()
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """D(x, t) for x (B, M, D) and t (B,)."""
+        """D(x, t) for x (B, M, D) and t scalar or (B,)."""
         return self._evaluate(self.denoiser, x, t)  # type: ignore[no-any-return]
 
     def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,9 +87,10 @@ class RecordedDenoiser:
         return self._evaluate(self.denoiser.with_pairs, x, t)  # type: ignore[attr-defined, no-any-return]
 
     def _evaluate(self, evaluation: Callable[[Tensor, Tensor], Any], x: Tensor, t: Tensor) -> Any:
-        if torch.is_grad_enabled() or len(x) * self.space.n_particles**2 > MOST_PAIRS:
+        if torch.is_grad_enabled() or not small_enough(x):
             return evaluation(x, t)
-        key = (evaluation == self.denoiser, x.shape, t.shape, x.dtype)
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+        key = (evaluation == self.denoiser, x.shape, x.dtype)
         self._runs[key] += 1
         if self._runs[key] <= AFTER:
             return evaluation(x, t)
@@ -84,13 +100,19 @@ class RecordedDenoiser:
         return found.clone() if isinstance(found, Tensor) else tuple(y.clone() for y in found)
 
 
+def small_enough(x: Tensor) -> bool:
+    """Whether recording pays for configurations (B, M, D)."""
+    return x.shape[0] * x.shape[1] ** 2 <= MOST_PAIRS
+
+
 def can_record(denoiser: object) -> bool:
     """Whether it is of a network of this package, on a GPU.
 
     A recording must not wait for what it computes, and of other networks nobody knows.
     """
-    network = getattr(denoiser, "network", None)
-    return isinstance(network, (EGNN, MLP)) and next(network.parameters()).is_cuda
+    if type(denoiser) is not PreconditionedDenoiser or type(denoiser.network) not in (EGNN, MLP):
+        return False
+    return next(denoiser.parameters()).is_cuda
 
 
 def recorded(denoiser: Denoiser) -> Denoiser:

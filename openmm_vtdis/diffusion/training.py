@@ -172,12 +172,7 @@ class Trainer:
         self.held_out = held_out.to(device, torch.float32)
         self.generator = make_generator(config.seed, device)
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate)
-        state = denoiser.state_dict()  # views: loading another writes where these are
-        self.average = {k: v.detach().clone() for k, v in state.items()}
-        pairs = [(self.average[k], v) for k, v in state.items()]
-        self._copied = [pair for pair in pairs if not pair[1].dtype.is_floating_point]
-        floating = [pair for pair in pairs if pair[1].dtype.is_floating_point]
-        self._averaged = [list(side) for side in zip(*floating, strict=True)]
+        self.average = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
         self.iteration = 0
         self.log = TrainingLog()
         self._elapsed = 0.0
@@ -265,7 +260,11 @@ class Trainer:
             group["lr"] = config.learning_rate_at(self.iteration)
         rank, n_processes = processes.in_group()
         batch = [v[rank::n_processes] for v in (clean, levels, noise)]
-        loss = self._recorded(batch) if self._may_record else self._gradients(*batch)
+        may_record = recording.can_record(self.denoiser) and n_processes == 1
+        if may_record and recording.small_enough(clean):
+            loss = self._recorded(batch)
+        else:
+            loss = self._gradients(*batch)
         if n_processes > 1:
             parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
             for parameter in parameters:  # one that some share of the batch did not use
@@ -283,9 +282,12 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         decay = min(config.ema_decay, (1.0 + self.iteration) / (10.0 + self.iteration))
-        get_ema_multi_avg_fn(decay)(*self._averaged, None)  # type: ignore[no-untyped-call]
-        for average, now in self._copied:
-            average.copy_(now)
+        state = self.denoiser.state_dict()
+        floating = [name for name, now in state.items() if now.dtype.is_floating_point]
+        averages = [self.average[name] for name in floating]
+        get_ema_multi_avg_fn(decay)(averages, [state[name] for name in floating], None)  # type: ignore[no-untyped-call]
+        for name in state.keys() - floating:
+            self.average[name].copy_(state[name])
         return value
 
     def _gradients(self, clean: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
@@ -298,13 +300,11 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    @property
-    def _may_record(self) -> bool:
-        """On one GPU, the training of a network; a pair head's waits for its decompositions."""
-        return recording.can_record(self.denoiser) and processes.in_group()[1] == 1
-
     def _recorded(self, batch: list[Tensor]) -> Tensor:
-        """As :meth:`_gradients`; after some steps, by a recording of it."""
+        """As :meth:`_gradients`; after some steps, by a recording of it.
+
+        Not of a pair head's training, which waits for its decompositions, nor in a process group.
+        """
         self._steps += 1
         if self._recording is None and self._steps > recording.AFTER:
             self._recording = recording.Recording(self._gradients, *batch)

@@ -186,6 +186,34 @@ def test_an_infinite_gradient_does_not_reach_the_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
 
 
+def test_the_average_forgets_its_start_first_and_slowly_later() -> None:
+    trainer = make_trainer(40, ema_decay=0.5)
+    trainer.denoiser.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+    trainer.average["counter"] = torch.zeros((), dtype=torch.int64)
+    expected = {name: value.clone() for name, value in trainer.average.items()}
+    for k in range(1, 13):
+        trainer.denoiser.counter += 1
+        trainer._step()
+        decay = min(0.5, (1.0 + k) / (10.0 + k))  # 0.5 from the eighth step on
+        for name, now in trainer.denoiser.state_dict().items():
+            if name != "counter":
+                expected[name].mul_(decay).add_(now, alpha=1.0 - decay)
+    assert int(trainer.average.pop("counter")) == 12
+    for name, average in trainer.average.items():
+        torch.testing.assert_close(average, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_logged_loss_is_that_of_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(40)
+    weight = next(trainer.denoiser.parameters())
+
+    def loss(clean: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return 3.0 + 0.0 * weight.sum() * t
+
+    monkeypatch.setattr(trainer.denoiser, "loss", loss)
+    assert trainer._step() == pytest.approx(3.0)
+
+
 def test_training_lowers_the_held_out_loss_towards_the_exact_denoiser() -> None:
     trainer = make_trainer(n_iterations=300, learning_rate=3e-3, ema_decay=0.98)
     start = trainer.held_out_loss()
