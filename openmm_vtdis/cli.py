@@ -276,7 +276,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
 
     one = command(train)
     one.add_argument("-s", "--system", required=True, help="OpenMM System XML")
-    one.add_argument("-p", "--pdb", help="its topology; not needed for identical particles")
+    one.add_argument(
+        "-p", "--pdb", help="its topology, with CONECT records; none for identical particles"
+    )
     frames(one, required=True)
     one.add_argument("-T", "--temperature", type=float, required=True, help="of the MD, in K")
     one.add_argument("-o", "--output", default="model.vtdis")
@@ -297,7 +299,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument("--covariance", default="auto")
     one.add_argument("--objective", default="alpha2")
     one.add_argument("--schedule", default="adaptive")
-    one.add_argument("--trajectories", type=int, default=10_000)
+    one.add_argument(
+        "--trajectories", type=int, default=10_000, help="to fit to; fewer take less time"
+    )
     one.add_argument("--device", default="cpu")
 
     one = command(sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import mdtraj as md
@@ -15,6 +16,7 @@ from openmmtools import testsystems
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.targets import OpenMMTarget, alanine_dipeptide
+from openmm_vtdis.targets.validation import check_structure
 
 TEMPERATURE = 800.0
 
@@ -145,3 +147,25 @@ def test_files_with_atoms_of_their_own_are_checked(
     traj.save_gro(tmp_path / "swapped.gro")
     with pytest.raises(ValueError, match="in the order of the topology, but atom 6"):
         gen.noise(tmp_path / "swapped.gro", seed=0, progress=False)
+
+
+def test_elements_in_another_order_than_the_masses_are_refused() -> None:
+    dipeptide = testsystems.AlanineDipeptideVacuum(constraints=None)
+    atoms = list(dipeptide.topology.atoms())
+
+    def topology(order: list[int]) -> app.Topology:
+        """Without bonds, which would tell."""
+        made = app.Topology()
+        residue = made.addResidue("ALA", made.addChain())
+        for k in order:
+            made.addAtom(atoms[k].name, atoms[k].element, residue)
+        return made
+
+    carbon = next(k for k, atom in enumerate(atoms) if atom.element.symbol == "C")
+    order = [carbon, *range(1, carbon), 0, *range(carbon + 1, len(atoms))]
+    with pytest.raises(ValueError, match=r"got 2 whose .* first at index 0: C, where .* 1\.008 Da"):
+        check_structure(dipeptide.system, topology(order))
+    check_structure(dipeptide.system, topology(list(range(len(atoms)))))
+    heavier = copy.deepcopy(dipeptide.system)  # configurations do not see masses
+    heavier.setParticleMass(0, 4.0)
+    check_structure(heavier, topology(order))

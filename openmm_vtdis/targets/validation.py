@@ -15,7 +15,7 @@ import copy
 import numpy as np
 import openmm
 import torch
-from openmm import app
+from openmm import app, unit
 from torch import Tensor
 
 from openmm_vtdis.derivatives import differentiation, gradients, leaf_of
@@ -33,6 +33,8 @@ _AGREEMENT_TOLERANCE = 1e-9
 _SMALLEST_ENERGY = 1e-6
 _FORCE_TOLERANCE = 1e-6
 """Of energies relative to their size, or in kT; of forces, whose derivatives lose some digits."""
+_MASS_TOLERANCE = 0.1
+"""In dalton: force fields round."""
 _N_GROUPS = 32
 _SEED = 20_240_607
 
@@ -95,6 +97,33 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
         )
     if topology is not None:
         _check_bonds(system, topology)
+        _check_masses(system, topology)
+
+
+def _check_masses(system: openmm.System, topology: app.Topology) -> None:
+    """Refuse a topology whose elements have the masses of the System, but in another order.
+
+    Any other masses are no contradiction: configurations do not see them.
+    """
+    elements = [atom.element for atom in topology.atoms()]
+    if None in elements:
+        return
+    expected, found = (
+        np.array([mass.value_in_unit(unit.dalton) for mass in masses])
+        for masses in (
+            [element.mass for element in elements],
+            [system.getParticleMass(k) for k in range(len(elements))],
+        )
+    )
+    wrong = np.flatnonzero(np.abs(expected - found) > _MASS_TOLERANCE)
+    if len(wrong) and np.all(np.abs(np.sort(expected) - np.sort(found)) < _MASS_TOLERANCE):
+        first = int(wrong[0])
+        raise ValueError(
+            f"topology: expected the atoms in the order of the System, got {len(wrong)} whose "
+            f"elements have other masses, the first at index {first}: {elements[first].symbol}, "
+            f"where the System has {found[first]:.3f} Da; give the topology that the System was "
+            "built from"
+        )
 
 
 def _check_bonds(system: openmm.System, topology: app.Topology) -> None:
