@@ -34,6 +34,13 @@ from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
 from openmm_vtdis.pretrained.train import compile_layers
 
+FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}
+"""How the package's networks run; the baseline's are eager, in float32, always."""
+STEPS = {"cpu": 4, "cuda": 40}
+"""Of sampling. On a GPU the first few of them are not recorded."""
+WARM_UP = {"cpu": 1, "cuda": AFTER + 2}
+"""Calls before the first that counts."""
+
 
 class EdgeListLayer(nn.Module):
     """One round of messages along a list of edges."""
@@ -146,14 +153,6 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}
-"""How the package's networks run; the baseline's are eager, in float32, always."""
-STEPS = {"cpu": 4, "cuda": 40}
-"""Of sampling. On a GPU the first few of them are not recorded."""
-WARM_UP = {"cpu": 1, "cuda": AFTER + 2}
-"""Calls before the first that counts."""
 
 
 def in_form(name: str, form: str, device: torch.device) -> DiffusionBoltzmannGenerator:

@@ -277,7 +277,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one = command(train)
     one.add_argument("-s", "--system", required=True, help="OpenMM System XML")
     one.add_argument(
-        "-p", "--pdb", help="its topology, with CONECT records; none for identical particles"
+        "-p",
+        "--pdb",
+        help="its topology, with its bonds (CONECT); not needed for identical particles",
     )
     frames(one, required=True)
     one.add_argument("-T", "--temperature", type=float, required=True, help="of the MD, in K")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
+from openmm_vtdis.diffusion.training import TrainingLog
+from openmm_vtdis.pretrained import train
 from openmm_vtdis.pretrained.recipes import RECIPES, TEST_SEED, TRAIN_SEED, build_system
 from openmm_vtdis.pretrained.reference import (
     BARRIER,
@@ -196,6 +199,38 @@ def test_rare_basins_have_frames_of_their_own(
         ValueError, match=r"hot: expected frames in \(True, False, False\), got none"
     ):
         basin_frames("aldp-800K", tmp_path)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_only_the_last_training_may_be_at_all_noise_levels(
+    everywhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(
+        RECIPES["dw4"], fine_iterations=(3, 4), last_at_all_levels=everywhere, head_iterations=0
+    )
+    trainings: list[dict[str, Any]] = []
+
+    class Recorder:
+        device, network = "cpu", None
+
+        def train(self, frames: Any, n: int, **settings: Any) -> TrainingLog:
+            trainings.append({"n": n, **settings})
+            return TrainingLog()
+
+        def tune(self, *_: Any, **settings: Any) -> str:
+            return "tuned"
+
+        def save(self, path: Path) -> None:
+            path.touch()
+
+    monkeypatch.setattr(train, "FOLDER", tmp_path)
+    monkeypatch.setattr(train, "reference_frames", lambda *_, **settings: np.zeros((10, 4, 2)))
+    monkeypatch.setattr(train, "reports", lambda *_: [])
+    first = {"log": None, "fine": [], "data": []}
+    train.finish("dw4", Recorder(), recipe, first, "float32")  # type: ignore[arg-type]
+    levels = [{k: v for k, v in t.items() if k.startswith("log_t")} for t in trainings]
+    assert [t["n"] for t in trainings] == [3, 4]
+    assert levels == [train.FINE_LEVELS, {} if everywhere else train.FINE_LEVELS]
 
 
 def test_errors_between_chains_are_those_of_repeated_chains() -> None:
