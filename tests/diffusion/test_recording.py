@@ -154,6 +154,25 @@ def test_chains_of_a_recorded_denoiser_are_the_same(
     assert sizes == [4, 4, 3, 3, 2, 2] if laplace else sizes == [4, 3, 2]
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_recording_that_computes_nothing_would_be_seen(
+    shipped: DiffusionBoltzmannGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stale(TapedRecording):
+        """As of a graph that was recorded on another GPU than the one that computed."""
+
+        def __call__(self, *inputs: Tensor) -> Any:
+            return self.outputs
+
+    kernel = DiffusionKernel.ddpm(shipped.denoiser, GRID, shipped.model_energy)
+    found = []
+    for kind in (TapedRecording, Stale):
+        monkeypatch.setattr(recording, "Recording", kind)
+        seed = torch.Generator().manual_seed(1)
+        found.append(sampling.reverse_paths(kernel, 4, seed, 4, progress=False).log_ratio)
+    assert float((found[0] - found[1]).abs().min()) > 1e-2
+
+
 def test_only_networks_of_the_package_on_a_gpu_are_recorded(
     shipped: DiffusionBoltzmannGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
