@@ -14,7 +14,9 @@ WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.de
 """Operations that would wait for a GPU, which a recording may not."""
 
 
-class _Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):
+    """Notes operations, and refuses those that would wait."""
+
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, Any, Any, Any]] = []
@@ -23,7 +25,7 @@ class _Tape(TorchDispatchMode):
         self, operation: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if operation in WAITING:
-            raise RuntimeError(f"a recording would wait in {operation}")
+            raise RuntimeError(f"a GPU would be waited for in {operation}")
         outputs = operation(*args, **(kwargs or {}))
         self.operations.append((operation, args, kwargs or {}, outputs))
         return outputs
@@ -42,7 +44,7 @@ class TapedRecording:
         self.shapes = [tuple(value.shape) for value in inputs]
         self.inputs = [value.clone() for value in inputs]
         function(*self.inputs)
-        with _Tape() as tape:
+        with Tape() as tape:
             self.outputs = function(*self.inputs)
         self.operations = tape.operations
         self.made.append(self)

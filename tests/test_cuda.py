@@ -296,10 +296,10 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     whole = trained(tmp_path / "whole.ckpt")
     step = Trainer._step
 
-    def stopped(self: Trainer) -> float:
+    def stopped(self: Trainer) -> None:
         if self.iteration == 9:
             raise RuntimeError("killed")
-        return step(self)
+        step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopped)
@@ -336,6 +336,24 @@ def test_recorded_steps_train_the_same(
     for name, eager in found[0].items():
         moved = float((eager - start[name]).abs().max())
         assert float((found[1][name] - eager).abs().max()) <= 0.05 * moved + 1e-6, name
+
+
+def test_steps_of_training_do_not_wait_for_the_device() -> None:
+    from openmm_vtdis.diffusion.training import READ_EVERY, Trainer, TrainingConfig
+
+    gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
+    frames = gen.space.standard_normal(500, torch.Generator(CUDA).manual_seed(0))
+    trainer = Trainer(gen.denoiser, frames, frames[:100], TrainingConfig(100, 64))
+    for _ in range(READ_EVERY):  # recorded among them
+        trainer._step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(READ_EVERY - 1):
+            trainer._step()
+        with pytest.raises(RuntimeError, match="synchroniz"):  # control
+            trainer._read()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_compiled_layers_give_the_same() -> None:

@@ -40,6 +40,9 @@ from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import make_generator
 from openmm_vtdis.storage import digest
 
+READ_EVERY = 16
+"""Steps between looks at the loss: each waits for a GPU to finish what it has been given."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -171,12 +174,15 @@ class Trainer:
         self.frames = frames.to(device, torch.float32)
         self.held_out = held_out.to(device, torch.float32)
         self.generator = make_generator(config.seed, device)
-        self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            denoiser.parameters(), lr=config.learning_rate, fused=True
+        )
         self.average = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
         self.iteration = 0
         self.log = TrainingLog()
         self._elapsed = 0.0
         self._recent: list[float] = []
+        self._unread: list[Tensor] = []
         self._steps = 0
         self._recording: recording.Recording | None = None
 
@@ -231,10 +237,11 @@ class Trainer:
         bar = progress_bar(n_iterations, "training", progress and first, initial=self.iteration)
         with bar, deferred_interrupt() as pressed:
             while self.iteration < self.config.n_iterations:
-                self._recent.append(self._step())
+                self._step()
                 bar.update()
                 last = self.iteration == self.config.n_iterations
                 if last or self.iteration % evaluate_every == 0:
+                    self._read()
                     self._elapsed = time.monotonic() - started
                     self._record()
                     bar.set_postfix(held_out=f"{self.log.held_out_losses[-1]:.4f}")
@@ -249,7 +256,7 @@ class Trainer:
                     raise KeyboardInterrupt(f"training: at iteration {self.iteration}{kept}")
 
     @torch.enable_grad()
-    def _step(self) -> float:
+    def _step(self) -> None:
         config, generator = self.config, self.generator
         n_frames, device = len(self.frames), self.frames.device
         index = torch.randint(n_frames, (config.batch_size,), generator=generator, device=device)
@@ -272,13 +279,7 @@ class Trainer:
                     parameter.grad = torch.zeros_like(parameter)
             processes.sum_over_group([loss, *(p.grad for p in parameters)])
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
-        value, size = torch.stack([loss, norm]).tolist()
-        if not (math.isfinite(value) and math.isfinite(size)):
-            raise FloatingPointError(
-                f"training diverged at iteration {self.iteration}: the loss is {value} and its "
-                f"gradient has norm {size}. The last "
-                "checkpoint is kept; resume with a lower learning_rate or check the frames"
-            )
+        self._unread.append(torch.stack([loss, norm]))
         self.optimizer.step()
         self.iteration += 1
         decay = min(config.ema_decay, (1.0 + self.iteration) / (10.0 + self.iteration))
@@ -288,7 +289,21 @@ class Trainer:
         get_ema_multi_avg_fn(decay)(averages, [state[name] for name in floating], None)  # type: ignore[no-untyped-call]
         for name in state.keys() - floating:
             self.average[name].copy_(state[name])
-        return value
+        if len(self._unread) == READ_EVERY:
+            self._read()
+
+    def _read(self) -> None:
+        """Look at the losses and gradients of the steps since the last look, or fail for one."""
+        values = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
+        for iteration, (loss, norm) in enumerate(values, self.iteration - len(values)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise FloatingPointError(
+                    f"training diverged at iteration {iteration}: the loss is {loss} and its "
+                    f"gradient has norm {norm}. The last "
+                    "checkpoint is kept; resume with a lower learning_rate or check the frames"
+                )
+            self._recent.append(loss)
 
     def _gradients(self, clean: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
         """The loss; its gradients are left with the parameters."""
@@ -332,7 +347,8 @@ class Trainer:
         return total / max(count, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that the rest of the run depends on, atomically."""
+        """Write everything that the rest of the run depends on, atomically; not if it diverged."""
+        self._read()
         tensors = {f"model.{k}": v for k, v in self.denoiser.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():

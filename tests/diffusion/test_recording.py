@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from openmm_vtdis.diffusion.recording import RecordedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from tests.conftest import make_oracle
-from tests.tape import TapedRecording
+from tests.tape import Tape, TapedRecording
 
 GRID = Schedule.geometric(12, 0.05, 20.0)
 NEVER = 10**9
@@ -229,6 +230,22 @@ def test_a_recording_that_adds_up_gradients_would_be_seen(monkeypatch: pytest.Mo
     monkeypatch.setattr(recording, "Recording", Adding)
     found, _ = trained()
     assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_steps_of_training_wait_for_nothing(
+    fused: bool, shipped: DiffusionBoltzmannGenerator
+) -> None:
+    gen = copy.deepcopy(shipped)
+    frames = gen.space.standard_normal(20, torch.Generator().manual_seed(0))
+    trainer = Trainer(gen.denoiser, frames, frames[:5], TrainingConfig(9, 4))
+    if not fused:  # control: the other Adam counts its steps on the host
+        trainer.optimizer = torch.optim.Adam(gen.network.parameters(), fused=False)
+    trainer._step()
+    refusal = pytest.raises(RuntimeError, match="would be waited for in aten._local_scalar_dense")
+    with contextlib.nullcontext() if fused else refusal, Tape() as tape:
+        trainer._step()
+    assert any("adam" in str(operation) for operation, *_ in tape.operations) == fused
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openmm_vtdis.diffusion import training
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from openmm_vtdis.networks import EGNN
@@ -38,10 +39,10 @@ def before_step(
     """Let something happen before a step."""
     step = trainer._step
 
-    def acting() -> float:
+    def acting() -> None:
         if trainer.iteration == at:
             action()
-        return step()
+        step()
 
     monkeypatch.setattr(trainer, "_step", acting)
 
@@ -176,14 +177,33 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_an_infinite_gradient_does_not_reach_the_weights() -> None:
-    trainer = make_trainer()
+@pytest.mark.parametrize("at", [0, 5, 15, 16, 29])
+def test_an_infinite_gradient_does_not_reach_what_is_kept(at: int, tmp_path: Path) -> None:
+    """Though it is noticed some steps later only."""
+    trainer, path = make_trainer(), tmp_path / "run.ckpt"
     before = [w.clone() for w in weights(trainer)]
     parameter = next(trainer.denoiser.parameters())
-    parameter.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(FloatingPointError, match="gradient has norm nan"):
-        trainer._step()
+    calls: list[int] = []
+
+    def broken(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * float("nan") if len(calls) > at else gradient
+
+    parameter.register_hook(broken)
+    with pytest.raises(FloatingPointError, match=f"iteration {at}: .* gradient has norm nan"):
+        trainer.run(path, evaluate_every=100, progress=False)
+    assert len(calls) - at <= training.READ_EVERY
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+    assert not path.exists()
+
+
+def test_a_run_that_diverged_is_not_saved(tmp_path: Path) -> None:
+    trainer, path = make_trainer(), tmp_path / "run.ckpt"
+    next(trainer.denoiser.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    trainer._step()
+    with pytest.raises(FloatingPointError, match="diverged at iteration 0"):
+        trainer.save(path)
+    assert not path.exists()
 
 
 def test_the_average_forgets_its_start_first_and_slowly_later() -> None:
@@ -211,7 +231,10 @@ def test_the_logged_loss_is_that_of_a_configuration(monkeypatch: pytest.MonkeyPa
         return 3.0 + 0.0 * weight.sum() * t
 
     monkeypatch.setattr(trainer.denoiser, "loss", loss)
-    assert trainer._step() == pytest.approx(3.0)
+    for _ in range(3):
+        trainer._step()
+    trainer._read()
+    assert trainer._recent == pytest.approx([3.0, 3.0, 3.0])
 
 
 def test_training_lowers_the_held_out_loss_towards_the_exact_denoiser() -> None:
