@@ -107,6 +107,11 @@ def configurations(name: str, x: object, n_particles: int, n_dims: int, minimum:
 
     Accepts anything numpy can read and torch tensors. The message names the first bad frame.
     """
+    if isinstance(x, list | tuple) and any(getattr(part, "ndim", 0) > 2 for part in x):
+        raise ValueError(
+            f"{name}: expected one array of all frames, got {len(x)} of them; join them with "
+            "numpy.concatenate"
+        )
     array = real_array(name, x)
     if getattr(x, "dtype", None) in (np.dtype(bool), torch.bool):
         raise ValueError(f"{name}: expected positions in nm, got an array of True and False")

@@ -50,6 +50,10 @@ def read_frames(
         isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
     ):
         traj = _load(name, traj, topology, space.n_particles)
+    if isinstance(traj, list | tuple) and any(isinstance(part, md.Trajectory) for part in traj):
+        raise ValueError(
+            f"{name}: expected one trajectory, got {len(traj)}; join them with mdtraj.join"
+        )
     if isinstance(traj, md.Trajectory):
         if topology is not None:
             check_trajectory_topology(topology, traj.topology)

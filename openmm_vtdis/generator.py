@@ -179,6 +179,10 @@ class DiffusionBoltzmannGenerator:
         return cls.load(pretrained.path(name), device=device)
 
     # -- properties ---------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        state = self.kernel or ("untrained" if self.length is None else "not tuned")
+        return f"{type(self).__name__}({self.target!r}, {state})"
+
     @property
     def topology(self) -> app.Topology | None:
         """The Topology given at construction."""
@@ -243,12 +247,12 @@ class DiffusionBoltzmannGenerator:
         Raises
         ------
         ValueError
-            If the frames are of another molecule or not finite, have more than one handedness, or
-            some are exploded.
+            If the frames are of another molecule or not finite, have more than one handedness or
+            rigid bonds, or some are exploded.
         """
         frames = self._frames("train", traj, minimum=10)
         handedness = self._reference("train", frames)
-        check_equilibrium("train", self.target, frames)
+        check_equilibrium("train", self.target, frames, self.particles.bonds)
         check_exchangeable(self.target, frames, self.particles.pairs)
         config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
@@ -362,7 +366,7 @@ class DiffusionBoltzmannGenerator:
         )
         generator, size = make_generator(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
-        check_equilibrium("tune", self.target, frames)
+        check_equilibrium("tune", self.target, frames, self.particles.bonds)
         self.handedness = self._reference("tune", frames)
         frames, held_out = split_in_time(frames / self._scale, 0.2)
         ends, name = (t_min, t_max), schedule if isinstance(schedule, str) else None
@@ -398,8 +402,7 @@ class DiffusionBoltzmannGenerator:
         """
         kernel = self._tuned("sample", n_steps)
         n = checks.positive_integer("n", n)
-        generator = make_generator(seed, self.device)
-        size = self._size(batch_size)
+        generator, size = make_generator(seed, self.device), self._size(batch_size)
         paths = reverse_paths(kernel, n, generator, size, progress)
         about = about_kernel(self._units, kernel)
         return self._units.ensemble(paths.x, paths.log_ratio, self.topology, about)
@@ -428,8 +431,7 @@ class DiffusionBoltzmannGenerator:
         """
         grid = self._tuned("sample_ode").flow_schedule(n_steps)
         n = checks.positive_integer("n", n)
-        generator = make_generator(seed, self.device)
-        size = self._size(batch_size, 4)
+        generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
         x, log_p = ode.ode_paths(
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
@@ -454,8 +456,7 @@ class DiffusionBoltzmannGenerator:
         kernel = self._tuned("noise", n_steps)
         x = self._frames("noise", traj)
         check_exploded("noise", self.target, x)
-        generator = make_generator(seed, self.device)
-        size = self._size(batch_size)
+        generator, size = make_generator(seed, self.device), self._size(batch_size)
         paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
         about = about_kernel(self._units, kernel)
         return self._units.frame_log_weights(x.to(self.device), paths.log_ratio, about["proposal"])
@@ -474,8 +475,7 @@ class DiffusionBoltzmannGenerator:
         """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
         grid = self._tuned("noise_ode").flow_schedule(n_steps)
         x = self._frames("noise_ode", traj)
-        generator = make_generator(seed, self.device)
-        size = self._size(batch_size, 4)
+        generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
         _, log_p = ode.ode_paths(
             self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import mdtraj as md
 import numpy as np
 import pytest
 import torch
 from openmm import unit
 
 from openmm_vtdis import checks
+from openmm_vtdis.frames import read_frames
+from openmm_vtdis.geometry import Space
 from openmm_vtdis.random import make_generator
+from openmm_vtdis.topology import placeholder_topology
 from openmm_vtdis.units import GAS_CONSTANT, kelvin, nanometers, temperature_for, thermal_energy
 
 
@@ -84,6 +88,20 @@ def test_random_streams_are_reproducible_and_leave_the_global_one_alone() -> Non
 def test_bad_seeds_are_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="seed: expected an integer"):
         make_generator(bad)  # type: ignore[arg-type]
+
+
+def test_several_arrays_or_trajectories_are_to_be_joined() -> None:
+    frames = np.random.default_rng(0).normal(size=(6, 3, 3))
+    for lengths in ((3, 3), (2, 4)):
+        parts = np.split(frames, [lengths[0]])
+        with pytest.raises(ValueError, match=r"got 2 of them; join them with numpy\.concatenate"):
+            checks.configurations("train", parts, 3, 3)
+    assert torch.equal(checks.configurations("train", list(frames), 3, 3), torch.tensor(frames))
+    top = md.Topology.from_openmm(placeholder_topology(3))
+    parts = [md.Trajectory(part, top) for part in np.split(frames, 2)]
+    with pytest.raises(ValueError, match=r"one trajectory, got 2; join them with mdtraj\.join"):
+        read_frames("train", parts, Space(3, 3), None)  # type: ignore[arg-type]
+    assert len(read_frames("train", md.join(parts), Space(3, 3), None)) == 6
 
 
 def test_lists_of_quantities_keep_their_unit() -> None:

@@ -584,3 +584,15 @@ def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenera
     assert np.isfinite(trained.noise(frames, seed=0, progress=False)).all()
     with pytest.raises(ValueError, match=r"noise: expected equilibrium frames.*length unit"):
         trained.noise(10.0 * frames, seed=0, progress=False)
+
+
+def test_a_generator_says_in_a_line_what_it_is() -> None:
+    known = DiffusionBoltzmannGenerator.from_pretrained("lj13")
+    assert repr(known) == (
+        "DiffusionBoltzmannGenerator(OpenMMTarget(13 particles in 3 dimensions, 120.272 K, "
+        "backend='batched'), DiffusionKernel('pairwise', 200 steps))"
+    )
+    known.kernel = None
+    assert repr(known).endswith(", not tuned)")
+    known.length = None
+    assert repr(known).endswith(", untrained)")

@@ -78,6 +78,9 @@ class DiffusionKernel:
             )
         self.covariance.check_schedule(self.schedule)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.covariance.kind!r}, {self.schedule.n_steps} steps)"
+
     @classmethod
     def ddpm(
         cls, denoiser: Denoiser, schedule: Schedule, energy: Energy | None = None

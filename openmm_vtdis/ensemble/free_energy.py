@@ -85,9 +85,10 @@ class FreeEnergy(Estimate):
 
     def __str__(self) -> str:
         return (
-            f"{super().__str__()} kT (overlap {self.overlap:.3f}, {self.n_generated} generated and "
-            f"{self.n_target} target samples, {self.statistical_inefficiency:.1f} of which count "
-            f"as one; the two sides alone differ by {abs(self.disagreement):.1f} standard errors)"
+            f"{super().__str__()} kT (overlap {self.overlap:.3f}; {self.n_generated} generated "
+            f"samples, {self.n_target} target samples of statistical inefficiency "
+            f"{self.statistical_inefficiency:.1f}; the two sides alone differ by "
+            f"{abs(self.disagreement):.1f} standard errors)"
         )
 
 

@@ -41,6 +41,11 @@ _EXCESS, _EXCESS_PER_ROOT = 100.0, 20.0
 """kT above the median, and per square root of a degree of freedom, that equilibrium never has."""
 _FEW, _NOTICEABLE = 20, 0.5
 """Frames on which exchanges are tried, and the change of energy in kT that is reported."""
+_FAR = 10.0
+"""A ratio that no temperature explains."""
+_STIFF, _RIGID = 0.01, 0.25
+"""Spread of a bond's length that is worth a look, over the length; and one too small, over what
+the bond's own stiffness gives with all else at rest."""
 
 
 def virial_ratio(target: Target, x: Tensor) -> tuple[float, float]:
@@ -99,17 +104,20 @@ def _differs(ratio: float, error: float) -> bool:
     return math.isfinite(error) and abs(ratio - 1.0) >= max(_TOLERANCE, _SIGMAS * error)
 
 
-def check_equilibrium(name: str, target: Target, x: Tensor) -> None:
-    """Refuse frames (n, M, D), nm, that are exploded; warn of frames of another ensemble.
+def check_equilibrium(
+    name: str, target: Target, x: Tensor, bonds: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Refuse frames (n, M, D), nm, that are exploded or rigid; warn of those of another ensemble.
 
     Messages begin with ``name``.
 
     Raises
     ------
     ValueError
-        As for :func:`check_exploded`.
+        As for :func:`check_exploded` and :func:`check_flexible`.
     """
     check_exploded(name, target, x)
+    check_flexible(name, target, x, bonds)
     checks = (
         ("<|grad u|^2> / <laplacian u>", configurational_ratio, _FRAMES_TWICE),
         ("<x.grad u> / d", virial_ratio, _FRAMES),
@@ -123,11 +131,14 @@ def check_equilibrium(name: str, target: Target, x: Tensor) -> None:
         if target.temperature is not None:
             wanted = f" ({target.temperature:.4g} K is the target's)"
             looks = f", as if they were at {ratio * target.temperature:.4g} K" if ratio > 0 else ""
+        causes = f"temperature{wanted}, length unit (nm), force field, and that they were made "
+        causes += "without constraints"
+        if not 0.0 < ratio < _FAR:
+            looks, causes = "", "length unit (nm), the order of their atoms, and their force field"
         logger.warning(
             "%s: %s is %.3g ± %.2g over the frames, where equilibrium has exactly 1%s; check their "
-            "temperature%s, length unit (nm), force field, and that they were made without "
-            "constraints",
-            name, quantity, ratio, error, looks, wanted,
+            "%s",
+            name, quantity, ratio, error, looks, causes,
         )  # fmt: skip
         return
 
@@ -164,6 +175,50 @@ def check_exploded(name: str, target: Target, x: Tensor) -> None:
             f"{float(energies.median()):.4g} kT; check the length unit (nm) and the order "
             "of the atoms, or remove single bad frames"
         )
+
+
+def check_flexible(name: str, target: Target, x: Tensor, bonds: Sequence[tuple[int, int]]) -> None:
+    """Refuse frames (n, M, D), nm, of a simulation that held bonds between particles rigid.
+
+    A bond's length has to vary at least about as much as it would with everything else at rest,
+    1 / sqrt(u'') for its own stretching.
+
+    Raises
+    ------
+    ValueError
+        If one varies by less than a quarter of that.
+    """
+    rigid = []
+    for i, j in bonds:
+        lengths = (x[:, i] - x[:, j]).norm(dim=1)
+        length, spread = float(lengths.mean()), float(lengths.std())
+        if spread < _STIFF * length:
+            wanted = _spread_at_rest(target, x, i, j)
+            if spread < _RIGID * wanted:
+                rigid.append((i, j, length, spread, wanted))
+    if rigid:
+        i, j, length, spread, wanted = rigid[0]
+        raise ValueError(
+            f"{name}: expected frames of a simulation without constraints, got {len(rigid)} of "
+            f"{len(bonds)} bonds that were held rigid, the first between particles {i} and {j}, of "
+            f"{length:.4g} ± {spread:.1g} nm where equilibrium has at least ± {wanted:.1g} nm; run "
+            "the MD with constraints=None, rigidWater=False and a time step that bonds allow"
+        )
+
+
+def _spread_at_rest(target: Target, x: Tensor, i: int, j: int) -> float:
+    """Standard deviation (nm) of the distance of two particles if nothing else moved.
+
+    From the median curvature of the energy along it; 0 where that is not positive.
+    """
+    some = x[:: max(1, len(x) // _FEW)][:_FEW]
+    apart = torch.zeros_like(some)
+    apart[:, i], apart[:, j] = some[:, i] - some[:, j], some[:, j] - some[:, i]
+    size = _STEP * apart[:, i].norm(dim=1)
+    energies = [target.reduced_energy(some + k * _STEP / 2.0 * apart) for k in (-1.0, 0.0, 1.0)]
+    curvature = (energies[0] - 2.0 * energies[1] + energies[2]) / size.to(energies[0].device) ** 2
+    median = float(curvature.median())
+    return 1.0 / math.sqrt(median) if median > 0.0 else 0.0
 
 
 def check_exchangeable(target: Target, x: Tensor, pairs: Sequence[tuple[int, int]]) -> None:

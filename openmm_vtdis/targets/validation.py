@@ -11,6 +11,7 @@ The same configurations compare a batched translation with OpenMM.
 from __future__ import annotations
 
 import copy
+import logging
 
 import numpy as np
 import openmm
@@ -23,6 +24,8 @@ from openmm_vtdis.geometry import Space
 from openmm_vtdis.random import make_generator
 from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.topology.atoms import bonded_graph
+
+logger = logging.getLogger(__name__)
 
 _LENGTH_SCALES = (0.1, 0.3, 1.0, 3.0)
 """Spacings of the random configurations, in nm: from chemical bonds to reduced units."""
@@ -129,8 +132,9 @@ def _check_masses(system: openmm.System, topology: app.Topology) -> None:
 def _check_bonds(system: openmm.System, topology: app.Topology) -> None:
     """Refuse a topology in which bonds are missing from the System, and the other way round.
 
-    Either alone is no contradiction: bonds may be a machine-learned potential's, and springs may
-    join what is not bonded.
+    Warn of one without any bond for a System with harmonic ones. Otherwise either alone is no
+    contradiction: bonds may be a machine-learned potential's, and springs may join what is not
+    bonded.
     """
     graph = bonded_graph(topology)
     pairs = [
@@ -140,6 +144,13 @@ def _check_bonds(system: openmm.System, topology: app.Topology) -> None:
         for k in range(force.getNumBonds())
     ]
     bonded = {frozenset(pair) for pair in pairs}
+    if not graph.edges and any(isinstance(f, openmm.HarmonicBondForce) for f in system.getForces()):
+        logger.warning(
+            "topology: has no bonds, where the System has %d bonded pairs; which atoms are alike, "
+            "their handedness, and what the network knows of them come from bonds: read a file "
+            "that has them (PDB with CONECT), or call topology.createStandardBonds()",
+            len(bonded),
+        )
 
     def over_two_bonds(i: int, j: int) -> bool:
         """As in a Urey-Bradley term."""

@@ -9,6 +9,7 @@ from openmm import app
 from torch import Tensor
 
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.topology.atoms import bonded_graph
 from openmm_vtdis.topology.features import bond_features, element_features
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
 from openmm_vtdis.topology.symmetry import check_labels, exchangeable_pairs, symmetry_labels
@@ -26,6 +27,8 @@ class Particles:
         Atoms with a handedness, none in two dimensions.
     pairs
         Pairs whose exchange must leave the energy as it is.
+    bonds
+        Pairs of bonded particles.
     features
         Constants that a network is given, ``node_features`` (M, F) and ``edge_features``
         (M, M, E); empty without bonds.
@@ -34,6 +37,7 @@ class Particles:
     labels: list[int]
     stereocentres: tuple[Stereocentre, ...]
     pairs: tuple[tuple[int, int], ...]
+    bonds: tuple[tuple[int, int], ...]
     features: dict[str, list]
 
     def handedness(self, name: str, x: Tensor) -> Handedness | None:
@@ -74,11 +78,12 @@ class Particles:
         else:
             numbers = [0] * space.n_particles if alike else list(range(space.n_particles))
         if topology is None:
-            return cls(numbers, (), (), {})
+            return cls(numbers, (), (), (), {})
         features = {}
         if topology.getNumBonds():
             features["node_features"] = element_features(topology).tolist()
             features["edge_features"] = bond_features(topology).tolist()
         centres = stereocentres(topology, numbers) if space.n_dims == 3 else []
         pairs = exchangeable_pairs(topology, numbers)
-        return cls(numbers, tuple(centres), tuple(pairs), features)
+        bonds = tuple(bonded_graph(topology).edges)
+        return cls(numbers, tuple(centres), tuple(pairs), bonds, features)

@@ -126,7 +126,7 @@ def test_repeated_frames_count_once() -> None:
     assert often.stderr == pytest.approx(once.stderr, rel=0.3)
     unaware = bar(generated, np.repeat(target, 10), subsample=False)
     assert unaware.stderr < 0.75 * often.stderr  # control
-    assert "of which count as one" in str(often)
+    assert "5000 target samples of statistical inefficiency " in str(often)
 
 
 def slow_and_white(n: int, spread: float, share: float, memory: float, seed: int) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 import openmm
+import openmm.app
 import pytest
 import torch
 
@@ -20,9 +22,11 @@ from openmm_vtdis.targets import (
 )
 from openmm_vtdis.targets.equilibrium import (
     check_equilibrium,
+    check_flexible,
     configurational_ratio,
     virial_ratio,
 )
+from openmm_vtdis.topology.particles import Particles
 from openmm_vtdis.units import thermal_energy
 from tests.targets.reference import system_of
 
@@ -240,3 +244,61 @@ def test_frames_without_a_finite_energy_are_refused() -> None:
     x[20, 1] = x[20, 3]
     with pytest.raises(ValueError, match="got 1 of 50 without, the first at index 20"):
         check_equilibrium("train", target, target.space.project(x))
+
+
+def dynamics(constraints: object, temperature: float = 300.0) -> torch.Tensor:
+    """100 frames of alanine dipeptide, 30 fs apart, in nm."""
+    system = alanine_dipeptide(temperature)
+    built = openmm.app.ForceField("amber96.xml").createSystem(
+        system.topology, nonbondedMethod=openmm.app.NoCutoff, constraints=constraints
+    )
+    integrator = openmm.LangevinMiddleIntegrator(temperature, 10.0, 0.001)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(built, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(system.positions)
+    openmm.LocalEnergyMinimizer.minimize(context)
+    context.setVelocitiesToTemperature(temperature, 1)
+    frames = []
+    for _ in range(100):
+        integrator.step(30)
+        frames.append(context.getState(positions=True).getPositions(asNumpy=True)._value)
+    return torch.tensor(np.array(frames))
+
+
+@pytest.mark.parametrize("decimals", [7, 3], ids=["full precision", "rounded like XTC"])
+@pytest.mark.parametrize("constraints", [None, openmm.app.HBonds, openmm.app.AllBonds])
+def test_rigid_bonds_are_refused_by_name(constraints: object, decimals: int) -> None:
+    system = alanine_dipeptide(300.0)
+    bonds = Particles.of(system.topology, Space(22, 3)).bonds
+    x = system.target().space.project(dynamics(constraints).round(decimals=decimals))
+    assert len(bonds) == 21
+    if constraints is None:
+        return check_flexible("train", system.target(), x, bonds)
+    rigid = 12 if constraints is openmm.app.HBonds else 21
+    with pytest.raises(ValueError, match=f"train: .* without constraints, got {rigid} of 21 bonds"):
+        check_equilibrium("train", system.target(), x, bonds)
+
+
+def test_bonds_may_be_as_stiff_as_cold_makes_them() -> None:
+    """At 3 K they vary by less than rounding at 300 K does; control: the target of 300 K."""
+    system, x = alanine_dipeptide(3.0), dynamics(None, 3.0)
+    bonds = Particles.of(system.topology, Space(22, 3)).bonds
+    check_flexible("tune", system.target(), x, bonds)
+    with pytest.raises(ValueError, match="21 of 21 bonds"):
+        check_flexible("tune", alanine_dipeptide(300.0).target(), x, bonds)
+
+
+@pytest.mark.parametrize("change", ["order", "unit"])
+def test_what_no_temperature_explains_is_not_called_one(
+    change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all frames alike: single ones are refused as exploded."""
+    system, x = alanine_dipeptide(300.0), dynamics(None)[::10]
+    if change == "order":
+        x[:, [0, 1]] = x[:, [1, 0]]
+    else:
+        x *= 1.2
+    with caplog.at_level(logging.WARNING):
+        check_equilibrium("train", system.target(), x)
+    assert "check their length unit (nm), the order of their atoms" in caplog.text
+    assert "as if they were at" not in caplog.text

@@ -18,6 +18,7 @@ from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.translators import custom
 from openmm_vtdis.testing import check_target
+from tests.molecules import molecule
 from tests.targets.reference import (
     all_pairs,
     bonds,
@@ -269,6 +270,21 @@ def test_bad_arguments() -> None:
 
 # ---------------------------------------------------------------------------------------------
 # Fallback
+
+
+def test_a_topology_without_bonds_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    def springs() -> openmm.HarmonicBondForce:
+        force = openmm.HarmonicBondForce()
+        for i in (1, 2, 3):
+            force.addBond(0, i, 0.1, 1000.0)
+        return force
+
+    with caplog.at_level(logging.WARNING):
+        OpenMMTarget(system_of(springs()), molecule("CHHH", [(0, 1), (0, 2), (0, 3)]))
+        OpenMMTarget(system_of(all_pairs("r^2")), molecule("CHHH", []))
+        assert not caplog.records  # controls
+        OpenMMTarget(system_of(springs()), molecule("CHHH", []))
+    assert "topology: has no bonds, where the System has 3 bonded pairs" in caplog.text
 
 
 def test_fallback_says_which_force(caplog: pytest.LogCaptureFixture) -> None:
