@@ -198,13 +198,19 @@ class Trainer:
         Raises
         ------
         ValueError
-            If the checkpoint belongs to another run (settings, network or data differ).
+            If the checkpoint belongs to another run (settings, network or data differ), or in an
+            autocast, which would keep casts of weights for longer than the weights.
         FloatingPointError
             If the loss becomes NaN or infinite; the last checkpoint is kept.
         KeyboardInterrupt
             On Ctrl-C, once a checkpoint is written. After this or any other exception the
             denoiser has the weights that it had before.
         """
+        if torch.is_autocast_enabled(self.frames.device.type):
+            raise ValueError(
+                "training: expected no torch.autocast around it, got one; precision= says in which "
+                "precision it runs"
+            )
         path = checks.checkpoint(checkpoint, checkpoint_seconds)
         evaluate_every = checks.positive_integer("evaluate_every", evaluate_every)
         before = {k: v.detach().clone() for k, v in self.denoiser.state_dict().items()}

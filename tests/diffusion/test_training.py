@@ -197,6 +197,17 @@ def test_an_infinite_gradient_does_not_reach_what_is_kept(at: int, tmp_path: Pat
     assert not path.exists()
 
 
+def test_an_autocast_around_a_training_is_refused() -> None:
+    trainer = make_trainer(2)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="expected no torch.autocast around it"),
+    ):
+        trainer.run(progress=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        trainer.run(progress=False)
+
+
 def test_a_run_that_diverged_is_not_saved(tmp_path: Path) -> None:
     trainer, path = make_trainer(), tmp_path / "run.ckpt"
     next(trainer.denoiser.parameters()).register_hook(lambda gradient: gradient * float("inf"))
