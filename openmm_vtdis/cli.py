@@ -71,7 +71,7 @@ def train(options: argparse.Namespace) -> None:
     checkpoint = output.with_suffix(".ckpt") if options.checkpoint is None else options.checkpoint
     gen = DiffusionBoltzmannGenerator(
         read_system(options.system),
-        None if options.pdb is None else app.PDBFile(options.pdb).topology,
+        None if options.pdb is None else read_topology(options.pdb),
         options.temperature,
         n_dims=options.n_dims,
         network=options.network,
@@ -175,8 +175,14 @@ def analyze(options: argparse.Namespace) -> None:
     if (options.archive is None) != (options.trajectory is None):
         raise ValueError("analyze: expected --archive and --trajectory together, got one of them")
     if options.archive is not None:
-        n_steps = len(ensemble.metadata.get("times", ())) - 1
-        log_w = load(options).noise(
+        gen, n_steps = load(options), len(ensemble.metadata.get("times", ())) - 1
+        n_particles, n_dims = ensemble.positions.shape[1:]
+        if (n_particles, n_dims) != (gen.space.n_particles, gen.space.n_dims):
+            raise ValueError(
+                f"analyze: expected the generator of these samples, of {n_particles} particles in "
+                f"{n_dims} dimensions, got one of {gen.space.n_particles} in {gen.space.n_dims}"
+            )
+        log_w = gen.noise(
             options.trajectory,
             n_steps=n_steps if n_steps > 0 else None,
             seed=options.seed,
@@ -230,6 +236,18 @@ def read_system(path: str) -> openmm.System:
     return system
 
 
+def read_topology(path: str) -> app.Topology:
+    """A Topology from a PDB or PDBx/mmCIF file."""
+    read = app.PDBxFile if Path(path).suffix.lower() in (".cif", ".pdbx", ".mmcif") else app.PDBFile
+    try:
+        topology = read(path).topology
+    except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: expected a PDB or mmCIF file, got {error}") from error
+    if not topology.getNumAtoms():
+        raise ValueError(f"{path}: expected a PDB or mmCIF file, got one without atoms")
+    return topology
+
+
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
     name, device = options.archive, own_device(getattr(options, "device", "cpu"))
@@ -279,7 +297,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument(
         "-p",
         "--pdb",
-        help="its topology, with its bonds (CONECT); not needed for identical particles",
+        help="its topology with its bonds, PDB (CONECT) or mmCIF; not for identical particles",
     )
     frames(one, required=True)
     one.add_argument("-T", "--temperature", type=float, required=True, help="of the MD, in K")

@@ -57,15 +57,20 @@ def read_frames(
     if isinstance(traj, md.Trajectory):
         if topology is not None:
             check_trajectory_topology(topology, traj.topology)
-        dropped = np.abs(traj.xyz[..., space.n_dims :])
-        if dropped.size and not float(dropped.max()) <= _FLAT:
-            raise ValueError(
-                f"{name}: expected particles at z = 0 in {space.n_dims} dimensions, got "
-                f"coordinates of up to {float(dropped.max()):.3g} nm there"
-            )
+        check_flat(name, traj.xyz, space.n_dims)
         traj = traj.xyz[..., : space.n_dims]
     x = checks.configurations(name, nanometers(traj), space.n_particles, space.n_dims, minimum)
     return space.project(x)
+
+
+def check_flat(name: str, positions: np.ndarray, n_dims: int) -> None:
+    """Raise ValueError for positions (..., 3) in nm off the plane of a system in 2 dimensions."""
+    outside = np.abs(positions[..., n_dims:])
+    if outside.size and not float(outside.max()) <= _FLAT:
+        raise ValueError(
+            f"{name}: expected particles at z = 0 in {n_dims} dimensions, got coordinates of up to "
+            f"{float(outside.max()):.3g} nm there"
+        )
 
 
 def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:

@@ -32,13 +32,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
+from scipy.special import boxcox
 
+from openmm_vtdis import checks
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.ensemble.diagnostics import check_log_weights, pareto_k
 
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 PALETTE = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
 """Okabe and Ito's colours, the most distinct first."""
+_LEAST_SHOWN = -12.0
+"""log10 of a weight over the mean below which it is not worth the room on an axis."""
 
 
 def energy_histogram(
@@ -70,7 +74,8 @@ def energy_histogram(
                 "reference_energies: expected a non-empty, finite array of shape (m,) in kT, got "
                 f"shape {reference.shape}"
             )
-    if isinstance(bins, int):
+    if np.ndim(bins) == 0:
+        bins = checks.positive_integer("bins", bins)
         edges = np.linspace(*_energy_range(ensemble, raw, reference), bins + 1)
     else:
         edges = np.asarray(bins, dtype=np.float64)
@@ -205,16 +210,21 @@ def weight_distribution(
     """Histogram of log10 of the weights in units of their mean, with ESS and Pareto k.
 
     The dashed line is an even share. Mass far to its right is a tail in which few samples carry
-    the estimates. Samples of zero weight are named in the legend.
+    the estimates. Samples of zero weight, and those of less than 1e-12 of the mean, are named in
+    the legend.
     """
     ax = _axes(ax)
     weights = ensemble.weights
     about = ensemble.diagnostics()
-    alive = ensemble.log_weights > -math.inf
-    shares = (ensemble.log_weights[alive] - ensemble.log_z().value) / math.log(10.0)
+    shares = (ensemble.log_weights - ensemble.log_z().value) / math.log(10.0)
+    alive = shares > _LEAST_SHOWN
+    shares = shares[alive]
+    n_small = len(ensemble) - int(alive.sum()) - about.n_zero_weight
     text = f"{label or 'samples'}\nESS {about.ess:.1%}, Pareto $k$ {about.pareto_k:.2f}"
     if about.n_zero_weight:
         text += f"\n({about.n_zero_weight} of zero weight not shown)"
+    if n_small:
+        text += f"\n({n_small} of next to none not shown)"
     span = (float(shares.min()), float(shares.max()))
     if span[1] - span[0] < 1e-9:
         span = (span[0] - 0.5, span[1] + 0.5)
@@ -249,9 +259,9 @@ def ramachandran(
     Parameters
     ----------
     phi, psi
-        (n,) radians, of all samples or frames.
+        (n,) radians, of all samples or frames; from -pi, as mdtraj gives them, or from 0.
     weights
-        (n,) not negative; None: equal.
+        (n,) not negative, and not all zero; None: equal.
     bins
         In either direction.
     depth
@@ -265,8 +275,17 @@ def ramachandran(
             "ramachandran: expected phi, psi and weights of one shape (n,), got "
             f"{x.shape}, {y.shape} and {w.shape}"
         )
-    turn = [-math.pi, math.pi]
     known = w > 0.0
+    if not (known.any() and np.isfinite(w).all() and (w >= 0.0).all()):
+        raise ValueError(
+            "ramachandran: expected weights that are finite, not negative and not all zero (not "
+            "their logarithms)"
+        )
+    largest = float(np.abs([x[known], y[known]]).max())
+    if not largest <= 2.0 * math.pi:
+        raise ValueError(f"ramachandran: expected angles in radians, up to 2 pi, got {largest:.4g}")
+    turn = [-math.pi, math.pi]
+    x, y = (np.remainder(angle + math.pi, 2.0 * math.pi) - math.pi for angle in (x, y))
     table, edges, _ = np.histogram2d(
         x[known], y[known], bins=bins, range=[turn, turn], weights=w[known]
     )
@@ -327,10 +346,11 @@ def free_energy_profile(
 
 
 def pareto_tail(log_weights: ArrayLike, ax: Axes | None = None, label: str | None = None) -> Axes:
-    """The largest weights over their rank, with the slope of the fitted Pareto distribution.
+    """The largest weights over their rank, with what the fitted Pareto distribution expects.
 
-    A tail of shape k falls as rank to the power -k. The steeper, the more do few samples carry:
-    the dashed line is k = 0.7, above which estimates cannot be trusted.
+    That is of shape k, :func:`~openmm_vtdis.ensemble.pareto_k`, for the excess over the weight
+    below the tail, and of the tail's own median. The steeper, the more do few samples carry: the
+    dashed line is k = 0.7, above which estimates cannot be trusted.
     """
     ax = _axes(ax)
     lw = check_log_weights(log_weights)
@@ -343,11 +363,13 @@ def pareto_tail(log_weights: ArrayLike, ax: Axes | None = None, label: str | Non
     share = np.exp(lw[:n_tail] - np.logaddexp.reduce(lw))
     name = "samples" if label is None else label
     (line,) = ax.loglog(rank, share, ls="", marker="o", ms=3.5, label=name)
-    middle = n_tail // 2
-    for slope, style, text in ((k, "-", f"Pareto $k$ = {k:.2f}"), (0.7, "--", "$k$ = 0.7")):
-        fitted = share[middle] * (rank / rank[middle]) ** -max(slope, 0.0)
+    cutoff = math.exp(lw[n_tail] - np.logaddexp.reduce(lw))
+    above = (rank - 0.5) / n_tail
+    for shape, style, text in ((k, "-", f"Pareto $k$ = {k:.2f}"), (0.7, "--", "$k$ = 0.7")):
+        excess = boxcox(above, -shape) / boxcox(0.5, -shape)  # (p^-k - 1) / k, -log p for k = 0
+        expected = cutoff + (np.median(share) - cutoff) * excess
         colour = line.get_color() if style == "-" else "0.35"
-        ax.plot(rank, fitted, ls=style, color=colour, lw=1.5, label=text)
+        ax.plot(rank, expected, ls=style, color=colour, lw=1.5, label=text)
     ax.set(xlabel="rank of the weight", ylabel="share of all weight")
     ax.legend(frameon=False)
     return ax

@@ -18,11 +18,13 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+from openmm import app
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, pretrained
 from openmm_vtdis.diffusion import tuning
 from openmm_vtdis.diffusion.training import Trainer
 from openmm_vtdis.storage import read_archive
+from openmm_vtdis.targets import alanine_dipeptide
 from openmm_vtdis.topology import placeholder_topology
 from openmm_vtdis.units import thermal_energy
 
@@ -276,7 +278,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     foreign.write_text("<a/>")
     pickled = tmp_path / "pickled.xml"
     pickled.write_text('<System><Forces><Force type="PythonForce"/></Forces></System>')
+    empty = tmp_path / "empty.pdb"
+    empty.write_text("")
+    samples = tmp_path / "dw4.nc"
+    DiffusionBoltzmannGenerator.from_pretrained("dw4").sample(
+        30, n_steps=3, seed=0, progress=False
+    ).save(samples)
     both = ["analyze", str(folder / "s.nc"), "--archive", "dw4"]
+    other = ["analyze", str(samples), "--archive", str(folder / "model.vtdis")]
     rest = training(folder)[2:]
     for arguments, message in (
         (["sample", str(tmp_path / "none.vtdis")], "no such archive"),
@@ -285,6 +294,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["train", "-s", str(pickled), *rest], "expected a System without PythonForce"),
         (["train", "-s", str(tmp_path / "none.xml"), *rest], "none.xml"),
         (both, "no such ensemble"),
+        ([*other, "-t", str(folder / "md.dcd")], "of these samples, of 4 particles in 2 dimen"),
+        (["train", *training(folder), "-p", str(empty)], "empty.pdb: expected a PDB or mmCIF"),
+        (
+            ["train", *training(folder), "-p", str(folder / "md.dcd")],
+            "md.dcd: expected a PDB or mmCIF",
+        ),
         (["train", "-s", str(folder / "md.dcd"), *rest], "md.dcd: expected the XML of a System"),
         (["tune", "dw4", "-t", str(folder / "md.dcd")], "expected --output, since dw4 is no file"),
         (["demo", "water"], f"expected one of {', '.join(pretrained.names())}, got 'water'"),
@@ -296,6 +311,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert "Traceback" not in error
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train"])
+
+
+def test_a_topology_is_read_from_pdb_or_mmcif(tmp_path: Path) -> None:
+    system = alanine_dipeptide()
+    for name, write in (("a.pdb", app.PDBFile.writeFile), ("a.cif", app.PDBxFile.writeFile)):
+        with (tmp_path / name).open("w") as stream:
+            write(system.topology, 10.0 * system.positions, stream)
+        atoms = cli.read_topology(str(tmp_path / name)).atoms()
+        assert [a.name for a in atoms] == [a.name for a in system.topology.atoms()]
+    (tmp_path / "none.cif").write_text("data_x\n")
+    with pytest.raises(ValueError, match=r"none.cif: expected a PDB or mmCIF file, got"):
+        cli.read_topology(str(tmp_path / "none.cif"))
 
 
 def test_a_training_that_diverges_is_exit_code_1(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy.special import boxcox
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -196,6 +197,35 @@ def test_ramachandran_shows_minus_log_of_the_weighted_density() -> None:
         plotting.ramachandran(phi, psi, weights[:2])
 
 
+def test_ramachandran_takes_radians_of_either_kind_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    phi, psi = rng.uniform(-np.pi, np.pi, size=(2, 500))
+    maps = [
+        plotting.ramachandran(x, psi, bins=6).collections[0].get_array()
+        for x in (phi, np.where(phi < 0.0, phi + 2.0 * np.pi, phi))
+    ]
+    np.testing.assert_allclose(*maps)
+    with pytest.raises(ValueError, match=r"expected angles in radians, up to 2 pi, got 17\d"):
+        plotting.ramachandran(np.degrees(phi), psi)
+    with pytest.raises(ValueError, match="expected angles in radians"):
+        plotting.ramachandran(np.full(500, np.nan), psi)
+    for bad in (np.full(500, -1.0), np.zeros(500), np.full(500, np.inf)):
+        with pytest.raises(ValueError, match="expected weights that are finite"):
+            plotting.ramachandran(phi, psi, bad)
+    with pytest.raises(ValueError, match="not all zero"):
+        plotting.ramachandran([], [])
+
+
+def test_a_weight_of_next_to_nothing_does_not_take_the_axis(ensemble: WeightedEnsemble) -> None:
+    lw = ensemble.log_weights.copy()
+    lw[5] = -1_000.0
+    ax = plotting.weight_distribution(ensemble.with_log_weights(lw))
+    assert "(1 of next to none not shown)" in legend(ax)[0]
+    assert ax.get_xlim()[0] > -20.0
+    edges = plotting.energy_histogram(ensemble, bins=np.int64(20)).patches[0].get_data().edges
+    assert len(edges) == 21
+
+
 def test_free_energy_profile_has_gaps_and_a_band(ensemble: WeightedEnsemble) -> None:
     u = ensemble.reduced_energies
     density, edges, stderr = ensemble.histogram(u, bins=10, range=(-1.0, 30.0))
@@ -216,20 +246,23 @@ def test_free_energy_profile_has_gaps_and_a_band(ensemble: WeightedEnsemble) -> 
         plotting.free_energy_profile(np.zeros(3), np.arange(4.0))
 
 
-def test_pareto_tail_shows_the_largest_weights_and_their_slope() -> None:
-    rng = np.random.default_rng(0)
-    lw = -0.6 * np.log(rng.random(4_000))  # weights u^-0.6: a tail of shape 0.6
+@pytest.mark.parametrize("shape", [-0.3, 0.0, 0.3, 0.6, 0.9])
+def test_pareto_tail_shows_the_largest_weights_and_what_was_fitted(shape: float) -> None:
+    """Weights that are one more than a generalised Pareto distribution's."""
+    p = np.random.default_rng(0).random(4_000)
+    lw = np.log(1.0 - boxcox(p, -shape) if shape else 1.0 - np.log(p))
     ax = plotting.pareto_tail(lw, label="x")
-    points, fitted, limit = ax.lines
-    assert float(np.asarray(points.get_ydata())[0]) == pytest.approx(
-        np.exp(lw.max()) / np.exp(lw).sum()
-    )
-    slope = np.polyfit(*(np.log(np.asarray(d)) for d in fitted.get_data()), 1)[0]
-    assert -slope == pytest.approx(0.6, abs=0.15)
-    assert np.polyfit(*(np.log(np.asarray(d)) for d in limit.get_data()), 1)[0] == (
-        pytest.approx(-0.7)
-    )
+    points, fitted, limit = (np.asarray(line.get_ydata()) for line in ax.lines)
+    np.testing.assert_allclose(points, np.sort(np.exp(lw))[::-1][: len(points)] / np.exp(lw).sum())
+    apart = [np.abs(np.log(line / points))[5:].max() for line in (fitted, limit)]
+    assert apart[0] < 0.25
+    assert shape > 0.5 or apart[1] > 2.0 * apart[0]  # control
+    assert np.median(limit) == pytest.approx(np.median(points), rel=0.02)
     assert legend(ax)[0] == "x"
+    assert_everything_is_inside(ax)
+
+
+def test_pareto_tail_needs_a_tail() -> None:
     with pytest.raises(ValueError, match="expected log weights with a tail"):
         plotting.pareto_tail(np.zeros(100))
 

@@ -39,6 +39,7 @@ import numpy as np
 from openmm import app
 from scipy.io import netcdf_file
 
+from openmm_vtdis import checks
 from openmm_vtdis._version import __version__
 from openmm_vtdis.storage import parse_json, replacing, write_atomically
 from openmm_vtdis.topology import topology_from_json, topology_to_json
@@ -215,7 +216,7 @@ def write_colvar(
                 f"columns: expected a name without spaces, # or @, other than time and logweight, "
                 f"got {name!r}"
             )
-        v = np.asarray(values, dtype=np.float64)
+        v = checks.real_array(name, values)
         if v.shape != (len(log_weights),) or not np.isfinite(v[alive]).all():
             raise ValueError(
                 f"{name}: expected {len(log_weights)} finite values, one per sample, got shape "

@@ -41,6 +41,7 @@ from mpiplus import get_mpicomm
 from openmm import unit
 
 from openmm_vtdis import checks, pretrained
+from openmm_vtdis.frames import check_flat
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import make_generator
@@ -140,7 +141,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     ------
     ValueError
         If the archive is not one of a tuned generator, or, on applying it, has changed; or if a
-        state is of other particles or has constraints.
+        state is of other particles, has constraints, or, for a generator in two dimensions, has
+        left the plane, as OpenMM's dynamics does.
     """
 
     def __init__(
@@ -186,12 +188,13 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         space = proposals.gen.space
         _check_state(thermodynamic_state, sampler_state, space.n_particles)
         before = np.asarray(sampler_state.positions.value_in_unit(unit.nanometer))
+        centre = before.mean(axis=0)
+        check_flat("DiffusionMove", before - centre, space.n_dims)
         if not proposals.is_inside(before[:, : space.n_dims]):
             self._count_outside()
             return
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
         sampler_state.apply_to_context(context, ignore_velocities=True)
-        centre = before.mean(axis=0)
         current = thermodynamic_state.reduced_potential(context)
         log_w = proposals.renew(before[:, : space.n_dims]) - current
         chosen = None

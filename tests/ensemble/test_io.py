@@ -14,6 +14,7 @@ import mdtraj as md
 import netCDF4
 import numpy as np
 import pytest
+from openmm import unit
 from openmmtools import testsystems
 
 from openmm_vtdis import storage
@@ -309,6 +310,8 @@ def test_values_for_plumed_are_checked(particles: WeightedEnsemble, tmp_path: Pa
         particles.save_colvar(tmp_path / "COLVAR", phi=np.zeros(6))
     with pytest.raises(ValueError, match="with NaN or infinity"):
         particles.save_colvar(tmp_path / "COLVAR", phi=np.full(7, np.nan))
+    with pytest.raises(ValueError, match="phi: expected plain numbers, got a Quantity in degree"):
+        particles.save_colvar(tmp_path / "COLVAR", phi=np.zeros(7) * unit.degree)
 
 
 def test_sampler_states_are_fair_samples(particles: WeightedEnsemble) -> None:

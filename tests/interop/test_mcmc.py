@@ -392,6 +392,22 @@ def unlike(
     return by_energy, ks_2samp(distance(np.array(x)), distance(frames)).pvalue
 
 
+def test_dynamics_that_leaves_the_plane_is_not_mixed_with_flat_proposals(
+    contexts: cache.ContextCache,
+) -> None:
+    """Such a chain would sample neither two dimensions nor three."""
+    bench = double_well()
+    thermodynamic = states.ThermodynamicState(bench.system, bench.temperature * unit.kelvin)
+    flat = np.pad(bench.positions, [(0, 0), (0, 1)], constant_values=0.3)  # a plane, z = 0.3
+    sampler = states.SamplerState(flat * unit.nanometer)
+    move = DiffusionMove("dw4", n_steps=4, batch_size=4, seed=1)
+    move.apply(thermodynamic, sampler, contexts)
+    off = flat + np.random.default_rng(0).normal(scale=0.01, size=flat.shape)
+    sampler.positions = off * unit.nanometer
+    with pytest.raises(ValueError, match="DiffusionMove: expected particles at z = 0"):
+        move.apply(thermodynamic, sampler, contexts)
+
+
 def test_it_leaves_the_distribution_of_double_wells_as_it_is(
     double_wells: tuple[np.ndarray, np.ndarray], contexts: cache.ContextCache
 ) -> None:
