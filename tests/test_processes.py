@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 
 def in_two_processes(work: Callable[[int], None], folder: Path) -> list[int]:
-    """Exit codes of two processes of one gloo group: 0, or 3 where ``work`` raised a ValueError."""
+    """Exit codes of two processes of one gloo group: 0, or 3 where ``work`` was refused."""
     children = []
     for rank in range(2):
         child = os.fork()
@@ -65,11 +66,12 @@ def in_two_processes(work: Callable[[int], None], folder: Path) -> list[int]:
             code = 1
             try:
                 distributed.init_process_group(
-                    "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
-                )
+                    "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2,
+                    timeout=timedelta(seconds=60),
+                )  # fmt: skip
                 work(rank)
                 code = 0
-            except ValueError as error:
+            except (ValueError, FloatingPointError) as error:
                 (folder / f"error-{rank}").write_text(str(error))
                 code = 3
             finally:
@@ -96,6 +98,24 @@ def test_processes_that_go_on_from_different_places_are_refused(
     assert codes == ([0, 0] if shared else [3, 3])
     if not shared:
         assert "at the same iteration, in all processes" in (tmp_path / "error-1").read_text()
+
+
+def test_processes_fail_together_where_a_training_diverges(tmp_path: Path) -> None:
+    """Though only process 0 writes checkpoints, before which it looks at the losses."""
+
+    def work(rank: int) -> None:
+        trainer, calls = make_trainer(12), []
+
+        def broken(gradient: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return gradient * float("nan") if len(calls) > 5 else gradient
+
+        next(trainer.denoiser.parameters()).register_hook(broken)
+        trainer.run(tmp_path / "run.ckpt", checkpoint_seconds=0.0, progress=False)
+
+    assert in_two_processes(work, tmp_path) == [3, 3]
+    for rank in range(2):
+        assert "diverged at iteration 5" in (tmp_path / f"error-{rank}").read_text()
 
 
 def test_training_under_another_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,7 +295,7 @@ class Trainer:
         get_ema_multi_avg_fn(decay)(averages, [state[name] for name in floating], None)  # type: ignore[no-untyped-call]
         for name in state.keys() - floating:
             self.average[name].copy_(state[name])
-        if len(self._unread) == READ_EVERY:
+        if n_processes > 1 or len(self._unread) == READ_EVERY:  # all of a group fail together
             self._read()
 
     def _read(self) -> None:
@@ -384,15 +384,19 @@ class Trainer:
         for name, value in self.average.items():
             value.copy_(average[name])
         states: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.denoiser.parameters())
         for name, tensor in storage.select_prefix(tensors, "optimizer.").items():
-            index, key = name.split(".", 1)
-            states.setdefault(int(index), {})[key] = tensor
+            index, key = int(name.split(".")[0]), name.split(".")[1]
+            if key != "step":  # moments lie in memory as the parameter does
+                tensor = torch.empty_like(parameters[index]).copy_(tensor)
+            states.setdefault(index, {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.generator.set_state(tensors["generator"])
         self.iteration = int(metadata["iteration"])
         self._elapsed = float(metadata["elapsed"])
         self._recent = list(metadata["recent"])
+        self._unread.clear()
         self.log = TrainingLog(**metadata["log"])
 
     def _identity(self) -> dict[str, Any]:

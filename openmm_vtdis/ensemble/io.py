@@ -36,6 +36,7 @@ from typing import Any, TypedDict
 
 import netCDF4
 import numpy as np
+from numpy.typing import ArrayLike
 from openmm import app
 from scipy.io import netcdf_file
 
@@ -190,7 +191,7 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
 
 
 def write_colvar(
-    path: str | os.PathLike[str], log_weights: np.ndarray, columns: Mapping[str, np.ndarray]
+    path: str | os.PathLike[str], log_weights: np.ndarray, columns: Mapping[str, ArrayLike]
 ) -> Path:
     """Write a PLUMED COLVAR file, atomically.
 

@@ -492,7 +492,7 @@ class WeightedEnsemble:
         ``ensemble.save_colvar("COLVAR", phi=phi)``: values (n,), or a function of positions.
         """
         x = self.positions
-        values = {name: np.asarray(f(x) if callable(f) else f) for name, f in columns.items()}
+        values = {name: f(x) if callable(f) else f for name, f in columns.items()}
         return write_colvar(path, self.log_weights, values)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

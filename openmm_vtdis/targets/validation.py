@@ -144,7 +144,8 @@ def _check_bonds(system: openmm.System, topology: app.Topology) -> None:
         for k in range(force.getNumBonds())
     ]
     bonded = {frozenset(pair) for pair in pairs}
-    if not graph.edges and any(isinstance(f, openmm.HarmonicBondForce) for f in system.getForces()):
+    harmonic = (f for f in system.getForces() if isinstance(f, openmm.HarmonicBondForce))
+    if not graph.edges and any(force.getNumBonds() for force in harmonic):
         logger.warning(
             "topology: has no bonds, where the System has %d bonded pairs; which atoms are alike, "
             "their handedness, and what the network knows of them come from bonds: read a file "

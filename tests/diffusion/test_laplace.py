@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.diffusion import laplace
 from openmm_vtdis.diffusion.covariance import Energy, make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
@@ -234,6 +235,24 @@ def test_a_mode_that_the_gaussian_misses_is_seen(seed: int) -> None:
     )  # fmt: skip
     # At a level t the other mode has the posterior weight exp(-2 / t^2) or more, if x is between
     assert 0.0 < found.jump < 0.5
+
+
+def test_a_mode_that_no_draw_meets_is_seen_at_the_frames_in_it() -> None:
+    """A denoiser that knows one mode only: the draws are content, frames in the other are not."""
+    space, t = Space(2, 2), 1.0
+    apart = torch.tensor([[0.5, 0.0], [-0.5, 0.0]], dtype=torch.float64)
+    target = GaussianMixture(torch.stack([apart, -apart]), [0.002, 0.002], [0.97, 0.03], space)
+    known, missed = (sign * apart.expand(50, 2, 2) for sign in (1.0, -1.0))
+    x = torch.zeros_like(known)
+    posterior = laplace_posterior(
+        target.reduced_energy, space, x, known, torch.full((50,), t, dtype=torch.float64)
+    )
+    for frames, is_seen in ((known, False), (missed, True)):
+        cost, shortfall = laplace._jump_cost(
+            target.reduced_energy, space, frames, x, posterior, t, generator(0)
+        )
+        assert float(cost.mean()) < laplace.JUMP_COST
+        assert (float(shortfall.max()) > laplace.MOST) == is_seen
 
 
 def jump_divergence(oracle: Oracle, level: float) -> Tensor:

@@ -197,6 +197,55 @@ def test_an_infinite_gradient_does_not_reach_what_is_kept(at: int, tmp_path: Pat
     assert not path.exists()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_moments_are_resumed_whatever_lies_where_in_memory(
+    transposed: bool, tmp_path: Path
+) -> None:
+    def made() -> Trainer:
+        trainer = make_trainer(30)
+        weight = trainer.denoiser.network.layers[0].message.weight
+        if transposed:
+            weight.data = weight.data.t().contiguous().t()
+        assert weight.is_contiguous() != transposed
+        return trainer
+
+    whole, first, second = made(), made(), made()
+    whole.run(progress=False)
+    for _ in range(13):
+        first._step()
+    first.save(tmp_path / "run.ckpt")
+    second.run(tmp_path / "run.ckpt", progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+    assert whole.log.losses == second.log.losses
+
+
+def test_what_was_not_looked_at_is_forgotten_with_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    trainer.save(tmp_path / "run.ckpt")
+    trainer._step()
+    trainer.restore(tmp_path / "run.ckpt")
+    trainer._read()
+    assert trainer._recent == []
+
+
+def test_a_step_keeps_to_its_settings() -> None:
+    trainer = make_trainer(gradient_clip=0.05, t_min=0.2, t_max=0.3)
+    trainer._step()
+    gradients = [p.grad for p in trainer.denoiser.parameters()]
+    norm = float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+    assert norm == pytest.approx(0.05, rel=1e-3)
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.config.learning_rate_at(0)
+    levels = trainer.config.draw_levels(2_000, torch.Generator().manual_seed(0))
+    assert (float(levels.min()), float(levels.max())) == pytest.approx((0.2, 0.3))
+
+
+def test_the_held_out_loss_is_the_same_every_time() -> None:
+    trainer = make_trainer()
+    state = trainer.generator.get_state()
+    assert trainer.held_out_loss() == trainer.held_out_loss()
+    assert torch.equal(trainer.generator.get_state(), state)
+
+
 def test_an_autocast_around_a_training_is_refused() -> None:
     trainer = make_trainer(2)
     with (

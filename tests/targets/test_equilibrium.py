@@ -11,6 +11,7 @@ import openmm.app
 import pytest
 import torch
 
+from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import (
     GaussianMixture,
@@ -286,6 +287,21 @@ def test_bonds_may_be_as_stiff_as_cold_makes_them() -> None:
     check_flexible("tune", system.target(), x, bonds)
     with pytest.raises(ValueError, match="21 of 21 bonds"):
         check_flexible("tune", alanine_dipeptide(300.0).target(), x, bonds)
+
+
+def test_of_few_frames_nothing_is_said_of_bonds() -> None:
+    system, x = alanine_dipeptide(300.0), dynamics(openmm.app.HBonds)
+    bonds = Particles.of(system.topology, Space(22, 3)).bonds
+    check_flexible("train", system.target(), x[:19], bonds)
+    with pytest.raises(ValueError, match="12 of 21 bonds"):
+        check_flexible("train", system.target(), x[:20], bonds)
+
+
+@pytest.mark.parametrize("action", ["train", "tune"])
+def test_generators_refuse_rigid_bonds(action: str) -> None:
+    gen = DiffusionBoltzmannGenerator.from_pretrained("aldp-300K")
+    with pytest.raises(ValueError, match=f"{action}: expected frames of a simulation without"):
+        getattr(gen, action)(dynamics(openmm.app.HBonds), progress=False)
 
 
 @pytest.mark.parametrize("change", ["order", "unit"])

@@ -281,7 +281,7 @@ def test_a_topology_without_bonds_is_told_of(caplog: pytest.LogCaptureFixture) -
 
     with caplog.at_level(logging.WARNING):
         OpenMMTarget(system_of(springs()), molecule("CHHH", [(0, 1), (0, 2), (0, 3)]))
-        OpenMMTarget(system_of(all_pairs("r^2")), molecule("CHHH", []))
+        OpenMMTarget(system_of(all_pairs("r^2"), openmm.HarmonicBondForce()), molecule("CHHH", []))
         assert not caplog.records  # controls
         OpenMMTarget(system_of(springs()), molecule("CHHH", []))
     assert "topology: has no bonds, where the System has 3 bonded pairs" in caplog.text
