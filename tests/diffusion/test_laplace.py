@@ -237,6 +237,36 @@ def test_a_mode_that_the_gaussian_misses_is_seen(seed: int) -> None:
     assert 0.0 < found.jump < 0.5
 
 
+@pytest.mark.parametrize("fails", ["cost", "shortfall"])
+@pytest.mark.parametrize("n_passing", [0, 1, 2, 9, 16])
+def test_the_jump_is_from_the_level_before_the_last_that_passes(
+    n_passing: int, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all below it goes by the energy, though this exact denoiser is better there."""
+    space = Space(2, 2)
+    apart = torch.tensor([[0.5, 0.0], [-0.5, 0.0]], dtype=torch.float64)
+    target = GaussianMixture(torch.stack([apart, -apart]), [0.01, 0.01], [0.5, 0.5], space)
+    exact = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
+    calls: list[int] = []
+
+    def found(energy: Energy, space: Space, x_0: Tensor, *rest: object) -> Tensor:
+        calls.append(1)
+        bad = 0.0 if len(calls) <= n_passing else 1.1 * laplace.MOST
+        both = [bad, 0.0] if fails == "cost" else [0.0, bad]
+        return torch.tensor(both)[:, None].expand(2, len(x_0))
+
+    monkeypatch.setattr(laplace, "_jump_cost", found)
+    measured = find_range(
+        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, generator(0),
+        progress=False,
+    )  # fmt: skip
+    levels = Schedule.geometric(laplace.N_LEVELS - 1, 0.01, 2.0).times
+    expected = {0: 0.0, 1: 0.0, 2: levels[0], 9: levels[7], 16: levels[15]}
+    assert measured.jump == expected[n_passing]
+    assert measured.level >= measured.jump
+    assert measured.level < levels[-1] or n_passing == 16
+
+
 def test_a_mode_that_no_draw_meets_is_seen_at_the_frames_in_it() -> None:
     """A denoiser that knows one mode only: the draws are content, frames in the other are not."""
     space, t = Space(2, 2), 1.0

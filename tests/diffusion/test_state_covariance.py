@@ -93,6 +93,47 @@ def test_krylov_is_exact_on_its_space(oracle: Oracle, rank: int) -> None:
         assert float((found @ start - exact @ start).abs().max()) > 1e-3
 
 
+def test_what_krylov_does_not_see_has_the_rest_of_the_trace() -> None:
+    """By the formula of its module, from a dense Jacobian that is not symmetric."""
+    space, rank = Space(5, 3), 3
+    torch.manual_seed(0)
+    denoiser = PreconditionedDenoiser(EGNN([0, 1, 1, 2, 2], 3, n_layers=2, n_hidden=8), space)
+    x = 1.2 * space.standard_normal(6, generator(1))
+    step = DiffusionKernel.ddpm(denoiser, GRID).step(9, x)
+    found = make_covariance("krylov", space, [0, 1, 1, 2, 2], rank=rank).shape(step)
+    for k in range(len(x)):
+
+        def function(y: Tensor) -> Tensor:
+            y = space.expand(y.reshape(1, space.rank, space.n_dims))
+            level = torch.full((1,), step.t, dtype=y.dtype)
+            return space.reduce(space.project(denoiser(y, level))).flatten()
+
+        jacobian = torch.autograd.functional.jacobian(
+            function, space.reduce(x[k : k + 1]).flatten()
+        )
+        start = space.reduce(x[k] - step.denoised[k]).flatten()
+        powers = [torch.linalg.matrix_power(jacobian.T, p) @ start for p in range(rank)]
+        basis, _ = torch.linalg.qr(torch.stack(powers, dim=1))
+        small = basis.T @ jacobian.T @ basis
+        first = (start @ jacobian.T @ start) / (start @ start)
+        sigma = (space.dim * first - small.trace()) / (space.dim - rank)
+        assert float(sigma) > 0.01
+        inside = basis @ (0.5 * (small + small.T)) @ basis.T
+        expected = inside + sigma * (torch.eye(space.dim).double() - basis @ basis.T)
+        torch.testing.assert_close(found[k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scalars_are_linear_in_log_t_between_knots() -> None:
+    space = Space(3, 3)
+    knots = torch.linspace(-3.0, 2.0, 11, dtype=torch.float64)
+    parameters = torch.cat([0.2 * knots + 0.1, 0.3 - 0.1 * knots])[None]
+    family = Tweedie(space, [0] * 3, parameters)
+    a, c = family._scales(parameters, GRID.pairs)
+    level = GRID.pairs[:, 1].log10()
+    torch.testing.assert_close(a.log(), 0.2 * level + 0.1)
+    torch.testing.assert_close(c.log(), 0.3 - 0.1 * level)
+
+
 def test_krylov_turns_with_the_configuration() -> None:
     space = Space(5, 3)
     torch.manual_seed(0)
