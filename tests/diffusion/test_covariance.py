@@ -205,3 +205,12 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="covariance: expected one of"):
         make_covariance("banded", space, [0] * 4)
     assert math.isclose(GRID.variances[0], reverse_step(space, 1).variance)
+
+
+def test_the_time_network_reads_the_level_that_a_step_is_drawn_at() -> None:
+    """Two grids with one level t_n have one g there, and eta by their own r_n."""
+    covariance = fitted(TimeNetwork, Space(4, 2), [0] * 4)
+    grids = [Schedule((0.1, lower, 1.0, 5.0)) for lower in (0.3, 0.7)]
+    g = [float((covariance.eta(grid)[1, 0] - 1.0) / grid.widening[1]) for grid in grids]
+    assert g[0] > 1e-3
+    assert g[1] == pytest.approx(g[0], rel=1e-12)

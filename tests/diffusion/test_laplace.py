@@ -400,6 +400,19 @@ def test_a_kernel_keeps_its_jump_for_another_number_of_steps() -> None:
     assert again.laplace == jumped.laplace
 
 
+def test_a_jump_for_which_the_grid_has_no_room_is_none() -> None:
+    """Below its second level, or with too few levels above: else a step would pass for a jump."""
+    oracle = make_oracle(3, 2, True)
+    grid = Schedule.geometric(12, 0.02, 10.0)
+    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
+    for jump in (0.9 * grid.times[1], 1.1 * grid.times[-2]):
+        there = kernel.with_laplace(LaplaceRange(11.0, jump))
+        assert there.schedule == grid
+        assert not there.jumps
+        assert there.laplace == LaplaceRange(11.0)
+    assert kernel.with_laplace(LaplaceRange(11.0, 1.1 * grid.times[1])).jumps  # control
+
+
 def test_its_covariance_stands_in_for_that_of_every_family() -> None:
     oracle = make_oracle(3, 2, True)
     kernel = DiffusionKernel.ddpm(
