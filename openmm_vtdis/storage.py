@@ -155,9 +155,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Settings that differ, with both values; "" where none does."""
     names = sorted(there.keys() | here.keys())
     return ", ".join(
-        f"{name} ({there.get(name)} there, {here.get(name)} here)"
+        f"{name} ({there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here)"
         for name in names
-        if there.get(name) != here.get(name)
+        if (name in there) != (name in here) or there.get(name) != here.get(name)
     )
 
 

@@ -356,6 +356,7 @@ def test_the_plan_of_a_run_of_shards(folder: Path) -> None:
         )
     )
     @example(content=json.dumps(dict(reversed(plan.items())), indent=4).encode())
+    @example(content=json.dumps({**plan, "more": None}).encode())
     @example(content=b"")
     @example(content=b'{"n": ' + b"9" * 5_000 + b"}")
     @example(content=b"\xff\xfe")
