@@ -22,6 +22,7 @@ from openmm_vtdis.targets import (
     sample_hmc,
 )
 from openmm_vtdis.targets.equilibrium import (
+    _spread_at_rest,
     check_equilibrium,
     check_flexible,
     configurational_ratio,
@@ -287,6 +288,31 @@ def test_bonds_may_be_as_stiff_as_cold_makes_them() -> None:
     check_flexible("tune", system.target(), x, bonds)
     with pytest.raises(ValueError, match="21 of 21 bonds"):
         check_flexible("tune", alanine_dipeptide(300.0).target(), x, bonds)
+
+
+@pytest.mark.parametrize("backend", ["batched", "contexts"])
+@pytest.mark.parametrize("temperature", [300.0, 600.0])
+def test_what_a_bond_is_held_against_is_its_thermal_spread(
+    temperature: float, backend: str
+) -> None:
+    """Of one spring, sqrt(kT / k), in nm; a quarter of it is the limit."""
+    stiffness, length = 2.5e6, 0.1
+    force = openmm.HarmonicBondForce()
+    force.addBond(0, 1, length, stiffness)
+    target = OpenMMTarget(system_of(force, n_particles=2), None, temperature, backend)
+    exact = (thermal_energy(temperature) / stiffness) ** 0.5
+    lengths = torch.linspace(-1.0, 1.0, 200, dtype=torch.float64)
+    lengths = lengths / lengths.std()
+
+    def frames(share: float) -> torch.Tensor:
+        half = 0.5 * (length + share * exact * lengths)[:, None]
+        return torch.stack([half, -half], dim=1) * torch.tensor([0.6, 0.0, 0.8])
+
+    assert _spread_at_rest(target, frames(1.0), 0, 1) == pytest.approx(exact, rel=1e-3)
+    for share in (0.26, 1.0):
+        check_flexible("train", target, frames(share), [(0, 1)])
+    with pytest.raises(ValueError, match=f"0.1 ± .* at least ± {exact:.1g} nm"):
+        check_flexible("train", target, frames(0.24), [(0, 1)])
 
 
 def test_of_few_frames_nothing_is_said_of_bonds() -> None:
