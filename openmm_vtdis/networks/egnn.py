@@ -56,9 +56,12 @@ class EGNNLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, h: Tensor, edges: Tensor, tau: Tensor, mask: Tensor
+        self, x: Tensor, h: Tensor, edges: Tensor, tau: Tensor, mask: Tensor, last: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, M, D), (B, M, H), (B, M, M, E), (B, H), (M, M, 1) -> new x and h, messages."""
+        """(B, M, D), (B or 1, M, H), (B, M, M, E), (B, H), (M, M, 1) -> new x and h, messages.
+
+        The ``last`` layer leaves h as it is: nobody reads it.
+        """
         difference = x[:, :, None] - x[:, None]
         square = difference.square().sum(dim=-1, keepdim=True)
         time = self.noise(tau)[:, None]
@@ -69,11 +72,14 @@ class EGNNLayer(nn.Module):
         direction = difference / ((square + 1e-12).sqrt() + 1.0)
         n_others = max(x.shape[1] - 1, 1)
         x = x + (direction * (gate * _number(self.displacement, message))).sum(dim=2) / n_others
+        if last:
+            return x, h, message
         if torch.compiler.is_compiling():
             received = (gate * message).sum(dim=2)
         else:
             received = (gate.mT @ message).squeeze(2)
-        h = h + self.update(torch.cat([h + time, received], dim=-1))
+        sent = (h + time).expand_as(received)
+        h = h + self.update(torch.cat([sent, received], dim=-1))
         return x, h, message
 
 
@@ -182,17 +188,15 @@ class EGNN(nn.Module):
 
     def with_messages(self, x: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
         """The displacement, and the messages (B, M, M, H) of the last layer."""
-        batch = x.shape[0]
         tau = self.noise(log_t)
-        h = self.node_input(torch.cat([self.embedding(self.labels), self.nodes], dim=-1))
-        h = h.expand(batch, -1, -1)
+        h = self.node_input(torch.cat([self.embedding(self.labels), self.nodes], dim=-1))[None]
         square = (x[:, :, None] - x[:, None]).square().sum(dim=-1)
         edges = self.radial((square + 1e-12).sqrt())
         if self.edges.shape[2]:
-            static = self.edges.expand(batch, -1, -1, -1)
+            static = self.edges.expand(x.shape[0], -1, -1, -1)
             edges = torch.cat([edges, static], dim=-1)
         start = x
         messages = edges
-        for layer in self.layers:
-            x, h, messages = layer(x, h, edges, tau, self.mask)
+        for k, layer in enumerate(self.layers, start=1):
+            x, h, messages = layer(x, h, edges, tau, self.mask, last=k == len(self.layers))
         return x - start, messages
