@@ -13,8 +13,8 @@ x^L - x^0 turns with the input (rotations and reflections), ignores translations
 particles that carry the same label.
 
 The first layer of the message MLP is split into its sender, receiver and edge parts, so that the
-(B, M, M, 2H) tensor of concatenated node features is never made. Node features enter the first layer
-once for all of a batch, and do not leave the last.
+(B, M, M, 2H) tensor of concatenated node features is never made. Node features enter the first
+layer once for all of a batch, and do not leave the last.
 
 =======  =======================================  ===================
 symbol   meaning                                  shape
