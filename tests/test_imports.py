@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
     {"_version", "units", "checks", "random", "storage", "progress", "processes"}
-    | {"derivatives", "eigen", "quiet"},
+    | {"derivatives", "eigen", "memory", "quiet"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},

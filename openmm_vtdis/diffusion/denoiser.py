@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.memory import keep_freed_memory
 
 _ODD_TOLERANCE = 1e-3
 """Relative: networks run in single precision."""
@@ -48,6 +49,7 @@ class PreconditionedDenoiser(nn.Module):
 
     def __init__(self, network: nn.Module, space: Space) -> None:
         super().__init__()
+        keep_freed_memory()
         self.network = network
         self.space = space
 

@@ -9,6 +9,8 @@ A configuration of M particles has P = M (M - 1) / 2 pairs, in the order of :fun
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +22,12 @@ _LARGEST_LOG = 8.0
 """Coefficients lie between exp(-12) and exp(8)."""
 
 
+@functools.lru_cache(maxsize=64)
 def pair_indices(n_particles: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The two particles i < j of every pair, row by row: (P,) each."""
-    first, second = torch.triu_indices(n_particles, n_particles, 1, device=device)
-    return first, second
+    """The two particles i < j of every pair, (P,) each: by j first, so that the last come last."""
+    with torch.inference_mode(False):
+        second, first = torch.tril_indices(n_particles, n_particles, -1, device=device)
+        return first, second
 
 
 class PairHead(nn.Module):
@@ -58,10 +62,13 @@ class PairHead(nn.Module):
         m = denoised.shape[1]
         i, j = pair_indices(m, denoised.device)
         flat = messages.flatten(1, 2)
-        both = flat.index_select(1, i * m + j) + flat.index_select(1, j * m + i)
+        both = flat.index_select(1, i * m + j)
+        both += flat.index_select(1, j * m + i)
         line = denoised.index_select(1, i) - denoised.index_select(1, j)
         distance = (line.square().sum(dim=-1) + 1e-12).sqrt()
-        edge = self.message(both) + self.distance(self.radial(distance))
-        edge = nn.functional.silu(edge + self.noise(log_t)[:, None])
+        edge = self.message(both)
+        edge += self.distance(self.radial(distance))
+        edge += self.noise(log_t)[:, None]
+        edge = nn.functional.silu(edge)
         edge = nn.functional.silu(self.hidden(edge))
         return self.exit(edge).clamp(-12.0, _LARGEST_LOG).exp()

@@ -49,21 +49,14 @@ def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tens
     row, column = torch.triu_indices(space.n_dims, space.n_dims, device=x.device)
     line = (x.index_select(1, i) - x.index_select(1, j)).mT.contiguous()
     directions = line.index_select(1, row) * line.index_select(1, column)
-    directions = directions / (line.square().sum(dim=1, keepdim=True) + 1e-12)
+    directions /= line.square().sum(dim=1, keepdim=True) + 1e-12
     identity = (row == column).to(x.dtype)[:, None]
-    springs = alpha[..., None, :] * identity + beta[..., None, :] * directions
-    sums = springs @ layout.ends.to(x.dtype)
-    off = -_picked(springs, layout.inner)
-    diagonal = sums[..., : space.rank]
-    if space.centred:
-        last = space.corner * _picked(springs, layout.last)
-        first, second = pair_indices(space.rank, x.device)
-        off = off + _picked(last, first) + _picked(last, second)
-        diagonal = diagonal + 2.0 * last
-    entries = torch.cat([off, diagonal], dim=-1)
-    if space.centred:
-        entries = entries + space.corner**2 * sums[..., -1:]
-    return _picked(entries.flatten(-2), layout.places).unflatten(-1, (space.dim, space.dim))
+    springs = torch.addcmul(alpha[..., None, :] * identity, beta[..., None, :], directions)
+    shares, diagonal = (springs @ layout.sums.to(x.dtype)).chunk(2, dim=-1)
+    first, second = pair_indices(space.rank, x.device)
+    off = _picked(shares, first) + _picked(shares, second) - springs[..., : len(first)]
+    entries = torch.cat([off, diagonal], dim=-1).flatten(-2)
+    return _picked(entries, layout.places).unflatten(-1, (space.dim, space.dim))
 
 
 def _picked(values: Tensor, index: Tensor) -> Tensor:
@@ -75,20 +68,19 @@ def _picked(values: Tensor, index: Tensor) -> Tensor:
 class _Layout:
     """Where the entries of a pair Laplacian go: constants of a space.
 
+    With A the Laplacian of springs a, c the corner of the space (zero where it is not centred) and
+    w_k = c a_kM + c^2 / 2 A_MM, its reduced entries are w_k + w_l - a_kl, and A_kk + 2 w_k.
+
     Attributes
     ----------
-    ends
-        (P, M), one where a particle is an end of a pair.
-    inner, last
-        Indices of pairs: of reduced particles, and with the last particle.
+    sums
+        (P, 2 rank): springs times these are w, and the diagonal.
     places
         (d d,): which of the entries stands at each place of the matrix, row by row. Entries are
-        numbered axes first, xx, xy, ...; for each of these inner pairs come before particles.
+        numbered axes first, xx, xy, ...; for each of these pairs come before particles.
     """
 
-    ends: Tensor
-    inner: Tensor
-    last: Tensor
+    sums: Tensor
     places: Tensor
 
 
@@ -97,25 +89,25 @@ def _layout(space: Space, device: torch.device) -> _Layout:
     m, r, n_dims = space.n_particles, space.rank, space.n_dims
     with torch.inference_mode(False):
         i, j = pair_indices(m, torch.device("cpu"))
-        ends = torch.nn.functional.one_hot(i, m) + torch.nn.functional.one_hot(j, m)
-        particles, axes = (_symmetric(n, k) for n, k in ((r, 1), (n_dims, 0)))
-        n_entries = r * (r + 1) // 2
-        places = axes[None, :, None, :] * n_entries + particles[:, None, :, None]
-        inner, last = (torch.nonzero(where)[:, 0] for where in (j < r, j >= r))
-        parts = ends.to(torch.float64), inner, last, places.flatten()
-        return _Layout(*(part.to(device) for part in parts))
+        ends = (torch.nn.functional.one_hot(i, m) + torch.nn.functional.one_hot(j, m)).double()
+        shares = torch.zeros(len(i), r, dtype=torch.float64)
+        if space.centred:
+            to_last = ends[:, -1:]
+            shares += to_last * (space.corner * ends[:, :-1] + 0.5 * space.corner**2)
+        sums = torch.cat([shares, ends[:, :r] + 2.0 * shares], dim=1)
+        first, second = pair_indices(r, torch.device("cpu"))
+        same = torch.arange(r)
+        particles = _numbered(torch.cat([first, same]), torch.cat([second, same]))
+        axes = _numbered(*torch.triu_indices(n_dims, n_dims))
+        places = axes[None, :, None, :] * (len(first) + r) + particles[:, None, :, None]
+        return _Layout(sums.to(device), places.flatten().to(device))
 
 
-def _symmetric(n: int, offset: int) -> Tensor:
-    """Numbers of the entries of a symmetric matrix, (n, n): the upper triangle row by row.
-
-    ``offset`` 1: without its diagonal, which is numbered after it.
-    """
-    row, column = torch.triu_indices(n, n, offset)
+def _numbered(row: Tensor, column: Tensor) -> Tensor:
+    """Numbers of the entries of a symmetric matrix, (n, n), given in this order."""
+    n = int(row.max()) + 1
     numbers = torch.zeros(n, n, dtype=torch.int64)
     numbers[row, column] = numbers[column, row] = torch.arange(len(row))
-    if offset:
-        numbers.diagonal().copy_(len(row) + torch.arange(n))
     return numbers
 
 
@@ -128,7 +120,7 @@ def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) ->
     pairs, denoised = pairs.where(finite, 0.0), denoised.where(finite, 0.0)
     square, m = t.square(), space.n_particles
     scales = torch.stack([square, _WIDTH * square / (1.0 + square).square()]) / m
-    springs = scales[:, None, :, None] * pairs.permute(2, 0, 1).unflatten(0, (2, 2))
+    springs = pairs.permute(2, 0, 1).contiguous().unflatten(0, (2, 2)) * scales[:, None, :, None]
     laplacians = pair_laplacian(space, springs[:, 0], springs[:, 1], denoised)
     laplacians[0].diagonal(dim1=1, dim2=2).add_(1.0)
     return spd_inverse(laplacians[0]) + laplacians[1]

@@ -31,6 +31,7 @@ identity): that trajectory ends with weight zero by itself, and the rest of its 
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -136,9 +137,7 @@ class StateCovariance(Covariance):
         """C at x_n: (B, d, d) float64, symmetric."""
 
     def at(self, step: ReverseStep) -> Scatter:
-        levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
-        a, c = (float(v) for v in self._scales(self.parameters, levels))
-        gain = c * float(widening(levels))
+        a, gain = self._factors(step.s, step.t)
         if self.positive and step.posterior is None:
             matrix = self.shape(step).mul_(gain * step.variance)
             matrix.diagonal(dim1=1, dim2=2).add_(a * step.variance)
@@ -198,6 +197,18 @@ class StateCovariance(Covariance):
             return step.posterior.values, step.posterior.vectors
         values, vectors = eigh(finite_or_zero(self.shape(step)))
         return values.clamp_min(0.0), vectors
+
+    def _factors(self, s: float, t: float) -> tuple[float, float]:
+        """Of I and of C_+ at one step. They are the same in every batch, and kept."""
+        if (s, t) not in self._known:
+            levels = torch.tensor([[s, t]], dtype=torch.float64)
+            a, c = (float(v) for v in self._scales(self.parameters, levels))
+            self._known[s, t] = a, c * float(widening(levels))
+        return self._known[s, t]
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[float, float], tuple[float, float]]:
+        return {}
 
     def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """a and c at levels (N, 2) = (t_{n-1}, t_n): (N,) each."""
