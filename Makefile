@@ -76,7 +76,7 @@ GPU := --device cuda
 bench-gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.profile $(GPU)
 	$(BIN)/python -m benchmarks.baseline $(GPU) --batch-size 1024
-	$(BIN)/python -m benchmarks.effective $(GPU) --batch-size 1024
+	$(BIN)/python -m benchmarks.effective $(GPU)
 	$(BIN)/python -m benchmarks.step_time $(GPU)
 	$(BIN)/python -m benchmarks.precision $(GPU)
 	$(BIN)/python -m benchmarks.compiled $(GPU) --batch-size 1024

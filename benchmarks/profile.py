@@ -115,8 +115,8 @@ def measure(name: str, device: torch.device) -> str:
         f"{work[0] / size / 1e6:.1f}",
         f"{work[1] / size / 1e3:.0f}",
         f"{work[2] / size / 1e6:.2f}",
-        *(f"{1e6 * value:.0f}" for value in least),
-        f"{1e6 * seconds:.0f}",
+        *(f"{1e6 * value:.3g}" for value in least),
+        f"{1e6 * seconds:.3g}",
         f"{(least[0] + least[1]) / seconds:.0%}",
     ]
     top = sorted(count.seen.items(), key=lambda item: -item[1])[:6]

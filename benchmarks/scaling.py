@@ -3,14 +3,16 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --device cuda
 
-Each point runs in a process of its own, whose peak memory is known. Networks are untrained: their
-time does not depend on what they know. Exponents are slopes of a line through the logarithms of the
-upper half of each series. Writes ``docs/tables/scaling.md`` and ``docs/figures/scaling.png``.
+On a CPU each point runs in a process of its own, whose peak memory is known. Networks are
+untrained: their time does not depend on what they know. Exponents are slopes of a line through the
+logarithms of the upper half of each series. Writes ``docs/tables/scaling.md`` and
+``docs/figures/scaling.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -43,6 +45,7 @@ SERIES: dict[str, list[int]] = {
     "steps": [10, 20, 40, 80, 160],
     "samples": [1_000, 10_000, 100_000, 1_000_000],
 }
+ON_A_GPU = {"batch": [1, 16, 256, 4_096, 16_384]}
 COVARIANCES = ("isotropic", "pairwise")
 MEMORY = {
     "cpu": "Memory is that of the whole process, imports included.",
@@ -92,6 +95,10 @@ def file_seconds(n: int, device: str) -> float:
 
 def point(series: str, value: int, covariance: str, device: str) -> dict[str, float]:
     """Seconds and peak memory of one point, in this process."""
+    if device != "cpu":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if series == "samples":
         seconds = file_seconds(value, device)
     else:
@@ -101,6 +108,18 @@ def point(series: str, value: int, covariance: str, device: str) -> dict[str, fl
     if device != "cpu":
         peak = float(torch.cuda.max_memory_allocated())
     return {"seconds": seconds, "gigabytes": peak / 1e9}
+
+
+def measure(series: str, value: int, covariance: str, device: str) -> dict[str, float]:
+    """The same; on a CPU in a process of its own."""
+    if device != "cpu":
+        return point(series, value, covariance, device)
+    script = [sys.executable, "-m", "benchmarks.scaling"]
+    done = subprocess.run(
+        [*script, "--point", series, str(value), covariance],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
 def exponent(x: list[int], y: list[float]) -> float:
@@ -124,21 +143,14 @@ def main() -> None:
     text += "|---|---|---|---|---|---|\n"
     figure = Figure(figsize=(12.0, 6.0), layout="constrained")
     axes = figure.subplots(2, 4, sharex="col")
-    for column, (series, values) in enumerate(SERIES.items()):
+    series_of_all = SERIES | (ON_A_GPU if options.device != "cpu" else {})
+    for column, (series, values) in enumerate(series_of_all.items()):
         for covariance in COVARIANCES if series != "samples" else COVARIANCES[:1]:
-            command = [sys.executable, "-m", "benchmarks.scaling", "--device", options.device]
+            n_rounds = options.rounds if series != "samples" else 1
             rounds = [
-                [
-                    json.loads(
-                        subprocess.run(
-                            [*command, "--point", series, str(value), covariance],
-                            check=True, capture_output=True, text=True,
-                        ).stdout
-                    )
-                    for value in values
-                ]
-                for _ in range(options.rounds if series != "samples" else 1)
-            ]  # fmt: skip
+                [measure(series, value, covariance, options.device) for value in values]
+                for _ in range(n_rounds)
+            ]
             seconds, memory = (
                 np.median([[row[key] for row in rows] for rows in rounds], axis=0).tolist()
                 for key in ("seconds", "gigabytes")
