@@ -179,7 +179,7 @@ def main() -> None:
     text += (
         f"\nOf {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
         f"fixed; a network of 4 layers x 64. Samples: DW-4, a network of 1 x 8, {STEPS} steps, "
-        f"shards of 5,000. Rounds over all values: {options.rounds}, and their median (samples: 1). "
+        f"shards of 5,000. Rounds over all values: {options.rounds}, the median (samples: 1). "
         f"Exponents: of the upper half of the values. {MEMORY[device.type]} On "
     )
     write_table("scaling", text, device)
