@@ -28,7 +28,7 @@ from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 
 ISOTROPIC = ("isotropic, alpha = 2", "isotropic, adaptive grid")
-BATCH = {"cpu": {}, "cuda": {"dw4": 32_768, "lj13": 8_192, "aldp-800K": 1_024}}
+BATCH = {"cpu": {"dw4": 256}, "cuda": {"dw4": 32_768, "lj13": 8_192, "aldp-800K": 1_024}}
 """Samples in a round, where they are more than 64."""
 HEAD = (
     "| system | package, as | samples | steps | ESS | ms a sample | effective / s "
