@@ -592,8 +592,8 @@ class DiffusionBoltzmannGenerator:
         return checks.positive_integer("batch_size", batch_size)
 
     def batch_size(self) -> int:
-        """64 at least, or a tensor of edges of 2 MB; on a GPU of 1/64 of its memory."""
+        """So that a tensor of edges has 4 MB; on a GPU 1/64 of its memory."""
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
         gpu = self.device.type == "cuda"
-        budget = torch.cuda.get_device_properties(self.device).total_memory / 64 if gpu else 2e6
-        return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 64), 65_536))
+        budget = torch.cuda.get_device_properties(self.device).total_memory / 64 if gpu else 4e6
+        return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 8), 65_536))

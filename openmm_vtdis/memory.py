@@ -23,4 +23,4 @@ def keep_freed_memory() -> None:
     One block of the largest size that counts is made and freed, once. It is never written to, and
     so takes no memory itself. Other allocators take no notice.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8)
+    torch.UntypedStorage(_LARGEST, device="cpu")

@@ -179,7 +179,7 @@ class EGNN(nn.Module):
     def add_pair_head(self, n_hidden: int = 64) -> None:
         """Add an untrained head for pair coefficients, or put one in place of the old."""
         weight = self.embedding.weight
-        head = PairHead(self.config["n_hidden"], n_hidden)
+        head = PairHead(len(self.labels), self.config["n_hidden"], n_hidden)
         self.pair_head = head.to(weight.device, weight.dtype)
         self.config["pair_head"] = n_hidden
 

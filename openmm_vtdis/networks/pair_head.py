@@ -9,8 +9,6 @@ A configuration of M particles has P = M (M - 1) / 2 pairs, in the order of :fun
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +20,10 @@ _LARGEST_LOG = 8.0
 """Coefficients lie between exp(-12) and exp(8)."""
 
 
-@functools.lru_cache(maxsize=64)
-def pair_indices(n_particles: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pair_indices(n_particles: int) -> tuple[Tensor, Tensor]:
     """The two particles i < j of every pair, (P,) each: by j first, so that the last come last."""
-    with torch.inference_mode(False):
-        second, first = torch.tril_indices(n_particles, n_particles, -1, device=device)
-        return first, second
+    second, first = torch.tril_indices(n_particles, n_particles, -1)
+    return first, second
 
 
 class PairHead(nn.Module):
@@ -35,6 +31,8 @@ class PairHead(nn.Module):
 
     Parameters
     ----------
+    n_particles
+        M.
     n_messages
         Width H of the messages.
     n_hidden
@@ -43,11 +41,26 @@ class PairHead(nn.Module):
         Radial basis of the denoised distance.
     """
 
+    first: Tensor
+    second: Tensor
+    there: Tensor
+    back: Tensor
+
     def __init__(
-        self, n_messages: int, n_hidden: int = 64, n_radial: int = 16, cutoff: float = 6.0
+        self,
+        n_particles: int,
+        n_messages: int,
+        n_hidden: int = 64,
+        n_radial: int = 16,
+        cutoff: float = 6.0,
     ) -> None:
         super().__init__()
         checks.positive_integer("n_hidden", n_hidden)
+        first, second = pair_indices(n_particles)
+        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("second", second, persistent=False)
+        self.register_buffer("there", first * n_particles + second, persistent=False)
+        self.register_buffer("back", second * n_particles + first, persistent=False)
         self.radial = RadialBasis(n_radial, cutoff)
         self.noise = NoiseEmbedding(n_hidden)
         self.message = nn.Linear(n_messages, n_hidden)
@@ -59,16 +72,13 @@ class PairHead(nn.Module):
 
     def forward(self, messages: Tensor, denoised: Tensor, log_t: Tensor) -> Tensor:
         """Messages (B, M, M, H), D (B, M, D) and log t (B,) -> coefficients (B, P, 4) > 0."""
-        m = denoised.shape[1]
-        i, j = pair_indices(m, denoised.device)
         flat = messages.flatten(1, 2)
-        both = flat.index_select(1, i * m + j)
-        both += flat.index_select(1, j * m + i)
-        line = denoised.index_select(1, i) - denoised.index_select(1, j)
+        both = flat.index_select(1, self.there)
+        both += flat.index_select(1, self.back)
+        line = denoised.index_select(1, self.first) - denoised.index_select(1, self.second)
         distance = (line.square().sum(dim=-1) + 1e-12).sqrt()
         edge = self.message(both)
         edge += self.distance(self.radial(distance))
-        edge += self.noise(log_t)[:, None]
-        edge = nn.functional.silu(edge)
+        edge = nn.functional.silu(edge + self.noise(log_t)[:, None])
         edge = nn.functional.silu(self.hidden(edge))
         return self.exit(edge).clamp(-12.0, _LARGEST_LOG).exp()

@@ -19,7 +19,7 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from openmm_vtdis.geometry import LOG_2PI, Space
 from openmm_vtdis.networks import EGNN, MLP
-from openmm_vtdis.networks.pair_head import pair_indices
+from openmm_vtdis.networks.pair_head import PairHead, pair_indices
 from openmm_vtdis.targets.validation import random_rotations
 from tests.conftest import make_oracle, z_of_mean_weight
 
@@ -77,6 +77,51 @@ def test_the_posterior_is_a_precision_and_a_covariance(space: Space) -> None:
         wide = level**2 / (10.0 * space.n_particles * (1.0 + level**2) ** 2) * second[0]
         torch.testing.assert_close(found[k], torch.linalg.inv(stiff) + wide)
         assert float(wide.norm()) > 1e-6 * float(found[k].norm())
+
+
+def test_a_laplacian_may_be_needed_in_inference_mode_first() -> None:
+    """What is kept of a space then serves training too."""
+    space = Space(9, 2)  # of no other test
+    x, pairs = space.standard_normal(2, generator(1)), random_pairs(2, space)
+    with torch.inference_mode():
+        expected = pair_laplacian(space, pairs[..., 0], pairs[..., 1], x)
+    alpha = pairs[..., 0].clone().requires_grad_()
+    found = pair_laplacian(space, alpha, pairs[..., 1], x)
+    found.sum().backward()
+    assert torch.equal(found.detach(), expected)
+    assert alpha.grad is not None
+
+
+@torch.no_grad()
+def test_the_head_reads_messages_and_the_noise_level() -> None:
+    """And changes nothing that it reads."""
+    torch.manual_seed(0)
+    head = PairHead(4, 8, 8).double()
+    torch.nn.init.normal_(head.exit.weight)
+    messages = torch.randn(2, 4, 4, 8, dtype=torch.float64)
+    x, log_t = torch.randn(2, 4, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    before = messages.clone(), x.clone()
+    found = head(messages, x, log_t)
+    assert torch.equal(messages, before[0])
+    assert torch.equal(x, before[1])
+    for other in ((messages + 0.1, x, log_t), (messages, 1.1 * x, log_t), (messages, x, log_t + 1)):
+        assert float((head(*other) - found).abs().max()) > 1e-3
+    swapped = messages.transpose(1, 2)
+    torch.testing.assert_close(head(swapped, x, log_t), found)
+    alone = head(messages[:1], x[:1], log_t)  # one configuration at two noise levels
+    torch.testing.assert_close(alone[0], found[0])
+
+
+def test_factors_of_a_step_are_those_of_the_fit() -> None:
+    """For levels between knots, on them and beyond them, whatever the step's other end."""
+    family = pairwise_kernel(Space(3, 2)).covariance
+    for t in (1e-4, 0.01, 0.0234, 0.7, 90.0, 300.0):
+        for ratio in (0.3, 0.9):
+            levels = torch.tensor([[ratio * t, t]], dtype=torch.float64)
+            step = ReverseStep(1, t, ratio * t, torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), None)
+            a, c = (float(v) for v in family._scales(family.parameters, levels))  # type: ignore[attr-defined]
+            expected = a, c * (1.0 - ratio**2) / ratio**2
+            assert family._factors(step) == pytest.approx(expected, rel=1e-12)  # type: ignore[attr-defined]
 
 
 def test_a_posterior_that_is_not_finite_is_taken_as_round() -> None:
@@ -210,7 +255,7 @@ def test_pairwise_weights_are_exact_with_any_head() -> None:
 
         def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             denoised = oracle.denoiser(x, t)
-            i, j = pair_indices(4, x.device)
+            i, j = pair_indices(4)
             square = (denoised[:, i] - denoised[:, j]).square().sum(dim=-1, keepdim=True)
             return denoised, torch.cat([1.0 + square, square, 0.5 + 0.0 * square, square], dim=-1)
 

@@ -45,15 +45,14 @@ def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tens
     the matrix are made in that order too, each once, and are put in their places last of all.
     """
     layout = _layout(space, x.device)
-    i, j = pair_indices(space.n_particles, x.device)
-    row, column = torch.triu_indices(space.n_dims, space.n_dims, device=x.device)
+    (i, j), (row, column) = layout.pairs, layout.axes
     line = (x.index_select(1, i) - x.index_select(1, j)).mT.contiguous()
     directions = line.index_select(1, row) * line.index_select(1, column)
-    directions /= line.square().sum(dim=1, keepdim=True) + 1e-12
+    directions = directions / (line.square().sum(dim=1, keepdim=True) + 1e-12)
     identity = (row == column).to(x.dtype)[:, None]
     springs = torch.addcmul(alpha[..., None, :] * identity, beta[..., None, :], directions)
     shares, diagonal = (springs @ layout.sums.to(x.dtype)).chunk(2, dim=-1)
-    first, second = pair_indices(space.rank, x.device)
+    first, second = layout.inner
     off = _picked(shares, first) + _picked(shares, second) - springs[..., : len(first)]
     entries = torch.cat([off, diagonal], dim=-1).flatten(-2)
     return _picked(entries, layout.places).unflatten(-1, (space.dim, space.dim))
@@ -73,6 +72,10 @@ class _Layout:
 
     Attributes
     ----------
+    pairs, inner
+        The two particles of each pair, and those of each pair of reduced particles: (2, P) each.
+    axes
+        The two axes of each entry of a symmetric (D, D) matrix.
     sums
         (P, 2 rank): springs times these are w, and the diagonal.
     places
@@ -80,6 +83,9 @@ class _Layout:
         numbered axes first, xx, xy, ...; for each of these pairs come before particles.
     """
 
+    pairs: Tensor
+    inner: Tensor
+    axes: Tensor
     sums: Tensor
     places: Tensor
 
@@ -88,19 +94,21 @@ class _Layout:
 def _layout(space: Space, device: torch.device) -> _Layout:
     m, r, n_dims = space.n_particles, space.rank, space.n_dims
     with torch.inference_mode(False):
-        i, j = pair_indices(m, torch.device("cpu"))
+        i, j = pair_indices(m)
         ends = (torch.nn.functional.one_hot(i, m) + torch.nn.functional.one_hot(j, m)).double()
         shares = torch.zeros(len(i), r, dtype=torch.float64)
         if space.centred:
             to_last = ends[:, -1:]
             shares += to_last * (space.corner * ends[:, :-1] + 0.5 * space.corner**2)
         sums = torch.cat([shares, ends[:, :r] + 2.0 * shares], dim=1)
-        first, second = pair_indices(r, torch.device("cpu"))
+        first, second = pair_indices(r)
         same = torch.arange(r)
         particles = _numbered(torch.cat([first, same]), torch.cat([second, same]))
-        axes = _numbered(*torch.triu_indices(n_dims, n_dims))
-        places = axes[None, :, None, :] * (len(first) + r) + particles[:, None, :, None]
-        return _Layout(sums.to(device), places.flatten().to(device))
+        axes = torch.triu_indices(n_dims, n_dims)
+        places = _numbered(*axes)[None, :, None, :] * (len(first) + r) + particles[:, None, :, None]
+        ends_of = torch.stack([i, j]), torch.stack([first, second])
+        parts = (*ends_of, axes, sums, places.flatten())
+        return _Layout(*(part.to(device) for part in parts))
 
 
 def _numbered(row: Tensor, column: Tensor) -> Tensor:

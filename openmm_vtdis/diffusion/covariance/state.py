@@ -31,17 +31,17 @@ identity): that trajectory ends with weight zero by itself, and the rest of its 
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
-from openmm_vtdis.diffusion.schedule import Schedule, widening
+from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.eigen import eigh
 from openmm_vtdis.geometry import LOG_2PI, Space
 
@@ -137,7 +137,7 @@ class StateCovariance(Covariance):
         """C at x_n: (B, d, d) float64, symmetric."""
 
     def at(self, step: ReverseStep) -> Scatter:
-        a, gain = self._factors(step.s, step.t)
+        a, gain = self._factors(step)
         if self.positive and step.posterior is None:
             matrix = self.shape(step).mul_(gain * step.variance)
             matrix.diagonal(dim1=1, dim2=2).add_(a * step.variance)
@@ -198,17 +198,12 @@ class StateCovariance(Covariance):
         values, vectors = eigh(finite_or_zero(self.shape(step)))
         return values.clamp_min(0.0), vectors
 
-    def _factors(self, s: float, t: float) -> tuple[float, float]:
-        """Of I and of C_+ at one step. They are the same in every batch, and kept."""
-        if (s, t) not in self._known:
-            levels = torch.tensor([[s, t]], dtype=torch.float64)
-            a, c = (float(v) for v in self._scales(self.parameters, levels))
-            self._known[s, t] = a, c * float(widening(levels))
-        return self._known[s, t]
-
-    @functools.cached_property
-    def _known(self) -> dict[tuple[float, float], tuple[float, float]]:
-        return {}
+    def _factors(self, step: ReverseStep) -> tuple[float, float]:
+        """Of I and of C_+ at one step: as :meth:`_scales`, without a tensor's overhead."""
+        knots = _FIRST_KNOT + np.arange(N_KNOTS) / _KNOTS_PER_DECADE
+        logs = self.parameters.detach().numpy().reshape(2, N_KNOTS)
+        a, c = (math.exp(np.interp(math.log10(step.t), knots, log)) for log in logs)
+        return a, c * (1.0 - step.ratio) / step.ratio
 
     def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """a and c at levels (N, 2) = (t_{n-1}, t_n): (N,) each."""
