@@ -55,9 +55,19 @@ def trained(network: str) -> DiffusionBoltzmannGenerator:
         bench.system, None, bench.temperature, n_dims=bench.n_dims, network=network
     )
     common = {"held_out": 0.1, "batch_size": RECIPE.batch_size, "seed": MODEL_SEED}
-    gen.train(frames, RECIPE.n_iterations, checkpoint=path.with_suffix(".ckpt"), **common)
+    gen.train(
+        frames,
+        RECIPE.n_iterations,
+        checkpoint=path.with_suffix(".ckpt"),
+        learning_rate=RECIPE.learning_rate,
+        **common,
+    )
     gen.train_covariance(
-        frames, RECIPE.head_iterations, checkpoint=path.with_suffix(".pairs"), **common
+        frames,
+        RECIPE.head_iterations,
+        n_hidden=RECIPE.head_width,
+        checkpoint=path.with_suffix(".pairs"),
+        **common,
     )
     gen.tune(
         frames,

@@ -31,7 +31,6 @@ identity): that trajectory ends with weight zero by itself, and the rest of its 
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -199,18 +198,23 @@ class StateCovariance(Covariance):
         return values.clamp_min(0.0), vectors
 
     def _factors(self, step: ReverseStep) -> tuple[float, float]:
-        """Of I and of C_+ at one step: as :meth:`_scales`, without a tensor's overhead."""
-        knots = _FIRST_KNOT + np.arange(N_KNOTS) / _KNOTS_PER_DECADE
+        """Of I and of C_+ at one step: :meth:`_scales`, without a tensor's overhead."""
         logs = self.parameters.detach().numpy().reshape(2, N_KNOTS)
-        a, c = (math.exp(np.interp(math.log10(step.t), knots, log)) for log in logs)
+        a, c = np.exp(logs @ _hats(np.array([step.t]))[:, 0]).tolist()
         return a, c * (1.0 - step.ratio) / step.ratio
 
     def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """a and c at levels (N, 2) = (t_{n-1}, t_n): (N,) each."""
-        log_a, log_c = parameters[0].chunk(2)
-        position = (levels[:, 1].log() / math.log(10.0) - _FIRST_KNOT) * _KNOTS_PER_DECADE
-        position = position.clamp(0.0, N_KNOTS - 1.0)
-        left = position.floor().clamp(max=N_KNOTS - 2.0)
-        weight, index = position - left, left.to(torch.int64)
-        a, c = ((1.0 - weight) * log[index] + weight * log[index + 1] for log in (log_a, log_c))
-        return a.exp(), c.exp()
+        hats = torch.from_numpy(_hats(levels[:, 1].numpy()))
+        a, c = (parameters.reshape(2, N_KNOTS) @ hats).exp()
+        return a, c
+
+
+def _hats(t: np.ndarray) -> np.ndarray:
+    """Shares of the knots in a function at noise levels (N,): (K, N), two that sum to one in each.
+
+    Linear in log t between the knots, constant beyond them.
+    """
+    position = (np.log10(t) - _FIRST_KNOT) * _KNOTS_PER_DECADE
+    apart = np.arange(N_KNOTS)[:, None] - position.clip(0.0, N_KNOTS - 1.0)
+    return np.maximum(1.0 - np.abs(apart), 0.0)
