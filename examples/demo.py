@@ -24,13 +24,15 @@ REFERENCES = {
 }
 
 
-def draw(name: str, n: int, n_steps: int) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
+def draw(
+    name: str, n: int, n_steps: int | None
+) -> tuple[DiffusionBoltzmannGenerator, WeightedEnsemble]:
     """Sample, report, and write a file that mdtraj reads."""
     reference = REFERENCES[name]
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     ensemble = gen.sample(n, n_steps=n_steps, seed=0)
     raw = ensemble.unweighted()
-    print(f"\n{name}, {n_steps} steps")
+    print(f"\n{name}, {n_steps or gen.kernel.schedule.n_steps} steps")
     print(ensemble.diagnostics())
     print(f"log Z                 {ensemble.log_z()}")
     for label, weighted in (("raw", raw), ("reweighted", ensemble)):
@@ -42,7 +44,7 @@ def draw(name: str, n: int, n_steps: int) -> tuple[DiffusionBoltzmannGenerator, 
     return gen, ensemble
 
 
-def draw_double_well(left: Axes, right: Axes, n: int, n_steps: int, n_chains: int) -> None:
+def draw_double_well(left: Axes, right: Axes, n: int, n_steps: int | None, n_chains: int) -> None:
     """Energies, beside Hamiltonian Monte Carlo; and the tuned variance."""
     gen, ensemble = draw("dw4", n, n_steps)
     reference = sample_hmc(gen.target, n_chains=n_chains, n_samples=8, burn_in=150, seed=1)
@@ -53,7 +55,7 @@ def draw_double_well(left: Axes, right: Axes, n: int, n_steps: int, n_chains: in
     left.set_title("DW-4")
 
 
-def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int) -> None:
+def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int | None) -> None:
     """Energies, and the Ramachandran map as generated: few samples carry the weight here."""
     _, ensemble = draw("aldp-800K", n, n_steps)
     energy_histogram(ensemble, ax=left, bins=20)
@@ -64,9 +66,12 @@ def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int) -> None:
 
 
 def main(
-    n_double_well: int = 2_000, n_alanine: int = 256, n_steps: int = 100, n_chains: int = 1_000
+    n_double_well: int = 2_000,
+    n_alanine: int = 500,
+    n_steps: int | None = None,
+    n_chains: int = 1_000,
 ) -> None:
-    """Run the demonstration; 100 steps are half of those that alanine dipeptide is tuned for."""
+    """Run the demonstration; without a number of steps each takes those that it is tuned for."""
     OUTPUT.mkdir(exist_ok=True)
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(2, 2)
