@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from openmm import version
 
-from benchmarks import run, tables
+from benchmarks import network_size, run, tables
 from openmm_vtdis import DiffusionBoltzmannGenerator
 
 SCRIPTS = {
@@ -96,6 +97,40 @@ def test_rows_are_measured_in_pieces_and_go_on(
     files = [path.suffix for path in (tmp_path / "resumed" / "CACHE").iterdir()]
     assert files.count(".nc") == 3
     assert files.count(".npy") + files.count(".safetensors") == kept
+
+
+def test_network_sizes_are_trained_once_and_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gen = DiffusionBoltzmannGenerator.from_pretrained("dw4")
+    frames = gen.sample(60, n_steps=15, seed=0, progress=False).positions
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "tables").mkdir()
+    small = dataclasses.replace(
+        network_size.RECIPE, n_iterations=3, head_iterations=2, batch_size=8, n_trajectories=100
+    )
+    for name, value in {
+        "RECIPE": small,
+        "NETWORKS": ("egnn-1x8", small.network),
+        "STEPS": (15,),
+        "N_SAMPLES": 8,
+        "ROUNDS": 1,
+        "RESULT": tmp_path / "rows.json",
+        "reference_frames": lambda *_: frames,
+    }.items():
+        monkeypatch.setattr(network_size, name, value)
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    network_size.main()
+    (row,) = json.loads((tmp_path / "rows.json").read_text()).values()
+    assert row["forward_n"] == row["reverse_n"] == 8
+    archive = tmp_path / "runs" / "dw4-egnn-1x8.vtdis"
+    assert DiffusionBoltzmannGenerator.load(archive).kernel.covariance.kind == "pairwise"  # type: ignore[union-attr]
+    head, _, *lines = (tmp_path / "tables" / "network-size.md").read_text().splitlines()[:4]
+    assert [line.count("|") for line in lines] == 2 * [head.count("|")]
+    before = archive.stat().st_mtime_ns, (tmp_path / "rows.json").stat().st_mtime_ns
+    network_size.main()
+    assert before == (archive.stat().st_mtime_ns, (tmp_path / "rows.json").stat().st_mtime_ns)
 
 
 def test_two_runs_at_a_time_keep_each_other_s_rows(
