@@ -596,15 +596,3 @@ def test_a_generator_says_in_a_line_what_it_is() -> None:
     assert repr(known).endswith(", not tuned)")
     known.length = None
     assert repr(known).endswith(", untrained)")
-
-
-@pytest.mark.parametrize(
-    ("name", "n_hidden"), [("dw4", 128), ("lj13", 64), ("aldp-800K", 64), ("aldp-800K-7x256", 256)]
-)
-def test_batches_on_a_cpu_fit_the_cache(name: str, n_hidden: int) -> None:
-    """4 MB of single-precision edge features, and not a configuration more; 8 at least."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
-    each = 4 * gen.space.n_particles**2 * n_hidden
-    assert each * gen.batch_size() <= 4_000_000 < each * (gen.batch_size() + 1)
-    gen.space = Space(200, 3)
-    assert gen.batch_size() == 8

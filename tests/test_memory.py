@@ -1,4 +1,4 @@
-"""What a step frees is there for the next: no pages are asked for again."""
+"""What a step frees is there for the next, and batches are of the size that this takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.geometry import Space
 
 PROBE = """
 import resource
@@ -46,3 +49,15 @@ def pages_of_an_evaluation(how: str) -> float:
 def test_an_evaluation_finds_the_memory_of_the_one_before() -> None:
     assert pages_of_an_evaluation("with") < 1_000.0
     assert pages_of_an_evaluation("without") > 2_500.0
+
+
+@pytest.mark.parametrize(
+    ("name", "n_hidden"), [("dw4", 128), ("lj13", 64), ("aldp-800K", 64), ("aldp-800K-7x256", 256)]
+)
+def test_batches_on_a_cpu_fit_the_cache(name: str, n_hidden: int) -> None:
+    """4 MB of single-precision edge features, and not a configuration more; 8 at least."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name)
+    each = 4 * gen.space.n_particles**2 * n_hidden
+    assert each * gen.batch_size() <= 4_000_000 < each * (gen.batch_size() + 1)
+    gen.space = Space(200, 3)
+    assert gen.batch_size() == 8
