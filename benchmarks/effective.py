@@ -4,17 +4,19 @@
 
 The baseline is the edge-list network of :mod:`benchmarks.baseline` with its loop over the steps and
 the tuned isotropic covariance, whose ESS stands in ``benchmarks/results`` (one convex fit reaches
-what the paper's gradient descent does: see the rows "SGD" of DW-4). Each side runs at that number
-of steps of its rows which gives it the most effective samples a step. ESS is the reverse one, or
-the forward one where that is lower. Both sides draw the same number of samples, with their energies
-and weights, in alternating rounds. The ESS is that of the networks in float32, in whatever form
-they are timed (:mod:`benchmarks.precision` has what bfloat16 makes of it). Writes
+what the paper's gradient descent does: see the rows "SGD" of DW-4). Its network is the package's,
+and where that is smaller than the paper's, one of the paper's size in a second line. Each side runs
+at that number of steps of its rows which gives it the most effective samples a step. ESS is the
+reverse one, or the forward one where that is lower. Both sides draw the same number of samples,
+with their energies and weights, in alternating rounds. The ESS is that of the networks in float32,
+in whatever form they are timed (:mod:`benchmarks.precision` has what bfloat16 makes of it). Writes
 ``docs/tables/effective.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 
 import numpy as np
@@ -24,14 +26,21 @@ from torch import Tensor
 from benchmarks.baseline import FORMS, EdgeListEGNN, half_precision, in_form, sample, seconds
 from benchmarks.run import AS_SHIPPED, RESULTS, Row
 from benchmarks.tables import write_table
+from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 
+SYSTEMS = ("dw4", "dw4-small", "lj13", "aldp-800K")
+OF_THE_PAPERS_SIZE = {"dw4-small": "dw4"}
+"""A generator with a network of the paper's size, of one with a smaller network."""
 ISOTROPIC = ("isotropic, alpha = 2", "isotropic, adaptive grid")
-BATCH = {"cpu": {"dw4": 256}, "cuda": {"dw4": 32_768, "lj13": 8_192, "aldp-800K": 1_024}}
+BATCH = {
+    "cpu": {"dw4": 256, "dw4-small": 256},
+    "cuda": {"dw4": 32_768, "dw4-small": 32_768, "lj13": 8_192, "aldp-800K": 1_024},
+}
 """Samples in a round, where they are more than 64."""
 HEAD = (
-    "| system | package, as | samples | steps | ESS | ms a sample | effective / s "
+    "| system | baseline's network | package, as | samples | steps | ESS | ms a sample | effective / s "
     "| baseline: steps | ESS | ms a sample | effective / s | ratio |\n"
 )
 
@@ -50,14 +59,18 @@ def best(name: str, methods: tuple[str, ...]) -> Row:
     )
 
 
-def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
-    """One line of the table."""
+def measure(
+    name: str, plain_name: str, form: str, n_rounds: int, batch_size: int, device: torch.device
+) -> str:
+    """One line of the table: a generator, and the baseline with the weights of ``plain_name``."""
     torch.compiler.reset()
     gen = in_form(name, form, device)
-    plain = PreconditionedDenoiser(EdgeListEGNN(gen.network).to(device), gen.space).eval()  # type: ignore[arg-type]
-    assert gen.kernel is not None
-    times = gen.kernel.schedule.times
-    ours, theirs = best(name, (AS_SHIPPED,)), best(name, ISOTROPIC)
+    weights = DiffusionBoltzmannGenerator.from_pretrained(plain_name)
+    network = EdgeListEGNN(weights.network).to(device)  # type: ignore[arg-type]
+    plain = PreconditionedDenoiser(network, gen.space).eval()
+    assert weights.kernel is not None
+    times = weights.kernel.schedule.times
+    ours, theirs = best(name, (AS_SHIPPED,)), best(plain_name, ISOTROPIC)
     grid = Schedule.geometric(theirs["n_steps"], times[0], times[-1])
 
     def package() -> object:
@@ -77,7 +90,7 @@ def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.
     ess = np.array([lower_ess(ours), lower_ess(theirs)])
     rates = ess / pairs
     ratio = rates[:, 0] / rates[:, 1]
-    cells = [name, form, f"{batch_size:,}"]
+    cells = [name, plain_name, form, f"{batch_size:,}"]
     for k, row in enumerate((ours, theirs)):
         cells += [
             str(row["n_steps"]),
@@ -92,17 +105,18 @@ def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
+    parser.add_argument("systems", nargs="*", default=SYSTEMS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, help="default: one that fills the device")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
-    text = f"{HEAD}|{'---|' * 12}\n"
+    text = f"{HEAD}|{'---|' * 13}\n"
     for name in options.systems:
         size = options.batch_size or BATCH[device.type].get(name, 64)
-        for form in FORMS[device.type]:
-            text += measure(name, form, options.rounds, size, device)
+        networks = dict.fromkeys((name, OF_THE_PAPERS_SIZE.get(name, name)))
+        for plain_name, form in itertools.product(networks, FORMS[device.type]):
+            text += measure(name, plain_name, form, options.rounds, size, device)
             print(text.splitlines()[-1], flush=True)
     text += (
         f"\nMedian (and range of the ratio) of {options.rounds} alternating rounds, each of one "

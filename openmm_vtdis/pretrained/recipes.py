@@ -157,6 +157,8 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+RECIPES["dw4-small"] = dataclasses.replace(RECIPES["dw4"], network="egnn-3x64", data_of="dw4")
+
 RECIPES["aldp-800K-7x256"] = dataclasses.replace(
     RECIPES["aldp-800K"],
     network="egnn-7x256",
