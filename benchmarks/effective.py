@@ -40,8 +40,8 @@ BATCH = {
 }
 """Samples in a round, where they are more than 64."""
 HEAD = (
-    "| system | baseline's network | package, as | samples | steps | ESS | ms a sample | effective / s "
-    "| baseline: steps | ESS | ms a sample | effective / s | ratio |\n"
+    "| system | baseline's network | package, as | samples | steps | ESS | ms a sample "
+    "| effective / s | baseline: steps | ESS | ms a sample | effective / s | ratio |\n"
 )
 
 

@@ -198,28 +198,36 @@ def samples(system: str, n_steps: int, ax: Axes) -> bool:
     return True
 
 
+def figures(document: dict[str, Any], name: str) -> dict[str, Figure]:
+    """Of one system, by their files: those for which something has been measured."""
+    found = {}
+    for kind, draw, width in (("ess-steps", curves, 8.4), ("eta", etas, 6.4)):
+        figure = Figure(figsize=(width, 4.2), layout="constrained")
+        draw(document, ax := figure.subplots())
+        if ax.get_lines():
+            found[f"{name}-{kind}"] = figure
+    figure = Figure(figsize=(12.0, 4.2), layout="constrained")
+    if costs(document, figure):
+        found[f"{name}-costs"] = figure
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    if samples(name, 100, figure.subplots()):
+        found[f"{name}-ess-samples"] = figure
+    return found
+
+
 def main() -> None:
-    """Write everything that the results allow."""
+    """Write everything that the results allow: all tables, and the figures that a page shows."""
     (DOCS / "tables").mkdir(exist_ok=True)
     (DOCS / "figures").mkdir(exist_ok=True)
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text())
         if "system" not in document:
             continue
         write_atomically(DOCS / "tables" / f"{path.stem}.md", table(document).encode())
-        for name, draw in {"ess-steps": curves, "eta": etas}.items():
-            figure = Figure(figsize=(8.4 if draw is curves else 6.4, 4.2), layout="constrained")
-            ax = figure.subplots()
-            draw(document, ax)
-            if not ax.get_lines():  # nothing of this kind has been measured
-                continue
-            figure.savefig(DOCS / "figures" / f"{path.stem}-{name}.png", dpi=110)
-        figure = Figure(figsize=(12.0, 4.2), layout="constrained")
-        if costs(document, figure):
-            figure.savefig(DOCS / "figures" / f"{path.stem}-costs.png", dpi=110)
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        if samples(path.stem, 100, figure.subplots()):
-            figure.savefig(DOCS / "figures" / f"{path.stem}-ess-samples.png", dpi=110)
+        for name, figure in figures(document, path.stem).items():
+            if f"figures/{name}.png" in pages:
+                figure.savefig(DOCS / "figures" / f"{name}.png", dpi=110)
         print(f"{path.stem}: {len(document['rows'])} rows")
 
 

@@ -142,3 +142,19 @@ def test_two_runs_at_a_time_keep_each_other_s_rows(
     second.add("tweedie", 100, {"forward_ess": [0.95, 0.01]})
     assert set(run.Table("dw4").rows) == {"pairwise @ 100", "tweedie @ 100"}
     assert not second.lacks("pairwise", 100)
+
+
+def test_figures_are_those_that_a_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.md").write_text("![Costs](figures/dw4-small-costs.png)\n")
+    results = tmp_path / "results"
+    results.mkdir()
+    for name in ("dw4-small", "gmm2-50"):
+        (results / f"{name}.json").write_bytes((tables.RESULTS / f"{name}.json").read_bytes())
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", results)
+    tables.main()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["dw4-small-costs.png"]
+    written = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert written == ["dw4-small.md", "gmm2-50.md"]
