@@ -38,31 +38,35 @@ def draw(
     for label, weighted in (("raw", raw), ("reweighted", ensemble)):
         energy = weighted.expectation(ensemble.reduced_energies)
         z = energy.z(reference.value, reference.stderr)
-        print(f"<u> {label:<17} {energy} kT   (z = {z:+.1f})")
+        print(f"<u> {label:<17} {energy} kT   ({z:+.1f} standard errors from the reference)")
     print(f"<u> reference         {reference} kT\n")
     ensemble.save(OUTPUT / f"{name}.nc")
     return gen, ensemble
 
 
-def draw_double_well(left: Axes, right: Axes, n: int, n_steps: int | None, n_chains: int) -> None:
+def draw_double_well(
+    left: Axes, right: Axes, n: int, n_steps: int | None, n_chains: int, burn_in: int
+) -> None:
     """Energies, beside Hamiltonian Monte Carlo; and the tuned variance."""
     gen, ensemble = draw("dw4", n, n_steps)
-    reference = sample_hmc(gen.target, n_chains=n_chains, n_samples=8, burn_in=150, seed=1)
+    reference = sample_hmc(gen.target, n_chains=n_chains, n_samples=8, burn_in=burn_in, seed=1)
     energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left)
     kernel = gen.kernel
     eta = kernel.covariance.eta(kernel.schedule).numpy()[:, 0]
     eta_profile(kernel.schedule.times[1:], eta, ax=right)
-    left.set_title("DW-4")
+    left.set_title("DW-4: energies")
+    right.set_title("DW-4: tuned variance of the reverse steps")
 
 
 def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int | None) -> None:
-    """Energies, and the Ramachandran map as generated: few samples carry the weight here."""
+    """Energies, and the Ramachandran map of the weighted samples."""
     _, ensemble = draw("aldp-800K", n, n_steps)
     energy_histogram(ensemble, ax=left, bins=20)
-    left.set_title("alanine dipeptide, 800 K")
+    left.set_title("alanine dipeptide, 800 K: energies")
     traj = ensemble.to_mdtraj()
     phi, psi = (f(traj)[1][:, 0] for f in (mdtraj.compute_phi, mdtraj.compute_psi))
-    ramachandran(phi, psi, ax=right, bins=24).set_title("generated, raw")
+    ramachandran(phi, psi, ensemble.weights, ax=right, bins=16)
+    right.set_title("alanine dipeptide: free energy, reweighted")
 
 
 def main(
@@ -70,12 +74,13 @@ def main(
     n_alanine: int = 500,
     n_steps: int | None = None,
     n_chains: int = 1_000,
+    burn_in: int = 2_000,
 ) -> None:
     """Run the demonstration; without a number of steps each takes those that it is tuned for."""
     OUTPUT.mkdir(exist_ok=True)
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(2, 2)
-    draw_double_well(*axes[0], n_double_well, n_steps, n_chains)
+    draw_double_well(*axes[0], n_double_well, n_steps, n_chains, burn_in)
     draw_alanine(*axes[1], n_alanine, n_steps)
     figure.savefig(OUTPUT / "demo.png", dpi=150)
     print(f"wrote {OUTPUT / 'demo.png'} and {OUTPUT}/*.nc, which mdtraj reads")

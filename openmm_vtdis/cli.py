@@ -138,10 +138,15 @@ def tune(options: argparse.Namespace) -> None:
 
 def sample(options: argparse.Namespace) -> None:
     """Draw weighted samples, shard by shard."""
-    output, process = Path(options.output), from_environment()
+    output, process, gen = Path(options.output), from_environment(), load(options)
+    if gen.kernel is None:
+        raise ValueError(
+            f"{options.archive}: expected a tuned generator; first: openmm-vtdis tune "
+            f"{options.archive} -t ..., with frames of its MD"
+        )
     try:
         complete = sample_to_file(
-            load(options),
+            gen,
             output,
             options.n,
             n_steps=options.steps,
@@ -166,14 +171,14 @@ def sample(options: argparse.Namespace) -> None:
 
 def analyze(options: argparse.Namespace) -> None:
     """What weighted samples say, alone or together with MD."""
+    if (options.archive is None) != (options.trajectory is None):
+        raise ValueError("analyze: expected --archive and --trajectory together, got one of them")
     ensemble = WeightedEnsemble.load(options.samples)
     print(ensemble.diagnostics())
     raw = ensemble.unweighted()
     print(f"<u> raw          {raw.expectation(ensemble.reduced_energies)} kT")
     print(f"<u> reweighted   {ensemble.expectation(ensemble.reduced_energies)} kT")
     print(f"-log Z one-sided {-ensemble.log_z().value:.4f} ± {ensemble.log_z().stderr:.2g} kT")
-    if (options.archive is None) != (options.trajectory is None):
-        raise ValueError("analyze: expected --archive and --trajectory together, got one of them")
     if options.archive is not None:
         gen, n_steps = load(options), len(ensemble.metadata.get("times", ())) - 1
         n_particles, n_dims = ensemble.positions.shape[1:]
@@ -251,7 +256,7 @@ def read_topology(path: str) -> app.Topology:
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
     name, device = options.archive, own_device(getattr(options, "device", "cpu"))
-    if not Path(name).exists() and name in pretrained.names():
+    if not Path(name).exists() and not Path(name).suffix:
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
     return DiffusionBoltzmannGenerator.load(name, device=device)
 

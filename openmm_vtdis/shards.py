@@ -159,10 +159,14 @@ def _finished(path: Path, folder: Path, plan: dict[str, Any]) -> bool:
 def _join(path: Path, files: list[Path]) -> None:
     """All shards in one file, which is made among them."""
     joined = files[0].with_name(f"joined-{os.getpid()}{path.suffix}")
-    if path.suffix.lower() == ".nc":
-        join_ensembles(joined, files)
-    else:
-        WeightedEnsemble.concatenate([WeightedEnsemble.load(file) for file in files]).save(joined)
+    try:
+        if path.suffix.lower() == ".nc":
+            join_ensembles(joined, files)
+        else:
+            parts = [WeightedEnsemble.load(file) for file in files]
+            WeightedEnsemble.concatenate(parts).save(joined)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove that shard and run again, others are kept") from error
     if not path.exists():
         os.replace(joined, path)
 

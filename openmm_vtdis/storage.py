@@ -38,14 +38,17 @@ _KEY, _CHECKSUM = "openmm_vtdis", "crc32"
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside ``path``; what was written there takes the place of ``path``.
 
-    Flushed to disk first; nothing is replaced if an exception passes.
+    Flushed to disk first; nothing is replaced if an exception passes. A link stays one: what it
+    points to is written.
 
     Raises
     ------
     ValueError
         If ``path`` is a folder, or in one that does not exist.
+    OSError
+        If there is no room, with the file's name.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path}: expected the name of a file in a folder that exists")
     try:
@@ -62,8 +65,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            named = error.filename not in (None, str(temporary))
+            error.filename = error.filename if named else str(path)
         raise
 
 

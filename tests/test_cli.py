@@ -271,6 +271,16 @@ def test_options_from_a_file_stand_behind_those_given(
         assert "--config: expected it once, and in full" in capsys.readouterr().err
 
 
+def test_samples_of_an_untuned_archive_ask_for_the_command_that_tunes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gen = DiffusionBoltzmannGenerator.load(folder / "model.vtdis")
+    gen.kernel = None
+    gen.save(tmp_path / "plain.vtdis")
+    assert cli.main(["sample", str(tmp_path / "plain.vtdis"), "-o", str(tmp_path / "x.nc")]) == 2
+    assert "first: openmm-vtdis tune" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line_and_exit_code_2(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,7 +303,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["train", "-s", str(foreign), *rest], "expected the XML of a System"),
         (["train", "-s", str(pickled), *rest], "expected a System without PythonForce"),
         (["train", "-s", str(tmp_path / "none.xml"), *rest], "none.xml"),
-        (both, "no such ensemble"),
+        (both, "expected --archive and --trajectory together"),
+        (["analyze", str(folder / "s.nc")], "no such ensemble"),
+        (["info", "dw4-smal"], "expected one of aldp-300K, "),
         ([*other, "-t", str(folder / "md.dcd")], "of these samples, of 4 particles in 2 dimen"),
         (["train", *training(folder), "-p", str(empty)], "empty.pdb: expected a PDB or mmCIF"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -112,3 +113,27 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected the name of a file in a folder that exists"):
             storage.write_archive(path, "generator", TENSORS, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    for name in ("old", "new"):
+        link, there = tmp_path / name, tmp_path / "scratch" / name
+        if name == "old":
+            there.write_bytes(b"before")
+        link.symlink_to(there)
+        storage.write_atomically(link, b"after")
+        assert link.is_symlink()
+        assert there.read_bytes() == b"after"
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["new", "old"]
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x'"), storage.replacing(path):
+        raise full
+    other = OSError(errno.ENOENT, "No such file", "elsewhere")  # control: that of another file
+    with pytest.raises(OSError, match="'elsewhere'"), storage.replacing(path):
+        raise other
+    assert not list(tmp_path.iterdir())

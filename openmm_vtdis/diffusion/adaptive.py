@@ -75,6 +75,11 @@ def denoising_errors(
 
     Measured as d times the ratio of ``|x_0 - D|^2`` to ``t^2 |xi|^2``, which tends to one at low
     noise without any scatter.
+
+    Raises
+    ------
+    ValueError
+        If the denoiser gives NaN or infinity.
     """
     device = generator.device
     clean = frames.to(device, torch.float64)
@@ -87,6 +92,12 @@ def denoising_errors(
             total[i] += (x - denoised).square().sum().cpu() / t**2
         bar.update()
     bar.close()
+    if not bool(total.isfinite().all()):
+        levels = levels[~total.isfinite()]
+        raise ValueError(
+            "denoiser: expected finite predictions, got NaN or infinity at "
+            f"{len(levels)} of {len(total)} noise levels, the first at t = {levels[0]:.3g}"
+        )
     return denoiser.space.dim * total / noise.square().sum().cpu()
 
 

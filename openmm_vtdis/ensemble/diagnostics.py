@@ -106,6 +106,9 @@ class Diagnostics:
         Samples of weight zero: energies that overflowed, wrong stereochemistry.
     n_outside
         Those of them that have a finite energy: they are outside the target.
+    n_failed
+        Those of them whose weight is not known to be zero: the network gave NaN on the way, or an
+        energy is -inf. One is enough for a bias.
     """
 
     n: int
@@ -114,12 +117,21 @@ class Diagnostics:
     pareto_k: float
     n_zero_weight: int
     n_outside: int = 0
+    n_failed: int = 0
 
     @classmethod
-    def of(cls, log_weights: ArrayLike, energies: ArrayLike | None = None) -> Diagnostics:
-        """Diagnose raw log weights (n,), of samples with these reduced energies (n,)."""
+    def of(
+        cls,
+        log_weights: ArrayLike,
+        energies: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+    ) -> Diagnostics:
+        """Diagnose raw log weights (n,), of samples with these energies (n,) and positions."""
         lw = check_log_weights(log_weights)
-        finite = np.isfinite(np.full(len(lw), np.nan) if energies is None else energies)
+        zero = np.isneginf(lw)
+        u = np.full(len(lw), np.nan) if energies is None else np.asarray(energies)
+        x = np.zeros((len(lw), 1)) if positions is None else np.asarray(positions)
+        there = np.isfinite(x.reshape(len(lw), -1)).all(axis=1)
         peak = lw.max()
         share = math.exp(peak - logsumexp(lw)) if peak > -math.inf else math.nan
         return cls(
@@ -127,8 +139,9 @@ class Diagnostics:
             ess=reverse_ess(lw),
             largest_weight_share=share,
             pareto_k=pareto_k(lw),
-            n_zero_weight=int(np.isneginf(lw).sum()),
-            n_outside=int((np.isneginf(lw) & finite).sum()),
+            n_zero_weight=int(zero.sum()),
+            n_outside=int((zero & there & np.isfinite(u)).sum()),
+            n_failed=int((zero & (~there | np.isneginf(u))).sum()),
         )
 
     @property
@@ -142,25 +155,29 @@ class Diagnostics:
 
     @property
     def reliable(self) -> bool:
-        """Whether the tail is light enough and no single sample carries a tenth of the weight."""
+        """Whether the tail is light, no sample has a tenth of the weight, and none has failed."""
         return (
-            self.pareto_k < self.pareto_k_threshold and self.largest_weight_share < _LARGEST_SHARE
+            self.pareto_k < self.pareto_k_threshold
+            and self.largest_weight_share < _LARGEST_SHARE
+            and self.n_failed == 0
         )
 
     def __str__(self) -> str:
         verdict = "reliable" if self.reliable else "NOT reliable"
         enough = self.n - self.n_zero_weight >= MINIMUM_FOR_PARETO
-        if enough and math.isnan(self.pareto_k):  # resampled
+        if enough and math.isnan(self.pareto_k) and not self.n_failed:  # resampled
             verdict = "reliability unknown"
         wanted = f"< {self.pareto_k_threshold:.2f} wanted" if enough else "too few samples for one"
         share = f"{self.largest_weight_share:.2%}"
         if self.largest_weight_share >= _LARGEST_SHARE:
             share += f" (< {_LARGEST_SHARE:.0%} wanted)"
-        outside = f" ({self.n_outside} outside the target)" if self.n_outside else ""
+        parts = ((self.n_outside, "outside the target"), (self.n_failed, "failed: none wanted"))
+        zero = ", ".join(f"{number} {what}" for number, what in parts if number)
+        zero = f" ({zero})" if zero else ""
         return (
             f"{self.n} samples, ESS {self.ess:.2%} ({self.n * self.ess:.1f} effective), largest "
             f"weight {share}, Pareto k {self.pareto_k:.2f} "
-            f"({wanted}), {self.n_zero_weight} of weight zero{outside}: {verdict}"
+            f"({wanted}), {self.n_zero_weight} of weight zero{zero}: {verdict}"
         )
 
 

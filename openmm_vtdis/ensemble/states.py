@@ -23,8 +23,9 @@ def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int)
         return state
     if not hasattr(state, "get_system"):
         raise ValueError(
-            f"{name}: expected a target with reduced_energy(x), or an openmmtools "
-            f"ThermodynamicState, got {type(state).__name__}"
+            f"{name}: expected a target with reduced_energy(x), such as OpenMMTarget(system, "
+            f"topology, temperature), or an openmmtools ThermodynamicState, got "
+            f"{type(state).__name__}"
         )
     system, temperature = state.get_system(remove_thermostat=True), state.temperature
     return OpenMMTarget(system, topology, temperature=temperature, n_dims=n_dims)

@@ -173,9 +173,13 @@ class WeightedEnsemble:
         return dataclasses.replace(self, log_weights=log_weights)  # type: ignore[arg-type]
 
     def unweighted(self) -> WeightedEnsemble:
-        """The samples as they came: those with a finite energy have equal weights."""
+        """The samples as they came: those with a finite energy have equal weights.
+
+        For means of what the generator gives by itself; weights and log Z are gone.
+        """
         finite = np.isfinite(self.reduced_energies)
-        return self.with_log_weights(np.where(finite, 0.0, -math.inf))
+        equal = self.with_log_weights(np.where(finite, 0.0, -math.inf))
+        return equal.with_metadata({**self.metadata, "unweighted": True})
 
     def with_metadata(self, metadata: dict[str, Any]) -> WeightedEnsemble:
         """The same samples with other notes."""
@@ -185,7 +189,8 @@ class WeightedEnsemble:
     def concatenate(ensembles: Sequence[WeightedEnsemble]) -> WeightedEnsemble:
         """Pool ensembles of one system: raw weights stay as they are.
 
-        Each may have a proposal of its own, since each raw weight estimates the same Z.
+        Each may have a proposal of its own, since each raw weight estimates the same Z. All must be
+        for one Hamiltonian, of which it is known only whether they were reweighted.
         """
         ensembles = list(ensembles)
         if not ensembles:
@@ -201,6 +206,16 @@ class WeightedEnsemble:
                 ("particles and dimensions", first.positions.shape[1:], other.positions.shape[1:]),
                 ("temperature", first.temperature, other.temperature),
                 ("topology", _document(first.topology), _document(other.topology)),
+                (
+                    "Hamiltonian (reweighted or not)",
+                    first._is("reweighted"),
+                    other._is("reweighted"),
+                ),
+                (
+                    "kind of weights (unweighted or not)",
+                    first._is("unweighted"),
+                    other._is("unweighted"),
+                ),
             ):
                 if a != b:
                     raise ValueError(
@@ -241,19 +256,24 @@ class WeightedEnsemble:
 
     def diagnostics(self) -> Diagnostics:
         """Whether these weights can be trusted; print it."""
-        about = Diagnostics.of(self.log_weights, self.reduced_energies)
-        return dataclasses.replace(about, pareto_k=math.nan) if self._resampled else about
+        about = Diagnostics.of(self.log_weights, self.reduced_energies, self.positions)
+        lost = self._is("resampled_from") or self._is("unweighted")
+        return dataclasses.replace(about, pareto_k=math.nan) if lost else about
 
-    @property
-    def _resampled(self) -> bool:
-        """Whether the spread of the weights has been turned into duplicates of samples."""
-        return _mentions("resampled_from", self.metadata)
+    def _is(self, what: str) -> bool:
+        """Whether the notes say "resampled_from", "reweighted" or "unweighted" of any part."""
+        return _mentions(what, self.metadata)
+
+    def _check_weighted(self, name: str) -> None:
+        if self._is("unweighted"):
+            raise ValueError(f"{name}: expected samples with their weights, got unweighted ones")
 
     def check_as_drawn(self, name: str) -> None:
         """Raise ValueError unless these are samples as one kernel of the generator drew them."""
-        if self._resampled:
+        self._check_weighted(name)
+        if self._is("resampled_from"):
             raise ValueError(f"{name}: expected samples as drawn, got resampled ones")
-        if _mentions("reweighted", self.metadata):
+        if self._is("reweighted"):
             raise ValueError(
                 f"{name}: expected samples weighted for the generator's own Hamiltonian and "
                 "temperature, as noise() is, got reweighted ones; give those as drawn, and other "
@@ -263,7 +283,15 @@ class WeightedEnsemble:
             raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
 
     def check_same_proposal(self, name: str, log_weights: object) -> None:
-        """Raise ValueError if log weights of frames say that they are against another proposal."""
+        """Raise ValueError if log weights of frames say that they are against another proposal.
+
+        Or if they are the samples' own.
+        """
+        if np.array_equal(np.asarray(log_weights), self.log_weights):
+            raise ValueError(
+                f"{name}: expected log weights of frames of MD, as noise() gives them, got those "
+                "of the generated samples themselves"
+            )
         theirs, ours = getattr(log_weights, "proposal", None), self.metadata.get("proposal")
         if theirs is not None and ours is not None and theirs != ours:
             raise ValueError(
@@ -278,9 +306,15 @@ class WeightedEnsemble:
 
         The error is NaN if only one sample has weight, or nearly so, and that of a resampled
         ensemble: its weights no longer know.
+
+        Raises
+        ------
+        ValueError
+            If no sample has weight, or the ensemble is an unweighted one.
         """
+        self._check_weighted("log_z")
         estimate = log_mean_weight(self.log_weights)
-        return Estimate(estimate.value, math.nan) if self._resampled else estimate
+        return Estimate(estimate.value, math.nan) if self._is("resampled_from") else estimate
 
     def expectation(self, f: Observable) -> Estimate:
         """Mean of an observable under the target, and its error.
@@ -295,7 +329,8 @@ class WeightedEnsemble:
         Notes
         -----
         The error is the weights' own account: trust it no further than :meth:`diagnostics`. It is
-        NaN if only one sample has weight, or nearly so (fewer than 1.5 effective ones).
+        NaN if only one sample has weight, or nearly so (fewer than 1.5 effective ones), and that of
+        a resampled ensemble, whose duplicates it would count as samples.
         """
         weights = self.weights
         values, alive = self._values(f, "expectation")
@@ -303,7 +338,8 @@ class WeightedEnsemble:
         w = weights[alive].reshape(-1, *[1] * (v.ndim - 1))
         mean = (w * v).sum(axis=0)
         error = np.sqrt((w * w * (v - mean) ** 2).sum(axis=0))
-        return Estimate(mean, np.full_like(error, np.nan) if is_alone(self.log_weights) else error)
+        unknown = self._is("resampled_from") or is_alone(self.log_weights)
+        return Estimate(mean, np.full_like(error, np.nan) if unknown else error)
 
     def histogram(
         self,
@@ -408,8 +444,8 @@ class WeightedEnsemble:
         Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times, in random order,
         so that any slice of the result is itself a fair subset. All log weights of the result
         equal log mean w, so that its ``log_z()`` has the same value. Its weights know nothing of
-        the duplicates: ``log_z()`` has no error and ``diagnostics()`` no Pareto k any more, and
-        standard errors of expectations are too small. Estimate all of them before resampling.
+        the duplicates: estimates have no error and ``diagnostics()`` no Pareto k any more. Estimate
+        before resampling.
         """
         n = checks.positive_integer("n", len(self) if n is None else n)
         generator = make_generator(seed)
@@ -431,16 +467,30 @@ class WeightedEnsemble:
         ----------
         target
             Anything with ``reduced_energy(x)``, x (n, M, D) torch float64 in nm -> (n,) kT, such
-            as an :class:`~openmm_vtdis.targets.OpenMMTarget`; or an openmmtools
-            ThermodynamicState, which is evaluated with this ensemble's topology.
+            as an :class:`~openmm_vtdis.targets.OpenMMTarget`; an openmmtools ThermodynamicState,
+            which is evaluated with this ensemble's topology; or a temperature, as an
+            ``openmm.unit`` quantity, at which the Hamiltonian stays as it is.
 
         Notes
         -----
         A sample of zero weight stays so, even if the new energy is finite. A new energy that is
-        NaN or infinite gives zero weight.
+        NaN or infinite gives zero weight. Far from where they were drawn, samples know nothing of
+        what they have not visited, errors included: :func:`mbar` with MD from there does.
         """
-        target = as_target("reweight", target, self.topology, self.positions.shape[2])
-        u_new = state_energies("reweight", target, self.positions)
+        self._check_weighted("reweight")
+        temperature: float | None
+        if isinstance(target, unit.Quantity):
+            if self.temperature is None:
+                raise ValueError(
+                    "reweight: expected samples that have a temperature, got those of a density "
+                    "without one"
+                )
+            temperature = checks.temperature(target)
+            u_new = self.reduced_energies * (self.temperature / temperature)
+        else:
+            target = as_target("reweight", target, self.topology, self.positions.shape[2])
+            temperature = getattr(target, "temperature", None)
+            u_new = state_energies("reweight", target, self.positions)
         alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
         log_weights = np.full(len(self), -math.inf)
         change = self.reduced_energies[alive] - u_new[alive]
@@ -449,7 +499,7 @@ class WeightedEnsemble:
             self,
             log_weights=log_weights,
             reduced_energies=u_new,
-            temperature=getattr(target, "temperature", None),
+            temperature=temperature,
             metadata={**self.metadata, "reweighted": True},
         )
 

@@ -164,8 +164,8 @@ class OpenMMTarget(Target):
 
     @property
     def system(self) -> openmm.System:
-        """The System; the target's own copy."""
-        return self._system
+        """A copy of the System, which can be changed without changing the target."""
+        return copy.deepcopy(self._system)
 
     @property
     def topology(self) -> app.Topology | None:

@@ -1,0 +1,155 @@
+"""What ensembles answer, and refuse, whose weights were taken away, changed or lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from openmm import unit
+
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
+from openmm_vtdis.ensemble import mbar
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well, gaussian_mixture
+
+
+@pytest.fixture(scope="module")
+def gen() -> DiffusionBoltzmannGenerator:
+    return DiffusionBoltzmannGenerator.from_pretrained("dw4-small")
+
+
+@pytest.fixture(scope="module")
+def ensemble(gen: DiffusionBoltzmannGenerator) -> WeightedEnsemble:
+    return gen.sample(400, n_steps=25, seed=11, progress=False)
+
+
+@pytest.fixture(scope="module")
+def log_w(gen: DiffusionBoltzmannGenerator, ensemble: WeightedEnsemble) -> np.ndarray:
+    """Of frames, which are resampled here."""
+    frames = ensemble.resample(300, seed=12).positions
+    return gen.noise(frames, n_steps=25, seed=13, progress=False)
+
+
+def test_unweighted_samples_have_means_and_nothing_else(
+    gen: DiffusionBoltzmannGenerator, ensemble: WeightedEnsemble, log_w: np.ndarray
+) -> None:
+    raw = ensemble.unweighted()
+    mean = raw.expectation(ensemble.reduced_energies)
+    assert mean.value == pytest.approx(ensemble.reduced_energies.mean())
+    assert mean.stderr == pytest.approx(ensemble.reduced_energies.std() / 20.0)
+    assert "reliability unknown" in str(raw.diagnostics())
+    states = [gen.target], [None], [None]
+    for ask in (
+        raw.log_z,
+        lambda: raw.free_energy(log_w),
+        lambda: raw.reweight(330 * unit.kelvin),
+        lambda: mbar(raw, *states),
+        lambda: raw[:10].log_z(),
+    ):
+        with pytest.raises(ValueError, match="expected samples with their weights, got unweighted"):
+            ask()
+    with pytest.raises(ValueError, match=r"kind of weights .* \(True instead of False\)"):
+        WeightedEnsemble.concatenate([ensemble, raw])
+    # Control: as drawn, all of them answer
+    assert abs(ensemble.free_energy(log_w).z(-29.670)) < 5.0
+    assert ensemble.log_z().stderr > 0.0
+    assert mbar(ensemble, *states).log_z().stderr > 0.0
+
+
+def test_the_samples_own_weights_are_not_those_of_frames(
+    gen: DiffusionBoltzmannGenerator, ensemble: WeightedEnsemble
+) -> None:
+    own = ensemble.log_weights
+    with pytest.raises(ValueError, match="free_energy: .* got those of the generated samples"):
+        ensemble.free_energy(own)
+    with pytest.raises(ValueError, match="mbar, state 0: .* got those of the generated samples"):
+        mbar(ensemble, [gen.target], [ensemble.positions], [own])
+
+
+def test_resampled_samples_have_means_without_an_error(ensemble: WeightedEnsemble) -> None:
+    u = ensemble.reduced_energies
+    before, again = ensemble.expectation(u), ensemble.resample(20_000, seed=1)
+    after = again.expectation(again.reduced_energies)
+    assert after.value == pytest.approx(before.value, abs=0.1 * before.stderr)
+    assert math.isnan(after.stderr)
+    warmer = again.reweight(130 * unit.kelvin)
+    assert math.isnan(warmer.expectation(warmer.reduced_energies).stderr)
+
+
+def test_a_temperature_is_the_same_hamiltonian_there(ensemble: WeightedEnsemble) -> None:
+    bench = double_well()
+    warm = OpenMMTarget(bench.system, None, temperature=130 * unit.kelvin, n_dims=2)
+    by_energies, by_scale = ensemble.reweight(warm), ensemble.reweight(130 * unit.kelvin)
+    np.testing.assert_allclose(by_scale.log_weights, by_energies.log_weights, atol=1e-8)
+    np.testing.assert_allclose(by_scale.reduced_energies, by_energies.reduced_energies, atol=1e-8)
+    assert by_scale.temperature == by_energies.temperature == pytest.approx(130.0)
+    with pytest.raises(ValueError, match="temperature: expected an openmm.unit temperature"):
+        ensemble.reweight(1.0 * unit.nanometer)
+    with pytest.raises(ValueError, match=r"OpenMMTarget\(system, topology, temperature\)"):
+        ensemble.reweight(130.0)
+    nowhere = dataclasses.replace(ensemble, temperature=None)
+    with pytest.raises(ValueError, match="reweight: expected samples that have a temperature"):
+        nowhere.reweight(130 * unit.kelvin)
+
+
+def test_weights_for_two_hamiltonians_do_not_pool(ensemble: WeightedEnsemble) -> None:
+    bench = double_well()
+    bench.system.getForce(0).setEnergyFunction("0.5*square(r)")
+    other = ensemble.reweight(OpenMMTarget(bench.system, None, bench.temperature, n_dims=2))
+    with pytest.raises(ValueError, match=r"concatenate: expected one Hamiltonian"):
+        WeightedEnsemble.concatenate([ensemble, other])
+    assert len(WeightedEnsemble.concatenate([other, other])) == 2 * len(ensemble)
+
+
+class Sometimes(GaussianMixtureDenoiser):
+    """The exact denoiser of a target, but for NaN beyond a coordinate."""
+
+    def __init__(self, target: GaussianMixture, where: float) -> None:
+        super().__init__(target.space, target.weights, target.means, target.variances)
+        self.where = where
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        lost = (x[:, 0, 0] > self.where * t)[:, None, None]
+        return torch.where(lost, torch.nan, super().__call__(x, t))
+
+
+def samples(where: float) -> WeightedEnsemble:
+    """By a kernel that was tuned when its denoiser still knew all."""
+    target = gaussian_mixture(3)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(target, Sometimes(target, math.inf), 1.0)
+    gen.tune(target.sample(500, seed=1), 30, "isotropic", n_trajectories=300, progress=False)
+    assert gen.kernel is not None
+    gen.kernel = dataclasses.replace(gen.kernel, denoiser=Sometimes(target, where))
+    return gen.sample(3_000, seed=2, progress=False)
+
+
+def test_samples_on_whose_way_the_network_gave_nan_are_not_zero_weights_like_others() -> None:
+    sound, lost = samples(math.inf), samples(0.5)
+    assert sound.diagnostics().n_failed == 0  # control
+    assert sound.diagnostics().reliable
+    about = lost.diagnostics()
+    assert 300 < about.n_failed == about.n_zero_weight < 2_900
+    assert about.n_outside == 0
+    assert about.pareto_k < about.pareto_k_threshold  # which by itself sees nothing
+    assert not about.reliable
+    assert f"({about.n_failed} failed: none wanted): NOT reliable" in str(about)
+
+
+def test_an_energy_of_minus_infinity_is_a_failure_and_one_of_infinity_is_none() -> None:
+    x = np.random.default_rng(0).normal(size=(400, 1, 1))
+    log_w = np.where(np.arange(400) < 3, -math.inf, 0.01 * x[:, 0, 0])
+    for energy, failed in ((math.inf, 0), (math.nan, 0), (-math.inf, 3), (1.0, 0)):
+        u = np.where(np.arange(400) < 3, energy, 0.0)
+        about = WeightedEnsemble(x, log_w, u).diagnostics()
+        assert (about.n_failed, about.n_zero_weight) == (failed, 3)
+        assert about.reliable == (failed == 0)
+
+
+def test_a_grid_cannot_adapt_to_a_network_that_gives_nan() -> None:
+    target = gaussian_mixture(3)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(target, Sometimes(target, 0.5), 1.0)
+    with pytest.raises(ValueError, match="denoiser: expected finite predictions, got NaN"):
+        gen.tune(target.sample(500, seed=1), 10, "isotropic", progress=False)
