@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.baseline import seconds
-from benchmarks.effective import lower_ess
+from benchmarks.effective import per_step, reliable
 from benchmarks.run import (
     AS_SHIPPED,
     RESULTS,
@@ -128,9 +128,8 @@ def main() -> None:
         for row in found:
             for value, error in (row["forward_ess"], row["reverse_ess"]):
                 cells.append(f"{100 * value:.1f} ± {100 * error:.1f} %")
-        best = max(found, key=lambda row: lower_ess(row) / row["n_steps"])
-        rate = lower_ess(best) / (best["n_steps"] * second)
-        cells.append(f"{rate:.3g} ({best['n_steps']} steps)")
+        best = max(filter(reliable, found), key=per_step)
+        cells.append(f"{per_step(best) / second:.3g} ({best['n_steps']} steps)")
         text += f"| {' | '.join(cells)} |\n"
         print(text.splitlines()[-1], flush=True)
     text += (

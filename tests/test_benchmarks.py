@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from openmm import version
 
-from benchmarks import network_size, run, tables
+from benchmarks import effective, network_size, run, tables
 from openmm_vtdis import DiffusionBoltzmannGenerator
 
 SCRIPTS = {
     "profile": ["dw4"],
     "baseline": ["dw4", "--rounds", "1", "--batch-size", "2"],
-    "effective": ["dw4", "--rounds", "1", "--batch-size", "2"],
+    "effective": ["dw4-small", "--rounds", "1", "--batch-size", "2"],
     "step_time": ["dw4", "--rounds", "1"],
     "energies": ["--turns", "1", "--frames", "10"],
     "scaling": ["--rounds", "1"],
@@ -158,3 +158,34 @@ def test_figures_are_those_that_a_page_shows(
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["dw4-small-costs.png"]
     written = sorted(path.name for path in (tmp_path / "tables").iterdir())
     assert written == ["dw4-small.md", "gmm2-50.md"]
+
+
+def test_the_best_row_is_one_with_reliable_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(method: str, n_steps: int, ess: float, k: float = 0.2, share: float = 0.01) -> dict:
+        both = {"reverse_ess": [ess + 0.1, 0.02], "forward_ess": [ess, 0.03]}
+        tail = {"reverse_n": 2_000, "reverse_pareto_k": k, "largest_weight_share": share}
+        return {"method": method, "n_steps": n_steps, **both, **tail}
+
+    rows = [
+        row("a", 10, 0.5, k=0.75),
+        row("a", 20, 0.6, share=0.2),
+        row("a", 50, 0.7),
+        row("a", 100, 0.9),
+        row("b", 10, 0.9),
+        row("c", 10, 0.3, k=0.9),
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": dict(enumerate(rows))}))
+    monkeypatch.setattr(effective, "RESULTS", tmp_path)
+    assert effective.best("x", "a") == rows[2]
+    assert effective.best("x", "a", "b") == rows[2]
+    assert effective.best("x", "none", "b") == rows[4]
+    assert effective.best("x", "c") == rows[5]  # none of its kind is reliable
+    assert effective.best("x", "none") is None
+    assert effective.lower_ess(rows[2]) == (0.7, 0.03)
+    frames_only = {**rows[5], "forward_n": 2_000, "forward_pareto_k": 0.2}
+    for name in ("reverse_ess", "reverse_n", "reverse_pareto_k", "largest_weight_share"):
+        del frames_only[name]
+    assert effective.reliable(frames_only)
+    assert not effective.reliable(rows[5])

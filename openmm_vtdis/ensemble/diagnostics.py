@@ -25,6 +25,8 @@ from scipy.special import logsumexp
 Array = np.ndarray
 _LARGEST_SHARE = 0.1
 """Of all weight, that a single sample may carry where weights are reliable."""
+_FINITE_VARIANCE = 0.5
+"""Pareto k above which weights have no variance, and a standard error from them is too small."""
 MINIMUM_FOR_PARETO = 25
 """Fewest finite log weights that :func:`pareto_k` fits a tail to."""
 _ALONE = 1.5
@@ -164,6 +166,8 @@ class Diagnostics:
 
     def __str__(self) -> str:
         verdict = "reliable" if self.reliable else "NOT reliable"
+        if self.reliable and self.pareto_k > _FINITE_VARIANCE:
+            verdict = f"reliable, errors may be too small (k above {_FINITE_VARIANCE})"
         enough = self.n - self.n_zero_weight >= MINIMUM_FOR_PARETO
         if enough and math.isnan(self.pareto_k) and not self.n_failed:  # resampled
             verdict = "reliability unknown"

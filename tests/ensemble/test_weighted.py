@@ -325,10 +325,13 @@ def test_diagnostics_tell_good_weights_from_bad(ensemble: WeightedEnsemble) -> N
     assert good.reliable
     assert good.n == len(ensemble)
     assert good.largest_weight_share == pytest.approx(ensemble.weights.max())
-    assert "reliable" in str(good)
+    assert str(good).endswith(": reliable")
     assert "NOT" not in str(good)
     rng = np.random.default_rng(0)
     assert not Diagnostics.of(np.log1p(rng.pareto(1.0 / 1.5, 5_000))).reliable
+    heavy = Diagnostics.of(np.log1p(rng.pareto(1.0 / 0.6, 5_000)))
+    assert heavy.reliable
+    assert str(heavy).endswith(": reliable, errors may be too small (k above 0.5)")
     assert not Diagnostics.of(np.r_[np.zeros(999), 20.0]).reliable
     assert not Diagnostics.of(rng.normal(size=10)).reliable  # too few to tell
     assert Diagnostics.of(np.zeros(5_000)).reliable
