@@ -77,13 +77,18 @@ def reliable(row: Row) -> bool:
     return about.reliable
 
 
+def most_effective(rows: list[Row]) -> Row:
+    """The one with the most effective samples a step, of the reliable ones if there are any."""
+    return max(list(filter(reliable, rows)) or rows, key=per_step)
+
+
 def best(name: str, *methods: str) -> Row | None:
-    """Of the first method with rows, the one with the most effective samples a step."""
+    """The most effective row of the first method that has any."""
     rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"].values()
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
         if mine:
-            return max(list(filter(reliable, mine)) or mine, key=per_step)
+            return most_effective(mine)
     return None
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
-from openmm_vtdis.plotting import energy_histogram, eta_profile, ramachandran
+from openmm_vtdis.plotting import energy_histogram, ramachandran, weight_distribution
 from openmm_vtdis.targets import sample_hmc
 
 OUTPUT = Path("demo-output")
@@ -47,15 +47,13 @@ def draw(
 def draw_double_well(
     left: Axes, right: Axes, n: int, n_steps: int | None, n_chains: int, burn_in: int
 ) -> None:
-    """Energies, beside Hamiltonian Monte Carlo; and the tuned variance."""
+    """Energies, beside Hamiltonian Monte Carlo; and the weights, which tuning makes flat."""
     gen, ensemble = draw("dw4", n, n_steps)
     reference = sample_hmc(gen.target, n_chains=n_chains, n_samples=8, burn_in=burn_in, seed=1)
-    energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left)
-    kernel = gen.kernel
-    eta = kernel.covariance.eta(kernel.schedule).numpy()[:, 0]
-    eta_profile(kernel.schedule.times[1:], eta, ax=right)
+    energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left, bins=40)
+    weight_distribution(ensemble, ax=right)
     left.set_title("DW-4: energies")
-    right.set_title("DW-4: tuned variance of the reverse steps")
+    right.set_title("DW-4: weights")
 
 
 def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int | None) -> None:
@@ -65,8 +63,8 @@ def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int | None) -> None:
     left.set_title("alanine dipeptide, 800 K: energies")
     traj = ensemble.to_mdtraj()
     phi, psi = (f(traj)[1][:, 0] for f in (mdtraj.compute_phi, mdtraj.compute_psi))
-    ramachandran(phi, psi, ensemble.weights, ax=right, bins=16)
-    right.set_title("alanine dipeptide: free energy, reweighted")
+    ramachandran(phi, psi, ensemble.weights, ax=right, bins=18, depth=6.0)
+    right.set_title("alanine dipeptide, reweighted")
 
 
 def main(
