@@ -1,16 +1,19 @@
 """Which proposal density log weights are against.
 
 Generated samples and noised frames are two sides of one problem only if one density drew the
-former and weighs the latter: the same network, grid, covariance and units. Both sides carry a
-digest of all of it, so that mixed ones are an error, and not a number that is off by many of its
-errors.
+former and weighs the latter, with the same network, grid, covariance and units, and if both are
+weighed for one Hamiltonian. Both sides carry a digest of all of it, so that mixed ones are an
+error, and not a number that is off by many of its errors. (Of a target that is not a System only
+the temperature is known.)
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+import openmm
 from torch import Tensor, nn
 
 from openmm_vtdis.archive import describe_kernel
@@ -19,6 +22,7 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.storage import digest
+from openmm_vtdis.targets import OpenMMTarget, Target
 
 
 def about_kernel(units: ModelUnits, kernel: DiffusionKernel) -> dict[str, Any]:
@@ -40,8 +44,20 @@ def about_flow(
 
 def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more: Tensor) -> str:
     signs = None if units.handedness is None else units.handedness.signs
-    frame = [units.length, units.target.temperature, None if signs is None else list(signs)]
+    frame = [
+        units.length,
+        units.target.temperature,
+        None if signs is None else list(signs),
+        _hamiltonian(units.target),
+    ]
     return digest(json.dumps([about, frame]), *_tensors(denoiser), *more)
+
+
+def _hamiltonian(target: Target) -> str | None:
+    """The XML of a target's System, whatever OpenMM wrote it."""
+    if not isinstance(target, OpenMMTarget):
+        return None
+    return re.sub(r' openmmVersion="[^"]*"', "", openmm.XmlSerializer.serialize(target.system))
 
 
 def _tensors(denoiser: Denoiser) -> list[Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import openmm
 import pytest
 import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.provenance import about_flow, about_kernel
+from openmm_vtdis.targets import OpenMMTarget
 
 
 @pytest.fixture
@@ -67,11 +70,18 @@ def temperature(gen: DiffusionBoltzmannGenerator) -> None:
     gen.target.temperature = 1.001 * gen.target.temperature  # type: ignore[operator]
 
 
+def hamiltonian(gen: DiffusionBoltzmannGenerator) -> None:
+    system = copy.deepcopy(gen.target.system)  # type: ignore[attr-defined]
+    force = system.getForce(0)
+    force.setEnergyFunction(f"({force.getEnergyFunction().split(';')[0]})*1.001")
+    gen.target = OpenMMTarget(system, None, gen.temperature, n_dims=2)
+
+
 @pytest.mark.parametrize(
     ("change", "of_flow"),
     [
         (covariance, False), (mean, False), (grid, False), (laplace, False),
-        (network, True), (length, True), (temperature, True),
+        (network, True), (length, True), (temperature, True), (hamiltonian, True),
     ],
 )  # fmt: skip
 def test_whatever_the_density_depends_on_counts(
@@ -84,3 +94,17 @@ def test_whatever_the_density_depends_on_counts(
     after = proposals(gen)
     assert after[0] != before[0]
     assert (after[1] != before[1]) == of_flow
+
+
+def test_the_version_of_openmm_that_wrote_a_system_does_not_count(
+    gen: DiffusionBoltzmannGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, serialize = proposals(gen), openmm.XmlSerializer.serialize
+    older = re.compile(r'openmmVersion="[^"]*"')
+    monkeypatch.setattr(
+        openmm.XmlSerializer,
+        "serialize",
+        lambda system: older.sub('openmmVersion="8.0"', serialize(system)),
+    )
+    assert openmm.XmlSerializer.serialize(gen.target.system).count("8.0") == 1  # type: ignore[attr-defined]
+    assert proposals(gen) == before

@@ -164,8 +164,8 @@ class OpenMMTarget(Target):
 
     @property
     def system(self) -> openmm.System:
-        """A copy of the System, which can be changed without changing the target."""
-        return copy.deepcopy(self._system)
+        """The System; the target's own copy, to be read only: energies do not follow changes."""
+        return self._system
 
     @property
     def topology(self) -> app.Topology | None:
