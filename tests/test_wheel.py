@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from openmm_vtdis import __version__, pretrained
+from openmm_vtdis.pretrained.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DIST_INFO = f"openmm_vtdis-{__version__}.dist-info"
@@ -55,7 +56,7 @@ def test_the_wheel_holds_what_it_should(site: Path) -> None:
     there = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     modules = (ROOT / "openmm_vtdis").rglob("*.py")
     shipped = [f"{name}.{end}" for name in pretrained.names() for end in ("vtdis", "md", "json")]
-    assert len(shipped) == 15
+    assert len(shipped) == 3 * len(RECIPES)
     assert {str(path.relative_to(ROOT)) for path in modules} <= there
     assert {f"openmm_vtdis/pretrained/{name}" for name in shipped} <= there
     assert {"openmm_vtdis/py.typed", f"{DIST_INFO}/licenses/LICENSE"} <= there
