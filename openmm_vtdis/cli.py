@@ -157,7 +157,7 @@ def sample(options: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"Whole shards are kept in {output}.shards. The same command goes on."
+            f"Whole shards are kept in {output.resolve()}.shards. The same command goes on."
         ) from None
     if not complete:
         print(
@@ -180,6 +180,7 @@ def analyze(options: argparse.Namespace) -> None:
     print(f"<u> reweighted   {ensemble.expectation(ensemble.reduced_energies)} kT")
     print(f"-log Z one-sided {-ensemble.log_z().value:.4f} ± {ensemble.log_z().stderr:.2g} kT")
     if options.archive is not None:
+        ensemble.check_as_drawn("analyze")
         gen, n_steps = load(options), len(ensemble.metadata.get("times", ())) - 1
         n_particles, n_dims = ensemble.positions.shape[1:]
         if (n_particles, n_dims) != (gen.space.n_particles, gen.space.n_dims):
@@ -256,7 +257,7 @@ def read_topology(path: str) -> app.Topology:
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
     name, device = options.archive, own_device(getattr(options, "device", "cpu"))
-    if not Path(name).exists() and not Path(name).suffix:
+    if not Path(name).exists() and Path(name).stem == str(name):  # no folder, no ending
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
     return DiffusionBoltzmannGenerator.load(name, device=device)
 

@@ -85,8 +85,11 @@ class ModelUnits:
     def ensemble(
         self, y: Tensor, log_ratio: Tensor, topology: Any, metadata: dict[str, Any]
     ) -> WeightedEnsemble:
-        """Generated configurations y (n, M, D), folded and weighed."""
-        x = y * self.length
+        """Generated configurations y (n, M, D), folded and weighed.
+
+        Where the log ratio is not finite, the network has failed: there is no configuration then.
+        """
+        x = torch.where(torch.isfinite(log_ratio)[:, None, None], y * self.length, math.nan)
         inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if self.handedness is not None:
             x, inside = self.handedness.fold(x)

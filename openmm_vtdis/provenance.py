@@ -10,10 +10,8 @@ the temperature is known.)
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-import openmm
 from torch import Tensor, nn
 
 from openmm_vtdis.archive import describe_kernel
@@ -22,14 +20,14 @@ from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.storage import digest
-from openmm_vtdis.targets import OpenMMTarget, Target
 
 
 def about_kernel(units: ModelUnits, kernel: DiffusionKernel) -> dict[str, Any]:
     """Notes on samples of a reverse process, as JSON."""
     about = {"method": "reverse SDE", **describe_kernel(kernel)}
     fitted = (kernel.covariance.parameters, kernel.mean_gains)
-    return {**about, "proposal": _digest(about, units, kernel.denoiser, *fitted)}
+    proposal = _digest(about, units, kernel.denoiser, *fitted)
+    return {**about, **_of(units), "proposal": proposal}
 
 
 def about_flow(
@@ -39,7 +37,14 @@ def about_flow(
     about = {"method": "probability-flow ODE", "times": list(grid.times)}
     density = {"method": about["method"], "ends": [grid.times[0], grid.times[-1]]}
     proposal = _digest(density, units, denoiser)
-    return {**about, "divergence": divergence, "solver": solver, "proposal": proposal}
+    about |= {"divergence": divergence, "solver": solver}
+    return {**about, **_of(units), "proposal": proposal}
+
+
+def _of(units: ModelUnits) -> dict[str, Any]:
+    """The Hamiltonian that samples are weighted for, if it is known."""
+    found = units.target.fingerprint
+    return {} if found is None else {"hamiltonian": found}
 
 
 def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more: Tensor) -> str:
@@ -48,16 +53,9 @@ def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more:
         units.length,
         units.target.temperature,
         None if signs is None else list(signs),
-        _hamiltonian(units.target),
+        units.target.fingerprint,
     ]
     return digest(json.dumps([about, frame]), *_tensors(denoiser), *more)
-
-
-def _hamiltonian(target: Target) -> str | None:
-    """The XML of a target's System, whatever OpenMM wrote it."""
-    if not isinstance(target, OpenMMTarget):
-        return None
-    return re.sub(r' openmmVersion="[^"]*"', "", openmm.XmlSerializer.serialize(target.system))
 
 
 def _tensors(denoiser: Denoiser) -> list[Tensor]:

@@ -74,7 +74,7 @@ def sample_to_file(
         If ``path`` is there and not of this run, or the shards beside it are of another (generator,
         seed, sizes).
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     n = checks.positive_integer("n", n)
     shard_size = checks.positive_integer("shard_size", shard_size)
     pair = isinstance(process, tuple | list) and len(process) == 2

@@ -14,6 +14,7 @@ a file under its final name is always whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ from torch import Tensor
 FORMAT = "openmm-vtdis"
 FORMAT_VERSION = 1
 _KEY, _CHECKSUM = "openmm_vtdis", "crc32"
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Errors of a write, which do not say of which file."""
 
 
 @contextlib.contextmanager
@@ -44,12 +47,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     ValueError
-        If ``path`` is a folder, or in one that does not exist.
+        If ``path`` is a folder or a device, or in a folder that does not exist.
     OSError
         If there is no room, with the file's name.
     """
     path = Path(os.path.realpath(path))
-    if path.is_dir() or not path.parent.is_dir():
+    free = path.is_file() or not os.path.lexists(path)  # no folder, device or loop of links
+    if not free or not path.parent.is_dir():
         raise ValueError(f"{path}: expected the name of a file in a folder that exists")
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -67,9 +71,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            named = error.filename not in (None, str(temporary))
-            error.filename = error.filename if named else str(path)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            error.filename = str(path)
         raise
 
 

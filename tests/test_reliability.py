@@ -268,6 +268,19 @@ def test_a_damaged_shard_is_named_and_the_others_stay(
     assert sample_to_file(gen, path, 30, shard_size=10, progress=False)
 
 
+@pytest.mark.parametrize("name", ["samples.nc", "samples.npz"])
+def test_shards_are_joined_where_a_link_points_to(
+    gen: DiffusionBoltzmannGenerator, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    link, there = tmp_path / name, tmp_path / "scratch" / name
+    link.symlink_to(there)
+    assert sample_to_file(gen, link, 30, shard_size=10, progress=False)
+    assert link.is_symlink()
+    assert len(WeightedEnsemble.load(there)) == 30
+    assert [path.name for path in there.parent.iterdir()] == [name]
+
+
 def test_joining_holds_one_shard_at_a_time(
     gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,25 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match=r"No space left on device: '.*/x'"), storage.replacing(path):
         raise full
-    other = OSError(errno.ENOENT, "No such file", "elsewhere")  # control: that of another file
-    with pytest.raises(OSError, match="'elsewhere'"), storage.replacing(path):
-        raise other
+    for other in (
+        OSError(errno.ENOENT, "No such file", "elsewhere"),
+        ConnectionResetError(104, "x"),
+    ):
+        with pytest.raises(OSError, match="elsewhere|x$"), storage.replacing(path):
+            raise other  # control: has nothing to do with the file
     assert not list(tmp_path.iterdir())
+
+
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    (tmp_path / "away").symlink_to(tmp_path / "nowhere" / "x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in before:
+        with pytest.raises(ValueError, match="expected the name of a file in a folder that exists"):
+            storage.write_atomically(tmp_path / name, b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "pipe").is_fifo()

@@ -189,7 +189,7 @@ def check_log_weights(log_weights: ArrayLike) -> Array:
     """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
     try:
         lw = np.asarray(log_weights, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             "log_weights: expected an array (n,), as noise() gives it for frames, got "
             f"{type(log_weights).__name__}"

@@ -16,7 +16,6 @@ coordinates may be anything.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -43,6 +42,7 @@ from openmm_vtdis.ensemble.diagnostics import (
 )
 from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
+from openmm_vtdis.ensemble.notes import both, json_copy, mentions, parts
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import Seed, make_generator
@@ -133,7 +133,7 @@ class WeightedEnsemble:
                 )
         t = None if self.temperature is None else checks.temperature(self.temperature)
         fields = {"positions": x, "log_weights": lw, "reduced_energies": u, "temperature": t}
-        for name, value in {**fields, "metadata": _json_copy(self.metadata)}.items():
+        for name, value in {**fields, "metadata": json_copy(self.metadata)}.items():
             object.__setattr__(self, name, value)
 
     # -- the container ------------------------------------------------------------------------
@@ -170,7 +170,8 @@ class WeightedEnsemble:
 
     def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
         """The same samples with other log weights (n,)."""
-        return dataclasses.replace(self, log_weights=log_weights)  # type: ignore[arg-type]
+        notes = {key: value for key, value in self.metadata.items() if key != "unweighted"}
+        return dataclasses.replace(self, log_weights=log_weights, metadata=notes)  # type: ignore[arg-type]
 
     def unweighted(self) -> WeightedEnsemble:
         """The samples as they came: those with a finite energy have equal weights.
@@ -189,8 +190,8 @@ class WeightedEnsemble:
     def concatenate(ensembles: Sequence[WeightedEnsemble]) -> WeightedEnsemble:
         """Pool ensembles of one system: raw weights stay as they are.
 
-        Each may have a proposal of its own, since each raw weight estimates the same Z. All must be
-        for one Hamiltonian, of which it is known only whether they were reweighted.
+        Each may have a proposal of its own, since each raw weight estimates the same Z, that of one
+        Hamiltonian and temperature.
         """
         ensembles = list(ensembles)
         if not ensembles:
@@ -206,21 +207,14 @@ class WeightedEnsemble:
                 ("particles and dimensions", first.positions.shape[1:], other.positions.shape[1:]),
                 ("temperature", first.temperature, other.temperature),
                 ("topology", _document(first.topology), _document(other.topology)),
-                (
-                    "Hamiltonian (reweighted or not)",
-                    first._is("reweighted"),
-                    other._is("reweighted"),
-                ),
-                (
-                    "kind of weights (unweighted or not)",
-                    first._is("unweighted"),
-                    other._is("unweighted"),
-                ),
+                ("Hamiltonian", *both("hamiltonian", first.metadata, other.metadata)),
+                ("kind of weights", first._is("unweighted"), other._is("unweighted")),
             ):
                 if a != b:
+                    plain = what in ("particles and dimensions", "temperature")
                     raise ValueError(
                         f"concatenate: expected one {what}, but ensemble {k} differs from the "
-                        "first" + ("" if what == "topology" else f" ({b} instead of {a})")
+                        "first" + (f" ({b} instead of {a})" if plain else "")
                     )
         notes = [ensemble.metadata for ensemble in ensembles]
         return WeightedEnsemble(
@@ -257,12 +251,14 @@ class WeightedEnsemble:
     def diagnostics(self) -> Diagnostics:
         """Whether these weights can be trusted; print it."""
         about = Diagnostics.of(self.log_weights, self.reduced_energies, self.positions)
-        lost = self._is("resampled_from") or self._is("unweighted")
-        return dataclasses.replace(about, pareto_k=math.nan) if lost else about
+        if not (self._is("resampled_from") or self._is("unweighted")):
+            return about
+        failed = self.metadata.get("n_failed", about.n_failed)
+        return dataclasses.replace(about, pareto_k=math.nan, n_failed=failed)
 
     def _is(self, what: str) -> bool:
         """Whether the notes say "resampled_from", "reweighted" or "unweighted" of any part."""
-        return _mentions(what, self.metadata)
+        return mentions(what, self.metadata)
 
     def _check_weighted(self, name: str) -> None:
         if self._is("unweighted"):
@@ -279,7 +275,7 @@ class WeightedEnsemble:
                 "temperature, as noise() is, got reweighted ones; give those as drawn, and other "
                 "states to mbar()"
             )
-        if "concatenated" in self.metadata:
+        if parts(self.metadata):
             raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
 
     def check_same_proposal(self, name: str, log_weights: object) -> None:
@@ -287,7 +283,8 @@ class WeightedEnsemble:
 
         Or if they are the samples' own.
         """
-        if np.array_equal(np.asarray(log_weights), self.log_weights):
+        values = check_log_weights(log_weights)  # type: ignore[arg-type]
+        if np.ptp(values) > 0.0 and np.isin(values, self.log_weights).all():
             raise ValueError(
                 f"{name}: expected log weights of frames of MD, as noise() gives them, got those "
                 "of the generated samples themselves"
@@ -296,8 +293,8 @@ class WeightedEnsemble:
         if theirs is not None and ours is not None and theirs != ours:
             raise ValueError(
                 f"{name}: expected log weights of frames against the proposal that drew the "
-                "samples, got those against another; noise() them with the same generator, tuning "
-                "and n_steps as sample(), or draw the samples again"
+                "samples, got those against another; noise() them with the same generator, System, "
+                "tuning and n_steps as sample(), or draw the samples again"
             )
 
     # -- estimates ----------------------------------------------------------------------------
@@ -372,6 +369,8 @@ class WeightedEnsemble:
         square, _ = np.histogram(v, edges, weights=w * w)
         rest = np.maximum((w * w).sum() - square, 0.0)
         variance = square * (1.0 - probability) ** 2 + rest * probability**2
+        if self._is("resampled_from"):
+            variance = np.full_like(variance, np.nan)
         widths = np.diff(edges)
         return probability / widths, edges, np.sqrt(variance) / widths
 
@@ -456,8 +455,12 @@ class WeightedEnsemble:
         index = index[torch.randperm(n, generator=generator).numpy()]
         return dataclasses.replace(
             self[index],
-            log_weights=np.full(n, self.log_z().value),
-            metadata={**self.metadata, "resampled_from": len(self)},
+            log_weights=np.full(n, log_mean_weight(self.log_weights).value),
+            metadata={
+                **self.metadata,
+                "resampled_from": len(self),
+                "n_failed": self.diagnostics().n_failed,
+            },
         )
 
     def reweight(self, target: Any) -> WeightedEnsemble:
@@ -486,10 +489,12 @@ class WeightedEnsemble:
                     "without one"
                 )
             temperature = checks.temperature(target)
+            hamiltonian = self.metadata.get("hamiltonian")
             u_new = self.reduced_energies * (self.temperature / temperature)
         else:
             target = as_target("reweight", target, self.topology, self.positions.shape[2])
             temperature = getattr(target, "temperature", None)
+            hamiltonian = getattr(target, "fingerprint", None)
             u_new = state_energies("reweight", target, self.positions)
         alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
         log_weights = np.full(len(self), -math.inf)
@@ -500,7 +505,7 @@ class WeightedEnsemble:
             log_weights=log_weights,
             reduced_energies=u_new,
             temperature=temperature,
-            metadata={**self.metadata, "reweighted": True},
+            metadata={**self.metadata, "reweighted": True, "hamiltonian": hamiltonian},
         )
 
     # -- elsewhere ----------------------------------------------------------------------------
@@ -573,23 +578,6 @@ def _frozen(name: str, values: object) -> Array:
         array = array.copy()
         array.flags.writeable = False
     return array
-
-
-def _mentions(key: str, metadata: dict[str, Any]) -> bool:
-    parts = metadata.get("concatenated", [])
-    return key in metadata or any(_mentions(key, part) for part in parts)
-
-
-def _json_copy(metadata: object) -> dict[str, Any]:
-    if not isinstance(metadata, dict):
-        raise ValueError(f"metadata: expected a dictionary, got {type(metadata).__name__}")
-    try:
-        copy: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"metadata: expected JSON-able values without NaN or infinity, got {error}"
-        ) from error
-    return copy
 
 
 def _document(topology: app.Topology | None) -> dict[str, Any] | None:

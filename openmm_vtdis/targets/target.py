@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import copy
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from openmm_vtdis import checks, units
 from openmm_vtdis.derivatives import differentiate_twice, differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
+from openmm_vtdis.storage import digest
 from openmm_vtdis.targets import validation
 from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
 from openmm_vtdis.targets.contexts import ContextPool
@@ -57,6 +59,11 @@ class Target(abc.ABC):
         A configuration with NaN or infinite coordinates has energy NaN, and does not disturb the
         others.
         """
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells its Hamiltonian from others, whatever the temperature; None: nothing does."""
+        return None
 
     @property
     def twice_differentiable(self) -> bool:
@@ -166,6 +173,12 @@ class OpenMMTarget(Target):
     def system(self) -> openmm.System:
         """The System; the target's own copy, to be read only: energies do not follow changes."""
         return self._system
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the System, the same whatever version of OpenMM writes its XML."""
+        xml = openmm.XmlSerializer.serialize(self._system)
+        return digest(re.sub(r' openmmVersion="[^"]*"', "", xml))
 
     @property
     def topology(self) -> app.Topology | None:

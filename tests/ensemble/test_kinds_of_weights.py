@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,8 +52,10 @@ def test_unweighted_samples_have_means_and_nothing_else(
     ):
         with pytest.raises(ValueError, match="expected samples with their weights, got unweighted"):
             ask()
-    with pytest.raises(ValueError, match=r"kind of weights .* \(True instead of False\)"):
+    with pytest.raises(ValueError, match="concatenate: expected one kind of weights"):
         WeightedEnsemble.concatenate([ensemble, raw])
+    assert len(raw.resample(10, seed=0)) == len(raw.to_sampler_states(10, seed=0)) == 10
+    assert raw.with_log_weights(ensemble.log_weights).log_z().value == ensemble.log_z().value
     # Control: as drawn, all of them answer
     assert abs(ensemble.free_energy(log_w).z(-29.670)) < 5.0
     assert ensemble.log_z().stderr > 0.0
@@ -63,8 +66,12 @@ def test_the_samples_own_weights_are_not_those_of_frames(
     gen: DiffusionBoltzmannGenerator, ensemble: WeightedEnsemble
 ) -> None:
     own = ensemble.log_weights
-    with pytest.raises(ValueError, match="free_energy: .* got those of the generated samples"):
-        ensemble.free_energy(own)
+    for some in (own, own[::-1], own[:100]):
+        with pytest.raises(ValueError, match="free_energy: .* got those of the generated samples"):
+            ensemble.free_energy(some)
+    for foreign in (ensemble, [[1.0], [2.0, 3.0]], torch.zeros(3, requires_grad=True)):
+        with pytest.raises(ValueError, match=r"log_weights: expected an array \(n,\), as noise"):
+            ensemble.free_energy(foreign)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mbar, state 0: .* got those of the generated samples"):
         mbar(ensemble, [gen.target], [ensemble.positions], [own])
 
@@ -75,6 +82,7 @@ def test_resampled_samples_have_means_without_an_error(ensemble: WeightedEnsembl
     after = again.expectation(again.reduced_energies)
     assert after.value == pytest.approx(before.value, abs=0.1 * before.stderr)
     assert math.isnan(after.stderr)
+    assert np.isnan(again.histogram(again.reduced_energies, bins=4)[2]).all()
     warmer = again.reweight(130 * unit.kelvin)
     assert math.isnan(warmer.expectation(warmer.reduced_energies).stderr)
 
@@ -95,13 +103,31 @@ def test_a_temperature_is_the_same_hamiltonian_there(ensemble: WeightedEnsemble)
         nowhere.reweight(130 * unit.kelvin)
 
 
-def test_weights_for_two_hamiltonians_do_not_pool(ensemble: WeightedEnsemble) -> None:
+def test_weights_for_two_hamiltonians_do_not_pool_and_those_for_one_do(
+    gen: DiffusionBoltzmannGenerator, ensemble: WeightedEnsemble
+) -> None:
     bench = double_well()
     bench.system.getForce(0).setEnergyFunction("0.5*square(r)")
-    other = ensemble.reweight(OpenMMTarget(bench.system, None, bench.temperature, n_dims=2))
-    with pytest.raises(ValueError, match=r"concatenate: expected one Hamiltonian"):
-        WeightedEnsemble.concatenate([ensemble, other])
-    assert len(WeightedEnsemble.concatenate([other, other])) == 2 * len(ensemble)
+    other = OpenMMTarget(bench.system, None, bench.temperature, n_dims=2)
+    with pytest.raises(ValueError, match="concatenate: expected one Hamiltonian, but ensemble 1"):
+        WeightedEnsemble.concatenate([ensemble, ensemble.reweight(other)])
+    kelvin = bench.temperature * unit.kelvin
+    carried = ensemble.reweight(130 * unit.kelvin).reweight(kelvin)
+    for again in (carried, carried.reweight(gen.target), ensemble.reweight(gen.target)):
+        pooled = WeightedEnsemble.concatenate([ensemble, again])
+        assert pooled.log_z().value == pytest.approx(ensemble.log_z().value, abs=1e-9)
+
+
+def test_notes_of_ones_own_say_nothing_of_the_weights(ensemble: WeightedEnsemble) -> None:
+    for notes in (
+        {"unweighted": False, "reweighted": None, "resampled_from": 0},
+        {"concatenated": "a.nc and b.nc"},
+        {"concatenated": True},
+        {"concatenated": [1, "b.nc"]},
+    ):
+        noted = ensemble.with_metadata(notes)
+        noted.check_as_drawn("test")
+        assert noted.log_z().value == ensemble.log_z().value
 
 
 class Sometimes(GaussianMixtureDenoiser):
@@ -136,6 +162,49 @@ def test_samples_on_whose_way_the_network_gave_nan_are_not_zero_weights_like_oth
     assert about.pareto_k < about.pareto_k_threshold  # which by itself sees nothing
     assert not about.reliable
     assert f"({about.n_failed} failed: none wanted): NOT reliable" in str(about)
+
+
+def test_failures_are_remembered_where_their_samples_are_gone() -> None:
+    lost = samples(0.5)
+    for after in (lost.resample(seed=0), lost.unweighted(), lost.resample(seed=0).unweighted()):
+        assert after.diagnostics().n_failed == lost.diagnostics().n_failed
+        assert str(after.diagnostics()).endswith(": NOT reliable")
+
+
+class Rough(torch.autograd.Function):
+    """The identity, whose derivative is NaN where a flag says so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(lost)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return torch.where(ctx.saved_tensors[0][:, None, None], torch.nan, gradient), None
+
+
+class Unsmooth(Sometimes):
+    """Its values are exact; beyond a coordinate its derivatives are NaN."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        lost = x[:, 0, 0] > self.where * t
+        return GaussianMixtureDenoiser.__call__(self, Rough.apply(x, lost), t)
+
+
+def test_a_flow_whose_divergence_is_nan_has_failed() -> None:
+    """Positions and energies are sound there; the weight is not known."""
+    target = gaussian_mixture(3)
+    found = []
+    for where in (math.inf, 0.5):
+        gen = DiffusionBoltzmannGenerator.from_denoiser(target, Unsmooth(target, where), 1.0)
+        gen.tune(target.sample(300, seed=1), 20, "isotropic", n_trajectories=200, progress=False)
+        found.append(gen.sample_ode(300, seed=2, progress=False).diagnostics())
+    sound, lost = found
+    assert sound.n_failed == 0
+    assert lost.n_failed == lost.n_zero_weight > 30
+    assert lost.n_outside == 0
+    assert not lost.reliable
 
 
 def test_an_energy_of_minus_infinity_is_a_failure_and_one_of_infinity_is_none() -> None:
