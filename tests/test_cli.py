@@ -94,7 +94,7 @@ def test_samples_are_analysed_on_their_own_grid(
     again = str(folder / "again.vtdis")
     assert run(folder, "tune", archive, *md, "--steps", "6", "--seed", "9", "-o", again) == 0
     assert run(folder, "analyze", samples, "--archive", again, *md) == 2
-    assert "noise() them with the same generator, tuning" in capsys.readouterr().err
+    assert "noise() them with the same generator, System, tuning" in capsys.readouterr().err
 
 
 def test_training_that_is_done_keeps_the_tuning(

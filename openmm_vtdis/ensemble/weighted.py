@@ -453,14 +453,12 @@ class WeightedEnsemble:
         points = np.minimum((np.arange(n) + offset) / n, np.nextafter(1.0, 0.0))
         index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
         index = index[torch.randperm(n, generator=generator).numpy()]
+        failed = self.diagnostics().n_failed
+        notes = {"resampled_from": len(self)} | ({"n_failed": failed} if failed else {})
         return dataclasses.replace(
             self[index],
             log_weights=np.full(n, log_mean_weight(self.log_weights).value),
-            metadata={
-                **self.metadata,
-                "resampled_from": len(self),
-                "n_failed": self.diagnostics().n_failed,
-            },
+            metadata={**self.metadata, **notes},
         )
 
     def reweight(self, target: Any) -> WeightedEnsemble:
