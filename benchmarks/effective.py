@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 
 import numpy as np
 import torch
@@ -135,8 +134,8 @@ def measure(
         ]
     cells.append(f"{np.median(ratio):.3g} ({ratio.min():.3g}-{ratio.max():.3g})")
     adaptive = best(plain_name, ADAPTIVE)
-    better = math.nan if adaptive is None else per_step(adaptive) / per_step(theirs)
-    cells.append("" if adaptive is None else f"{np.median(ratio) / better:.3g}")
+    gain = per_step(adaptive) / per_step(theirs) if adaptive else None
+    cells.append(f"{np.median(ratio) / gain:.3g}" if gain else "")
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -32,12 +32,14 @@ def parts(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [part for part in found if isinstance(part, dict)] if isinstance(found, list) else []
 
 
-def mentions(key: str, metadata: Mapping[str, Any]) -> bool:
-    """Whether notes say so, or those of a part do."""
-    return bool(metadata.get(key)) or any(mentions(key, part) for part in parts(metadata))
+def says(key: str, metadata: Mapping[str, Any]) -> Any:
+    """What notes have under a key; if nothing, what the first part has that has anything."""
+    if key in metadata:
+        return metadata[key]
+    return next((found for part in parts(metadata) if (found := says(key, part))), None)
 
 
 def both(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:
     """What two say, where both know it; else twice None."""
-    a, b = one.get(key), other.get(key)
+    a, b = says(key, one), says(key, other)
     return (None, None) if a is None or b is None else (a, b)

@@ -42,7 +42,7 @@ from openmm_vtdis.ensemble.diagnostics import (
 )
 from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
-from openmm_vtdis.ensemble.notes import both, json_copy, mentions, parts
+from openmm_vtdis.ensemble.notes import both, json_copy, parts, says
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import Seed, make_generator
@@ -170,8 +170,12 @@ class WeightedEnsemble:
 
     def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
         """The same samples with other log weights (n,)."""
-        notes = {key: value for key, value in self.metadata.items() if key != "unweighted"}
-        return dataclasses.replace(self, log_weights=log_weights, metadata=notes)  # type: ignore[arg-type]
+        notes = {"unweighted": False} if self._is("unweighted") else {}
+        return dataclasses.replace(
+            self,
+            log_weights=log_weights,  # type: ignore[arg-type]
+            metadata={**self.metadata, **notes},
+        )
 
     def unweighted(self) -> WeightedEnsemble:
         """The samples as they came: those with a finite energy have equal weights.
@@ -253,12 +257,12 @@ class WeightedEnsemble:
         about = Diagnostics.of(self.log_weights, self.reduced_energies, self.positions)
         if not (self._is("resampled_from") or self._is("unweighted")):
             return about
-        failed = self.metadata.get("n_failed", about.n_failed)
+        failed = about.n_failed or says("n_failed", self.metadata) or 0
         return dataclasses.replace(about, pareto_k=math.nan, n_failed=failed)
 
     def _is(self, what: str) -> bool:
         """Whether the notes say "resampled_from", "reweighted" or "unweighted" of any part."""
-        return mentions(what, self.metadata)
+        return bool(says(what, self.metadata))
 
     def _check_weighted(self, name: str) -> None:
         if self._is("unweighted"):
@@ -487,7 +491,7 @@ class WeightedEnsemble:
                     "without one"
                 )
             temperature = checks.temperature(target)
-            hamiltonian = self.metadata.get("hamiltonian")
+            hamiltonian = says("hamiltonian", self.metadata)
             u_new = self.reduced_energies * (self.temperature / temperature)
         else:
             target = as_target("reweight", target, self.topology, self.positions.shape[2])

@@ -56,6 +56,11 @@ def test_unweighted_samples_have_means_and_nothing_else(
         WeightedEnsemble.concatenate([ensemble, raw])
     assert len(raw.resample(10, seed=0)) == len(raw.to_sampler_states(10, seed=0)) == 10
     assert raw.with_log_weights(ensemble.log_weights).log_z().value == ensemble.log_z().value
+    parts = WeightedEnsemble.concatenate([raw, raw.with_metadata({"unweighted": True})])
+    with pytest.raises(ValueError, match="log_z: .* got unweighted"):
+        parts.log_z()
+    again = parts.with_log_weights(np.tile(ensemble.log_weights, 2))
+    assert again.log_z().value == pytest.approx(ensemble.log_z().value, abs=1e-12)
     # Control: as drawn, all of them answer
     assert abs(ensemble.free_energy(log_w).z(-29.670)) < 5.0
     assert ensemble.log_z().stderr > 0.0
@@ -94,6 +99,9 @@ def test_a_temperature_is_the_same_hamiltonian_there(ensemble: WeightedEnsemble)
     np.testing.assert_allclose(by_scale.log_weights, by_energies.log_weights, atol=1e-8)
     np.testing.assert_allclose(by_scale.reduced_energies, by_energies.reduced_energies, atol=1e-8)
     assert by_scale.temperature == by_energies.temperature == pytest.approx(130.0)
+    share = 1.0 - bench.temperature / 130.0  # of the energy that no longer counts
+    expected = ensemble.log_weights + share * ensemble.reduced_energies
+    np.testing.assert_allclose(by_scale.log_weights, expected, atol=1e-8)
     with pytest.raises(ValueError, match="temperature: expected an openmm.unit temperature"):
         ensemble.reweight(1.0 * unit.nanometer)
     with pytest.raises(ValueError, match=r"OpenMMTarget\(system, topology, temperature\)"):
@@ -109,8 +117,11 @@ def test_weights_for_two_hamiltonians_do_not_pool_and_those_for_one_do(
     bench = double_well()
     bench.system.getForce(0).setEnergyFunction("0.5*square(r)")
     other = OpenMMTarget(bench.system, None, bench.temperature, n_dims=2)
-    with pytest.raises(ValueError, match="concatenate: expected one Hamiltonian, but ensemble 1"):
-        WeightedEnsemble.concatenate([ensemble, ensemble.reweight(other)])
+    pooled = WeightedEnsemble.concatenate([ensemble, ensemble.with_metadata({"run": 2})])
+    assert "hamiltonian" not in pooled.metadata  # but in that of a part
+    for one in (ensemble, pooled):
+        with pytest.raises(ValueError, match="concatenate: expected one Hamiltonian, but ensemb"):
+            WeightedEnsemble.concatenate([one, ensemble.reweight(other)])
     kelvin = bench.temperature * unit.kelvin
     carried = ensemble.reweight(130 * unit.kelvin).reweight(kelvin)
     for again in (carried, carried.reweight(gen.target), ensemble.reweight(gen.target)):
@@ -166,7 +177,13 @@ def test_samples_on_whose_way_the_network_gave_nan_are_not_zero_weights_like_oth
 
 def test_failures_are_remembered_where_their_samples_are_gone() -> None:
     lost = samples(0.5)
-    for after in (lost.resample(seed=0), lost.unweighted(), lost.resample(seed=0).unweighted()):
+    again = lost.resample(seed=0)
+    for after in (
+        again,
+        lost.unweighted(),
+        again.unweighted(),
+        WeightedEnsemble.concatenate([samples(math.inf), again]),
+    ):
         assert after.diagnostics().n_failed == lost.diagnostics().n_failed
         assert str(after.diagnostics()).endswith(": NOT reliable")
 
