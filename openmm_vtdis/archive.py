@@ -9,11 +9,12 @@ would execute, is refused unless the caller trusts it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import openmm
 import torch
@@ -26,7 +27,8 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.laplace import LaplaceRange
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.networks import build_network, describe_network
+from openmm_vtdis.networks import build_network, can_describe, describe_network
+from openmm_vtdis.targets import OpenMMTarget, Target
 from openmm_vtdis.topology import (
     Handedness,
     Stereocentre,
@@ -34,11 +36,28 @@ from openmm_vtdis.topology import (
     topology_to_json,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def _check_finite(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise ValueError(f"{path}: expected finite numbers, got NaN or infinity in {broken}")
+
+
+class Storable(Protocol):
+    """What an archive reads of a generator."""
+
+    target: Target
+    network: nn.Module
+    stereochemistry: str
+    handedness: Handedness | None
+    length: float | None
+    kernel: DiffusionKernel | None
+
+    @property
+    def labels(self) -> list[int]:
+        """Class of each particle."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,10 @@ class GeneratorArchive:
         Grid, covariance family and more, see :func:`describe_kernel`; None if not tuned.
     parameters, gains
         Of the covariance, and of the mean if it was tuned.
+    fingerprint, probes, probe_energies
+        Of a System that runs code of the user's: its identity, which its XML does not tell, and
+        configurations (S, M, D) in nm with their energies (S,) in kT, by which a change of that
+        code is seen. ``probes`` also of a System that was built with real positions.
     """
 
     system: openmm.System
@@ -73,6 +96,43 @@ class GeneratorArchive:
     tuning: dict[str, Any] | None = None
     parameters: Tensor | None = None
     gains: Tensor | None = None
+    fingerprint: str | None = None
+    probes: Tensor | None = None
+    probe_energies: Tensor | None = None
+
+    @classmethod
+    def of(cls, gen: Storable) -> GeneratorArchive:
+        """What an archive of a trained generator holds.
+
+        Raises
+        ------
+        ValueError
+            If its target is not an OpenMM System.
+        """
+        target, kernel = gen.target, gen.kernel
+        if not isinstance(target, OpenMMTarget):
+            raise ValueError(
+                "save: expected a generator of an OpenMM System, got one of "
+                f"{type(target).__name__}; pickle it instead"
+            )
+        probes = target.probes
+        return cls(
+            system=target.system,
+            topology=target.topology,
+            temperature=target.temperature,
+            n_dims=target.space.n_dims,
+            labels=gen.labels,
+            stereochemistry=gen.stereochemistry,
+            handedness=None if gen.handedness is None else gen.handedness.signs,
+            network=gen.network,
+            length=gen.length,  # type: ignore[arg-type]
+            tuning=None if kernel is None else describe_kernel(kernel),
+            parameters=None if kernel is None else kernel.covariance.parameters,
+            gains=None if kernel is None else kernel.gains,
+            fingerprint=target.fingerprint if target.runs_user_code else None,
+            probes=probes,
+            probe_energies=None if probes is None else target.reduced_energy(probes),
+        )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all.
@@ -83,10 +143,11 @@ class GeneratorArchive:
             If a weight of the network, or a number of its tuning, is NaN or infinite.
         """
         tensors = {f"network.{k}": v for k, v in _compact(self.network.state_dict()).items()}
-        for name, tensor in {"covariance": self.parameters, "gains": self.gains}.items():
-            if tensor is not None:
-                tensors[name] = tensor
+        held = {"covariance": self.parameters, "gains": self.gains, "probes": self.probes}
+        tensors |= {name: tensor for name, tensor in held.items() if tensor is not None}
         _check_finite(path, tensors)
+        if self.probe_energies is not None:
+            tensors["probe_energies"] = self.probe_energies
         metadata = {
             "system": openmm.XmlSerializer.serialize(self.system),
             "topology": None if self.topology is None else topology_to_json(self.topology),
@@ -98,6 +159,7 @@ class GeneratorArchive:
             "network": describe_network(self.network),
             "length": self.length,
             "tuning": self.tuning,
+            "fingerprint": self.fingerprint,
         }
         return storage.write_archive(path, "generator", tensors, metadata)
 
@@ -112,6 +174,7 @@ class GeneratorArchive:
             that are not finite.
         """
         tensors, metadata = storage.read_archive(path, "generator")
+        energies = tensors.pop("probe_energies", None)
         _check_finite(path, tensors)
         try:
             xml, document = metadata["system"], metadata["topology"]
@@ -136,9 +199,20 @@ class GeneratorArchive:
                 tuning=metadata["tuning"],
                 parameters=None if metadata["tuning"] is None else tensors["covariance"],
                 gains=tensors.get("gains"),
+                fingerprint=metadata.get("fingerprint"),
+                probes=tensors.get("probes"),
+                probe_energies=energies,
             )
         except (KeyError, TypeError, RuntimeError, openmm.OpenMMException) as error:
             raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
+
+    def target(self, **options: Any) -> OpenMMTarget:
+        """The System and the temperature; ``options`` go to :class:`OpenMMTarget`."""
+        options = {"n_dims": self.n_dims, "positions": self.probes, **options}
+        target = OpenMMTarget(self.system, self.topology, self.temperature, **options)
+        if None not in (self.fingerprint, self.probe_energies):
+            target.identify(self.fingerprint, self.probes, self.probe_energies)  # type: ignore[arg-type]
+        return target
 
     def reference(self, centres: Sequence[Stereocentre]) -> Handedness | None:
         """The handedness of the target, for the stereocentres that the topology has.
@@ -172,6 +246,16 @@ class GeneratorArchive:
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a complete generator archive: {error}") from error
         return DiffusionKernel(denoiser, schedule, family, self.gains, energy, laplace)
+
+
+def warn_if_not_storable(target: Target, network: nn.Module) -> None:
+    """Say before the work that there will be no archive of it."""
+    if not (isinstance(target, OpenMMTarget) and can_describe(network)):
+        logger.warning(
+            "save() will not be able to store this generator, since its target, a %s, and its "
+            "network, a %s, are not both the package's own; it can be pickled instead",
+            type(target).__name__, type(network).__name__,
+        )  # fmt: skip
 
 
 def describe_kernel(kernel: DiffusionKernel) -> dict[str, Any]:

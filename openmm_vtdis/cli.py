@@ -7,6 +7,11 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
     openmm-vtdis sample model.vtdis -n 10000 -o samples.nc
     openmm-vtdis analyze samples.nc
 
+AMBER's prmtop, CHARMM's psf and GROMACS's top stand for System and topology both
+(:mod:`~openmm_vtdis.reading`)::
+
+    openmm-vtdis train -s molecule.prmtop --implicit-solvent OBC2 -t md.nc -T 300K
+
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
 line go first. Exit codes: 0; 1 for a training that diverged, or a device without room for a single
 configuration; 2 for bad input, with one line that says what was expected; 130 after Ctrl-C, with
@@ -20,23 +25,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import openmm
 import torch
-from openmm import app
 
 from openmm_vtdis import checks, pretrained
 from openmm_vtdis._version import __version__
 from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.processes import from_environment, group, own_device
+from openmm_vtdis.reading import IMPLICIT_SOLVENTS, has_topology, read_system, read_topology
 from openmm_vtdis.shards import sample_to_file
-from openmm_vtdis.storage import mentions
+from openmm_vtdis.targets import OpenMMTarget
+
+_DESCRIPTION = "Unbiased Boltzmann samples from diffusion models, for OpenMM."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,12 +76,21 @@ def train(options: argparse.Namespace) -> None:
             f"{options.pairs} with {options.network}"
         )
     checkpoint = output.with_suffix(".ckpt") if options.checkpoint is None else options.checkpoint
+    system = read_system(
+        options.system,
+        implicit_solvent=options.implicit_solvent,
+        parameters=options.parameters or (),
+        include_dir=options.include_dir,
+        allow_pickle=options.allow_pickle,
+    )
+    pdb = options.pdb or (options.system if has_topology(options.system) else None)
     gen = DiffusionBoltzmannGenerator(
-        read_system(options.system),
-        None if options.pdb is None else read_topology(options.pdb),
+        system,
+        None if pdb is None else read_topology(pdb, options.include_dir),
         options.temperature,
         n_dims=options.n_dims,
         network=options.network,
+        n_threads=options.n_threads,
         device=own_device(options.device),
         seed=options.seed,
     )
@@ -227,45 +243,32 @@ def demo(options: argparse.Namespace) -> None:
 
 
 # -- files and options -------------------------------------------------------------------------
-def read_system(path: str) -> openmm.System:
-    """A System from XML, unless reading it would execute what it holds."""
-    try:
-        xml = Path(path).read_text(encoding="utf-8")
-        pickled = mentions(xml, "PythonForce")
-        system = None if pickled else openmm.XmlSerializer.deserialize(xml)
-    except (openmm.OpenMMException, ValueError) as error:
-        raise ValueError(f"{path}: expected the XML of a System, got {error}") from error
-    if pickled:
-        raise ValueError(f"{path}: expected a System without PythonForce, whose XML is a pickle")
-    if not isinstance(system, openmm.System):
-        raise ValueError(f"{path}: expected the XML of a System, got {type(system).__name__}")
-    return system
-
-
-def read_topology(path: str) -> app.Topology:
-    """A Topology from a PDB or PDBx/mmCIF file."""
-    read = app.PDBxFile if Path(path).suffix.lower() in (".cif", ".pdbx", ".mmcif") else app.PDBFile
-    try:
-        topology = read(path).topology
-    except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: expected a PDB or mmCIF file, got {error}") from error
-    if not topology.getNumAtoms():
-        raise ValueError(f"{path}: expected a PDB or mmCIF file, got one without atoms")
-    return topology
-
-
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
     name, device = options.archive, own_device(getattr(options, "device", "cpu"))
     if not Path(name).exists() and Path(name).stem == str(name):  # no folder, no ending
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
-    return DiffusionBoltzmannGenerator.load(name, device=device)
+    return DiffusionBoltzmannGenerator.load(
+        name, device=device, n_threads=options.n_threads, allow_pickle=options.allow_pickle
+    )
+
+
+def temperature(text: str) -> float:
+    """Kelvin from "300", "300K" or "300 kelvin"."""
+    match = re.fullmatch(r"\s*(\S*?)\s*(?:k|kelvin)?\s*", text, re.IGNORECASE)
+    try:
+        return checks.temperature(float(match[1] if match else text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a temperature in kelvin, got {text!r}"
+        ) from error
 
 
 def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
     """Whether an archive holds this very network, with a tuning that would be lost."""
+    trusted = isinstance(gen.target, OpenMMTarget) and gen.target.runs_user_code
     try:
-        there = DiffusionBoltzmannGenerator.load(path)
+        there = DiffusionBoltzmannGenerator.load(path, allow_pickle=trusted)
     except (FileNotFoundError, ValueError):  # nothing there, or something else: to be replaced
         return False
     ours, theirs = gen.network.state_dict(), there.network.state_dict()
@@ -277,20 +280,29 @@ def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and that of each command by its name."""
-    parser = argparse.ArgumentParser(prog="openmm-vtdis", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="openmm-vtdis", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     by_name: dict[str, argparse.ArgumentParser] = {}
 
-    def command(run: Any, draws: bool = True) -> argparse.ArgumentParser:
-        one = by_name[run.__name__] = commands.add_parser(
-            run.__name__, help=run.__doc__.splitlines()[0]
-        )
+    def command(
+        run: Any, help: str, draws: bool = True, energies: bool = True
+    ) -> argparse.ArgumentParser:
+        one = by_name[run.__name__] = commands.add_parser(run.__name__, help=help)
         one.set_defaults(run=run)
         one.add_argument("--config", help="TOML file with a table of options for each command")
         if draws:
             one.add_argument("--seed", type=int, default=0)
             one.add_argument("--no-progress", dest="progress", action="store_false")
+        if energies:
+            one.add_argument(
+                "--n-threads", type=int, help="threads of OpenMM Contexts, where those are used"
+            )
+            one.add_argument(
+                "--allow-pickle",
+                action="store_true",
+                help="read a PythonForce, which can run any code: of files that you trust",
+            )
         return one
 
     def frames(one: argparse.ArgumentParser, required: bool) -> None:
@@ -298,15 +310,26 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             "-t", "--trajectory", nargs="+", required=required, help="files that mdtraj reads"
         )
 
-    one = command(train)
-    one.add_argument("-s", "--system", required=True, help="OpenMM System XML")
+    one = command(train, "fit a network to MD")
+    one.add_argument(
+        "-s", "--system", required=True, help="OpenMM System XML, or AMBER prmtop, CHARMM psf, "
+        "GROMACS top",
+    )  # fmt: skip
     one.add_argument(
         "-p",
         "--pdb",
-        help="its topology with its bonds, PDB (CONECT) or mmCIF; not for identical particles",
+        help="its topology with its bonds, if the System is XML: PDB (CONECT), mmCIF, prmtop, psf "
+        "or top; not for identical particles",
     )
+    one.add_argument(
+        "--implicit-solvent", help=f"with prmtop or psf: {', '.join(IMPLICIT_SOLVENTS)}"
+    )
+    one.add_argument("--parameters", nargs="+", help="CHARMM's files, with a psf")
+    one.add_argument("--include-dir", help="of GROMACS, with a top")
     frames(one, required=True)
-    one.add_argument("-T", "--temperature", type=float, required=True, help="of the MD, in K")
+    one.add_argument(
+        "-T", "--temperature", type=temperature, required=True, help="of the MD: 300 or 300K"
+    )
     one.add_argument("-o", "--output", default="model.vtdis")
     one.add_argument("--n-dims", type=int, default=3)
     one.add_argument("--network", default="egnn-4x128", help="layers x width")
@@ -317,7 +340,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     one.add_argument("--checkpoint", help="default: the output's name with .ckpt")
     one.add_argument("--device", default="cpu")
 
-    one = command(tune)
+    one = command(tune, "choose grid and covariance; the archive is written again")
     one.add_argument("archive", help="file, or with --output the name of a shipped generator")
     frames(one, required=True)
     one.add_argument("-o", "--output", help="default: the archive itself")
@@ -330,7 +353,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     )
     one.add_argument("--device", default="cpu")
 
-    one = command(sample)
+    one = command(sample, "draw weighted samples, shard by shard")
     one.add_argument("archive", help="file, or name of a shipped generator")
     one.add_argument("-n", type=int, default=10_000)
     one.add_argument("-o", "--output", default="samples.nc", help=".nc or .npz")
@@ -340,16 +363,16 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     )
     one.add_argument("--device", default="cpu")
 
-    one = command(analyze)
+    one = command(analyze, "what weighted samples say, alone or together with MD")
     one.add_argument("samples", help=".nc or .npz")
     one.add_argument("--archive", help="with --trajectory: forward ESS and BAR")
     frames(one, required=False)
     one.add_argument("--device", default="cpu")
 
-    one = command(info, draws=False)
+    one = command(info, "what an archive holds", draws=False)
     one.add_argument("archive", help="file, or name of a shipped generator")
 
-    one = command(demo)
+    one = command(demo, "weighted samples of a shipped generator", energies=False)
     one.add_argument("name", nargs="?", default="dw4", help=", ".join(pretrained.names()))
     one.add_argument("-n", type=int, default=1_000)
     return parser, by_name
@@ -406,6 +429,11 @@ def _set_defaults(
 def _typed(action: argparse.Action, value: Any, where: str) -> Any:
     """A value from a configuration file as an option takes it: no text in place of a number."""
     kind: Any = bool if action.nargs == 0 else action.type or str
+    if kind is temperature:
+        try:
+            return temperature(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{where}: {error}") from error
     many = action.nargs == "+"
     values = value if many and isinstance(value, list) and value else [value]
     if kind is float:

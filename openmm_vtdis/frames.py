@@ -1,7 +1,13 @@
-"""Reading configurations: mdtraj trajectories, files that mdtraj reads, or arrays in nm."""
+"""Reading configurations: mdtraj trajectories, files that mdtraj reads, or arrays in nm.
+
+Files of weighted samples (:mod:`~openmm_vtdis.ensemble.io`) are trajectories for mdtraj too, which
+drops the weights. They are refused, unless all weights are the same: resampled ensembles are fair
+samples.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -9,11 +15,17 @@ from typing import Any, Union
 import mdtraj as md
 import numpy as np
 from openmm import app
+from scipy.io import netcdf_file
 from torch import Tensor
 
 from openmm_vtdis import checks
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.topology import check_trajectory_topology, placeholder_topology
+from openmm_vtdis.storage import parse_json
+from openmm_vtdis.topology import (
+    check_trajectory_topology,
+    mdtraj_topology,
+    placeholder_topology,
+)
 from openmm_vtdis.units import nanometers
 
 Frames = Union[md.Trajectory, str, Path, Sequence[Union[str, Path]], np.ndarray, Tensor]  # noqa: UP007
@@ -81,18 +93,20 @@ def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
 
 def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) -> md.Trajectory:
     """Files of any formats as one trajectory; those without atoms get those of the topology."""
-    top = md.Topology.from_openmm(topology or placeholder_topology(n_atoms))
+    top = mdtraj_topology(topology or placeholder_topology(n_atoms))
     parts = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
+        check_fair(name, Path(path))
         own = str(path).lower().endswith(_WITH_TOPOLOGY)
         try:
             part = md.load(path) if own else md.load(path, top=top)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, TypeError, RuntimeError, IndexError, ImportError) as error:
+        except Exception as error:  # of any kind, from readers of many formats
+            said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
                 f"{name}: expected a trajectory of {n_atoms} atoms in a format that mdtraj reads, "
-                f"got {path}: {error}"
+                f"got {path}: {said}"
             ) from error
         if topology is not None:
             check_trajectory_topology(topology, part.topology)
@@ -100,3 +114,51 @@ def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) ->
             raise ValueError(f"{name}: expected {n_atoms} atoms, got {part.n_atoms} in {path}")
         parts.append(md.Trajectory(part.xyz, top))  # a box, which some may have, does not matter
     return md.join(parts) if len(parts) > 1 else parts[0]
+
+
+def check_fair(name: str, path: Path) -> None:
+    """Refuse a file of samples whose weights differ, or were taken away.
+
+    Raises
+    ------
+    ValueError
+        With what to do instead.
+    """
+    found = _weights_in(path)
+    if found is None:
+        return
+    log_weights, metadata = found
+    alive = log_weights[np.isfinite(log_weights)]
+    unweighted = _says(metadata, "unweighted")
+    if not unweighted and len(alive) == len(log_weights) and np.ptp(alive) == 0.0:
+        return
+    what = "unweighted" if unweighted else "weighted"
+    raise ValueError(
+        f"{name}: expected frames of MD, got {what} samples of openmm-vtdis in {path}, whose "
+        "weights a trajectory does not have; give WeightedEnsemble.load(path).resample().positions,"
+        " or save() the resampled ensemble"
+    )
+
+
+def _weights_in(path: Path) -> tuple[np.ndarray, Any] | None:
+    """Log weights and metadata of a file of samples; None for any other, or one that is damaged."""
+    with contextlib.suppress(Exception):  # what is no such file is mdtraj's to read
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                text = arrays["document"].tobytes().decode()
+                return arrays["log_weights"], parse_json(text).get("metadata")
+        with path.open("rb") as start:
+            is_netcdf = start.read(3) == b"CDF"
+        if is_netcdf:
+            with netcdf_file(path, mmap=False) as file:
+                text = file.openmm_vtdis.decode()
+                log_weights = np.array(file.variables["log_weight"][:], np.float64)
+                return log_weights, parse_json(text).get("metadata")
+    return None
+
+
+def _says(metadata: Any, key: str) -> bool:
+    """Whether metadata, or that of any part that was concatenated, says so."""
+    if isinstance(metadata, dict):
+        return bool(metadata.get(key)) or _says(metadata.get("concatenated"), key)
+    return isinstance(metadata, list) and any(_says(part, key) for part in metadata)

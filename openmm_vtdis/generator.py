@@ -16,8 +16,10 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_vtdis import checks, pretrained
-from openmm_vtdis.archive import GeneratorArchive, describe_kernel
+from openmm_vtdis import checks, memory, pretrained
+from openmm_vtdis.archive import GeneratorArchive, warn_if_not_storable
+from openmm_vtdis.defaults import keeps_to_the_cpu
+from openmm_vtdis.derivatives import differentiation
 from openmm_vtdis.diffusion import ode, tuning
 from openmm_vtdis.diffusion.choice import candidates
 from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser, check_mirror_symmetry
@@ -30,7 +32,7 @@ from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
 from openmm_vtdis.frames import Frames, read_frames, split_in_time
 from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
-from openmm_vtdis.networks import network_of_size
+from openmm_vtdis.networks import network_for
 from openmm_vtdis.provenance import about_flow, about_kernel
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets import OpenMMTarget, Target
@@ -58,16 +60,18 @@ class DiffusionBoltzmannGenerator:
     n_dims
         3, or 2 for a System that lives at z = 0.
     network
-        A size such as "egnn-4x128", or a torch module (x (B, M, D), log t (B,)) -> (B, M, D),
-        which :meth:`save` can store if it is one of the package's own.
+        A size such as "egnn-4x128" (the default of particles in a space without a centre is
+        "mlp-7x512"), or a torch module (x (B, M, D), log t (B,)) -> (B, M, D), which :meth:`save`
+        can store if it is one of the package's own.
     labels
         (M,) integers overriding the symmetry labels: particles with one label are interchangeable.
     stereochemistry
         "reference": the target is the density of the stereoisomer that the training frames show,
         and mirror images are folded onto it (:mod:`~openmm_vtdis.topology.stereochemistry`).
         "any": all stereoisomers.
-    backend
-        How energies are evaluated; see :class:`~openmm_vtdis.targets.OpenMMTarget`.
+    backend, n_threads, positions
+        How energies are evaluated, and where the System is tried; see
+        :class:`~openmm_vtdis.targets.OpenMMTarget`.
     device
         Where the network runs.
     seed
@@ -76,7 +80,12 @@ class DiffusionBoltzmannGenerator:
     Raises
     ------
     ValueError
-        For a System that the method cannot treat; the message says what to change.
+        For a System that the method cannot treat, or one that :meth:`save` could not store; the
+        message says what to change.
+
+    Notes
+    -----
+    Generators can be pickled and copied, those that :meth:`save` cannot store too.
     """
 
     def __init__(
@@ -86,38 +95,38 @@ class DiffusionBoltzmannGenerator:
         temperature: unit.Quantity | float = 300.0 * unit.kelvin,
         *,
         n_dims: int = 3,
-        network: str | torch.nn.Module = "egnn-4x128",
+        network: str | torch.nn.Module | None = None,
         labels: Sequence[int] | None = None,
         stereochemistry: str = "reference",
         backend: str = "auto",
+        n_threads: int | None = None,
+        positions: object = None,
         device: torch.device | str = "cpu",
         seed: int | None = None,
     ) -> None:
-        target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims)
+        options: dict[str, Any] = {"n_threads": n_threads, "positions": positions}
+        target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims, **options)
         self._set_up(target, network, labels, stereochemistry, device, seed)
 
+    @keeps_to_the_cpu
     def _set_up(
         self,
         target: Target,
-        network: str | torch.nn.Module,
+        network: str | torch.nn.Module | None,
         labels: Sequence[int] | None,
         stereochemistry: str,
         device: torch.device | str,
         seed: int | None,
     ) -> None:
         self.stereochemistry = checks.choice("stereochemistry", stereochemistry, _STEREOCHEMISTRY)
+        target.check_bound()
         self.target = target
         self.space = target.space
         self.device = checks.device(device)
         is_system = isinstance(target, OpenMMTarget)
         self.particles = Particles.of(self.topology, self.space, labels, alike=is_system)
-        if isinstance(network, str):
-            features = self.particles.features
-            network = network_of_size(network, self.labels, self.space.n_dims, seed, **features)
-        if not isinstance(network, torch.nn.Module):
-            raise ValueError(
-                f'network: expected a size such as "egnn-4x128" or a torch module, got {network!r}'
-            )
+        network = network_for(network, self.labels, self.space, seed, self.particles.features)
+        warn_if_not_storable(target, network)
         self.network = network.to(self.device)
         self.handedness: Handedness | None = None
         self.length: float | None = None
@@ -130,18 +139,23 @@ class DiffusionBoltzmannGenerator:
     def from_target(
         cls,
         target: Target,
-        network: str | torch.nn.Module = "mlp-7x512",
+        network: str | torch.nn.Module | None = None,
         labels: Sequence[int] | None = None,
         stereochemistry: str = "reference",
         device: torch.device | str = "cpu",
         seed: int | None = None,
     ) -> DiffusionBoltzmannGenerator:
-        """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry."""
+        """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry.
+
+        :meth:`save` stores those of an :class:`~openmm_vtdis.targets.OpenMMTarget` only; the others
+        can be pickled, if their target can.
+        """
         self = cls.__new__(cls)
         self._set_up(target, network, labels, stereochemistry, device, seed)
         return self
 
     @classmethod
+    @keeps_to_the_cpu
     def from_denoiser(
         cls,
         target: Target,
@@ -209,6 +223,8 @@ class DiffusionBoltzmannGenerator:
         return self._units.energy
 
     # -- training -----------------------------------------------------------------------------
+    @keeps_to_the_cpu
+    @differentiation()
     def train(
         self,
         traj: Frames,
@@ -256,7 +272,7 @@ class DiffusionBoltzmannGenerator:
         check_exchangeable(self.target, frames, self.particles.pairs)
         config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
-            raise ValueError("train: this generator was made from a fixed denoiser")
+            raise ValueError("train: expected a network, got a generator of a fixed denoiser")
         fitted, test = split_in_time(frames, held_out)
         length = self.length if self.length is not None else data_length(self.space, fitted)
         trainer = Trainer(self._denoiser, fitted / length, test / length, config)
@@ -266,6 +282,8 @@ class DiffusionBoltzmannGenerator:
         forget_pair_head(self.network)
         return log
 
+    @keeps_to_the_cpu
+    @differentiation()
     def train_covariance(
         self,
         traj: Frames,
@@ -294,8 +312,8 @@ class DiffusionBoltzmannGenerator:
             History of the loss, see :mod:`~openmm_vtdis.diffusion.pair_training`. If it fails or is
             interrupted the generator is what it was before.
         """
-        self._check_trained("train_covariance")
-        frames = self._frames("train_covariance", traj, minimum=10) / self._scale
+        length = self._trained("train_covariance")
+        frames = self._frames("train_covariance", traj, minimum=10) / length
         settings = {"batch_size": 256, "learning_rate": 2e-3, **settings}
         config = TrainingConfig.of("train_covariance", n_iterations=n_iterations, **settings)
         with new_pair_head(self._denoiser, n_hidden, config.seed) as objective:
@@ -305,6 +323,8 @@ class DiffusionBoltzmannGenerator:
         return log
 
     # -- tuning -------------------------------------------------------------------------------
+    @keeps_to_the_cpu
+    @differentiation()
     def tune(
         self,
         traj: Frames,
@@ -356,7 +376,7 @@ class DiffusionBoltzmannGenerator:
         tune_mean, method, sgd_iterations, sgd_batch_size
             As of :class:`~openmm_vtdis.diffusion.tuning.TuningConfig`.
         """
-        self._check_trained("tune")
+        self._trained("tune")
         config = TuningConfig(
             objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
         )
@@ -368,7 +388,7 @@ class DiffusionBoltzmannGenerator:
         frames = self._frames("tune", traj, minimum=10)
         check_equilibrium("tune", self.target, frames, self.particles.bonds)
         self.handedness = self._reference("tune", frames)
-        frames, held_out = split_in_time(frames / self._scale, 0.2)
+        frames, held_out = split_in_time(frames / self._trained("tune"), 0.2)
         ends, name = (t_min, t_max), schedule if isinstance(schedule, str) else None
         if name and None in ends:
             ends = self._units.default_range(frames, *ends)
@@ -382,6 +402,7 @@ class DiffusionBoltzmannGenerator:
         return report
 
     # -- sampling -----------------------------------------------------------------------------
+    @keeps_to_the_cpu
     def sample(
         self,
         n: int,
@@ -407,6 +428,7 @@ class DiffusionBoltzmannGenerator:
         about = about_kernel(self._units, kernel)
         return self._units.ensemble(paths.x, paths.log_ratio, self.topology, about)
 
+    @keeps_to_the_cpu
     def sample_ode(
         self,
         n: int,
@@ -439,6 +461,7 @@ class DiffusionBoltzmannGenerator:
         about = about_flow(self._units, self._denoiser, grid, divergence, solver)
         return self._units.ensemble(x, -log_p, self.topology, about)
 
+    @keeps_to_the_cpu
     def noise(
         self,
         traj: Frames,
@@ -457,10 +480,11 @@ class DiffusionBoltzmannGenerator:
         x = self._frames("noise", traj)
         check_exploded("noise", self.target, x)
         generator, size = make_generator(seed, self.device), self._size(batch_size)
-        paths = forward_paths(kernel, x / self._scale, generator, None, size, progress)
+        paths = forward_paths(kernel, x / self._trained("noise"), generator, None, size, progress)
         about = about_kernel(self._units, kernel)
         return self._units.frame_log_weights(x.to(self.device), paths.log_ratio, about["proposal"])
 
+    @keeps_to_the_cpu
     def noise_ode(
         self,
         traj: Frames,
@@ -474,53 +498,39 @@ class DiffusionBoltzmannGenerator:
     ) -> FrameLogWeights:
         """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
         grid = self._tuned("noise_ode").flow_schedule(n_steps)
-        x = self._frames("noise_ode", traj)
+        x, length = self._frames("noise_ode", traj), self._trained("noise_ode")
         generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
         _, log_p = ode.ode_paths(
-            self._denoiser, grid, generator, x_0=x / self._scale, divergence=divergence,
+            self._denoiser, grid, generator, x_0=x / length, divergence=divergence,
             solver=solver, batch_size=size, progress=progress,
         )  # fmt: skip
         about = about_flow(self._units, self._denoiser, grid, divergence, solver)
         return self._units.frame_log_weights(x.to(self.device), -log_p, about["proposal"])
 
     # -- archive ------------------------------------------------------------------------------
+    @keeps_to_the_cpu
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file with the System, Topology, network and tuning; see :mod:`archive`."""
-        self._check_trained("save")
-        if not isinstance(self.target, OpenMMTarget):
-            raise ValueError(
-                "save: expected a generator of an OpenMM System, got one of "
-                f"{type(self.target).__name__}"
-            )
-        kernel = self.kernel
-        return GeneratorArchive(
-            system=self.target.system,
-            topology=self.topology,
-            temperature=self.target.temperature,
-            n_dims=self.space.n_dims,
-            labels=self.labels,
-            stereochemistry=self.stereochemistry,
-            handedness=None if self.handedness is None else self.handedness.signs,
-            network=self.network,
-            length=self._scale,
-            tuning=None if kernel is None else describe_kernel(kernel),
-            parameters=None if kernel is None else kernel.covariance.parameters,
-            gains=None if kernel is None else kernel.gains,
-        ).write(path)
+        self._trained("save")
+        return GeneratorArchive.of(self).write(path)
 
     @classmethod
+    @keeps_to_the_cpu
     def load(
         cls,
         path: str | os.PathLike[str],
         device: torch.device | str = "cpu",
         *,
         backend: str = "auto",
+        n_threads: int | None = None,
         allow_pickle: bool = False,
     ) -> DiffusionBoltzmannGenerator:
         """Read an archive written by :meth:`save`.
 
         Parameters
         ----------
+        backend, n_threads
+            As of the constructor.
         allow_pickle
             A System that holds a PythonForce is unpickled by OpenMM, which can run any code, and is
             refused unless this is set.
@@ -528,19 +538,16 @@ class DiffusionBoltzmannGenerator:
         Raises
         ------
         ValueError
-            For a truncated or foreign file, a newer format, or a PythonForce.
+            For a truncated or foreign file, a newer format, a PythonForce, or one whose code
+            computes other energies than when it was saved.
         """
         archive = GeneratorArchive.read(path, allow_pickle)
-        self = cls(
-            archive.system,
-            archive.topology,
-            archive.temperature,
-            n_dims=archive.n_dims,
-            network=archive.network,
-            labels=archive.labels,
-            stereochemistry=archive.stereochemistry,
-            backend=backend,
-            device=device,
+        self = cls.from_target(
+            archive.target(backend=backend, n_threads=n_threads),
+            archive.network,
+            archive.labels,
+            archive.stereochemistry,
+            device,
         )
         self.handedness = archive.reference(self.particles.stereocentres)
         self.length = archive.length
@@ -549,23 +556,17 @@ class DiffusionBoltzmannGenerator:
 
     # -- internals ----------------------------------------------------------------------------
     @property
-    def _scale(self) -> float:
-        """Length unit of the model in nm, once it is known."""
-        if self.length is None:
-            raise ValueError("expected a trained generator; call train() first")
-        return self.length
-
-    @property
     def _units(self) -> ModelUnits:
         """The target in the units of the trained model."""
-        return ModelUnits(self.target, self._scale, self.handedness)
+        return ModelUnits(self.target, self._trained("this"), self.handedness)
 
-    def _check_trained(self, action: str) -> None:
+    def _trained(self, action: str) -> float:
         if self.length is None:
             raise ValueError(f"{action}: expected a trained generator; call train() first")
+        return self.length
 
     def _tuned(self, action: str, n_steps: int | None = None) -> DiffusionKernel:
-        self._check_trained(action)
+        self._trained(action)
         if self.kernel is None:
             raise ValueError(f"{action}: expected a tuned generator; call tune() first")
         return self.kernel if n_steps is None else self.kernel.resampled(n_steps)
@@ -592,8 +593,6 @@ class DiffusionBoltzmannGenerator:
         return checks.positive_integer("batch_size", batch_size)
 
     def batch_size(self) -> int:
-        """So that a tensor of edges has 4 MB; on a GPU 1/64 of its memory."""
+        """What suits the device, see :func:`~openmm_vtdis.memory.batch_size`."""
         width = getattr(self.network, "config", {}).get("n_hidden", 64)
-        gpu = self.device.type == "cuda"
-        budget = torch.cuda.get_device_properties(self.device).total_memory / 64 if gpu else 4e6
-        return int(min(max(budget / (4.0 * self.space.n_particles**2 * width), 8), 65_536))
+        return memory.batch_size(self.device, self.space.n_particles, width)

@@ -24,3 +24,10 @@ def keep_freed_memory() -> None:
     so takes no memory itself. Other allocators take no notice.
     """
     torch.UntypedStorage(_LARGEST, device="cpu")
+
+
+def batch_size(device: torch.device, n_particles: int, n_hidden: int) -> int:
+    """Configurations at once, so that a tensor of edges has 4 MB; on a GPU 1/64 of its memory."""
+    gpu = device.type == "cuda"
+    budget = torch.cuda.get_device_properties(device).total_memory / 64 if gpu else 4e6
+    return int(min(max(budget / (4.0 * n_particles**2 * n_hidden), 8), 65_536))

@@ -20,7 +20,7 @@ from torch import Tensor
 from openmm_vtdis.diffusion.schedule import default_range
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import Target
+from openmm_vtdis.targets import Target, energies_of
 from openmm_vtdis.topology import Handedness
 
 
@@ -79,8 +79,8 @@ class ModelUnits:
 
     def frame_log_weights(self, x: Tensor, log_ratio: Tensor, proposal: str) -> FrameLogWeights:
         """Those of target configurations x (n, M, D) in nm, against a proposal."""
-        log_w = self.log_weights(self.target.reduced_energy(x).cpu(), log_ratio.cpu())
-        return FrameLogWeights.of(log_w.numpy(), proposal)
+        log_w = self.log_weights(energies_of(self.target, x).cpu(), log_ratio.cpu())
+        return FrameLogWeights(log_w.numpy(), proposal)
 
     def ensemble(
         self, y: Tensor, log_ratio: Tensor, topology: Any, metadata: dict[str, Any]
@@ -93,7 +93,7 @@ class ModelUnits:
         inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if self.handedness is not None:
             x, inside = self.handedness.fold(x)
-        energies = self.target.reduced_energy(x)
+        energies = energies_of(self.target, x)
         log_w = torch.where(inside, self.log_weights(energies, log_ratio), -math.inf)
         return WeightedEnsemble(
             x.cpu().numpy(),

@@ -3,13 +3,23 @@
 The same seed on the same machine gives the same result. ``seed=None`` draws a fresh seed from
 torch's global generator, so that ``torch.manual_seed`` still governs a whole script; a
 ``torch.Generator`` is used as it is and advances.
+
+Processes that work on one thing must not draw the same. A forked process has its parent's global
+generator, and all that ``torchrun`` or ``srun`` started may have been seeded alike: a fresh seed is
+mixed with the rank of the process, and of a forked one with a number of its own. (One that has been
+seeded anew after the fork, as torch's data loaders do, is taken at its word.)
 """
 
 from __future__ import annotations
 
 import numbers
+import os
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from openmm_vtdis.processes import from_environment
 
 Seed = int | torch.Generator | None
 
@@ -33,7 +43,7 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
             )
         return seed
     if seed is None:
-        seed = int(torch.randint(0, _MANY, ()).item())
+        seed = _fresh_seed()
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < _MANY:
         raise ValueError(
             f"seed: expected an integer >= 0 and < 2**32, a torch.Generator or None, got {seed!r}"
@@ -41,3 +51,38 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed))
     return generator
+
+
+def fork_entropy() -> list[int]:
+    """A number that no other process has, if this one was forked; else none."""
+    return [] if _FORK is None else [_FORK.entropy]
+
+
+@dataclass(frozen=True)
+class _Fork:
+    """What a forked process knows of itself."""
+
+    entropy: int
+    inherited_seed: int
+
+
+_FORK: _Fork | None = None
+
+
+def _fresh_seed() -> int:
+    """From torch's global generator, and from what tells this process from its siblings."""
+    drawn = int(torch.randint(0, _MANY, (), device="cpu", dtype=torch.int64).item())
+    rank, size = from_environment()
+    mixed = [drawn, rank] if size > 1 else [drawn]
+    if _FORK is not None and torch.initial_seed() == _FORK.inherited_seed:
+        mixed.append(_FORK.entropy)
+    return drawn if len(mixed) == 1 else int(np.random.SeedSequence(mixed).generate_state(1)[0])
+
+
+def _note_fork() -> None:
+    global _FORK
+    _FORK = _Fork(int.from_bytes(os.urandom(8)), torch.initial_seed())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)

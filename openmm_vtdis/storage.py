@@ -18,7 +18,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,19 +55,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     free = path.is_file() or not os.path.lexists(path)  # no folder, device or loop of links
     if not free or not path.parent.is_dir():
         raise ValueError(f"{path}: expected the name of a file in a folder that exists")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary.open("xb").close()  # with the permissions that the user's files have
     except OSError as error:
         raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
     {"_version", "units", "checks", "random", "storage", "progress", "processes"}
-    | {"derivatives", "eigen", "memory", "quiet"},
+    | {"defaults", "derivatives", "eigen", "memory", "quiet"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},
@@ -22,7 +22,7 @@ ORDER = [
     {"pretrained", "archive", "model_units"},
     {"provenance"},
     {"generator", "testing"},
-    {"interop", "shards"},
+    {"interop", "reading", "shards"},
     {"plotting", "cli"},
     {"__main__"},
 ]

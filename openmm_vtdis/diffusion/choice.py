@@ -115,7 +115,7 @@ def run_pilots(
     """
     index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
     x = frames[index.to(frames.device)].to(generator.device, torch.float64)
-    energies, start = energy(x).cpu(), generator.get_state()
+    energies, start = energy(x).detach().cpu(), generator.get_state()
     pilots = {}
     for family in families:
         kernel = kernels[family.kind]

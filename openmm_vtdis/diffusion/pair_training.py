@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from openmm_vtdis.defaults import package_defaults
 from openmm_vtdis.diffusion.covariance.pairwise import posterior_shape
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.geometry import Space
@@ -86,7 +87,8 @@ def new_pair_head(denoiser: object, n_hidden: int, seed: int) -> Iterator[PairOb
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network.add_pair_head(n_hidden)
+            with package_defaults():
+                network.add_pair_head(n_hidden)
         yield PairObjective(denoiser)
     except BaseException:
         network.pair_head, network.config["pair_head"] = before

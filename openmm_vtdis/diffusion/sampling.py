@@ -157,7 +157,7 @@ def _forward_paths(
             log_reverse = torch.zeros_like(log_forward)
             rows = []
             at_once = max(batch_size // len(x), 1)
-            for levels in torch.arange(1, n_steps + 1).split(at_once):
+            for levels in torch.arange(1, n_steps + 1, device="cpu").split(at_once):
                 path = [x]
                 for level in levels.tolist():
                     path.append(kernel.sample_forward(level, path[-1], generator))

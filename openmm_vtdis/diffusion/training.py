@@ -117,7 +117,7 @@ class TrainingConfig:
 
     def draw_levels(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n noise levels, (n,) float32."""
-        normal = torch.randn(n, generator=generator, device=generator.device)
+        normal = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float32)
         log_t = self.log_t_mean + self.log_t_std * normal
         return log_t.clamp(math.log(self.t_min), math.log(self.t_max)).exp()
 

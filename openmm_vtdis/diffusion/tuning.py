@@ -183,7 +183,7 @@ def collect(
     index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
     x = frames[index.to(frames.device)].to(generator.device, torch.float64)
     paths = forward_paths(kernel, x, generator, family, batch_size, progress)
-    data = Trajectories(paths.log_forward - energy(x).cpu(), paths.statistics)  # type: ignore[arg-type]
+    data = Trajectories(paths.log_forward - energy(x).detach().cpu(), paths.statistics)  # type: ignore[arg-type]
     check_finite(data)
     return data
 

@@ -33,6 +33,11 @@ _ALONE = 1.5
 """Effective samples below which one has nearly all the weight, and no error is known."""
 
 
+quiet = np.errstate(all="ignore")
+"""Decorates what computes with weights, which underflow and are infinite as a matter of course,
+whatever the caller has told numpy to do about that."""
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """A Monte Carlo estimate with its standard error.
@@ -66,12 +71,12 @@ class Estimate:
         object.__setattr__(self, "value", value if value.ndim else float(value))
         object.__setattr__(self, "stderr", stderr if stderr.ndim else float(stderr))
 
+    @quiet
     def z(self, reference: ArrayLike, reference_stderr: ArrayLike = 0.0) -> Any:
         """(value - reference) in joint standard errors; 0 where two exact values agree."""
         difference = np.asarray(self.value - np.asarray(reference, dtype=np.float64))
         error = np.hypot(self.stderr, np.asarray(reference_stderr, dtype=np.float64))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where((difference == 0.0) & (error == 0.0), 0.0, difference / error)
+        z = np.where((difference == 0.0) & (error == 0.0), 0.0, difference / error)
         return z if z.ndim else float(z)
 
     def __str__(self) -> str:
@@ -111,6 +116,9 @@ class Diagnostics:
     n_failed
         Those of them whose weight is not known to be zero: the network gave NaN on the way, or an
         energy is -inf. One is enough for a bias.
+    n_without_energy
+        Those of them that have a position and no energy (NaN): atoms in one place, or a force that
+        raised an exception.
     """
 
     n: int
@@ -120,8 +128,10 @@ class Diagnostics:
     n_zero_weight: int
     n_outside: int = 0
     n_failed: int = 0
+    n_without_energy: int = 0
 
     @classmethod
+    @quiet
     def of(
         cls,
         log_weights: ArrayLike,
@@ -144,6 +154,7 @@ class Diagnostics:
             n_zero_weight=int(zero.sum()),
             n_outside=int((zero & there & np.isfinite(u)).sum()),
             n_failed=int((zero & (~there | np.isneginf(u))).sum()),
+            n_without_energy=0 if energies is None else int((zero & there & np.isnan(u)).sum()),
         )
 
     @property
@@ -175,7 +186,11 @@ class Diagnostics:
         share = f"{self.largest_weight_share:.2%}"
         if self.largest_weight_share >= _LARGEST_SHARE:
             share += f" (< {_LARGEST_SHARE:.0%} wanted)"
-        parts = ((self.n_outside, "outside the target"), (self.n_failed, "failed: none wanted"))
+        parts = (
+            (self.n_outside, "outside the target"),
+            (self.n_without_energy, "without an energy"),
+            (self.n_failed, "failed: none wanted"),
+        )
         zero = ", ".join(f"{number} {what}" for number, what in parts if number)
         zero = f" ({zero})" if zero else ""
         return (
@@ -205,6 +220,7 @@ def check_log_weights(log_weights: ArrayLike) -> Array:
     return lw
 
 
+@quiet
 def forward_ess(log_weights: ArrayLike) -> float:
     """Forward ESS, a fraction, from the log weights (n,) of noised *target* samples (Eq. 11).
 
@@ -219,6 +235,7 @@ def forward_ess(log_weights: ArrayLike) -> float:
     return float(np.exp(2.0 * math.log(len(lw)) - logsumexp(lw) - logsumexp(-lw)))
 
 
+@quiet
 def reverse_ess(log_weights: ArrayLike) -> float:
     """Reverse ESS, a fraction, from the log weights (n,) of generated samples (Eq. 12).
 
@@ -241,6 +258,7 @@ def is_alone(log_weights: ArrayLike) -> bool:
     return len(lw) * reverse_ess(lw) < _ALONE
 
 
+@quiet
 def log_mean_weight(log_weights: ArrayLike) -> Estimate:
     """log mean w with the error std(w) / (mean(w) sqrt n) of the delta method.
 
@@ -263,6 +281,7 @@ def log_mean_weight(log_weights: ArrayLike) -> Estimate:
     return Estimate(value, float(ratio.std(ddof=1)) / math.sqrt(n))
 
 
+@quiet
 def pareto_k(log_weights: ArrayLike) -> float:
     """Shape k of the generalised Pareto distribution fitted to the largest of (n,) log weights.
 

@@ -1,38 +1,120 @@
-"""Log weights of noised frames: an array that knows what it is against."""
+"""Log weights of noised frames, which know what they are against."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+
+from openmm_vtdis.ensemble.diagnostics import Array, check_log_weights
+
+_JOINING = (np.concatenate, np.append, np.hstack)
 
 
-class FrameLogWeights(np.ndarray):
-    """What ``noise()`` returns, (n,) float64: an array, and slices of it, with one more attribute.
+@dataclass(frozen=True, eq=False, repr=False)
+class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
+    """What ``noise()`` returns. Immutable.
 
-    Results of arithmetic are plain arrays.
+    It stands for its log weights wherever numpy takes an array, and arithmetic gives plain arrays.
+    Slices, copies, pickles and what is joined from several of it keep the proposal.
 
     Attributes
     ----------
+    log_weights
+        (n,) float64, read-only.
     proposal
         Digest of the proposal density (:mod:`~openmm_vtdis.provenance`); None if it is not known.
+
+    Raises
+    ------
+    ValueError
+        If they are no log weights (n,): NaN or +inf.
     """
 
-    proposal: str | None
+    log_weights: Array
+    proposal: str | None = None
 
-    @classmethod
-    def of(cls, values: ArrayLike, proposal: str) -> FrameLogWeights:
-        """Log weights (n,) against a proposal."""
-        self = np.array(values, dtype=np.float64).view(cls)
-        self.proposal = proposal
-        return self
+    def __post_init__(self) -> None:
+        values = check_log_weights(self.log_weights).copy()
+        values.flags.writeable = False
+        object.__setattr__(self, "log_weights", values)
 
-    def __array_finalize__(self, other: Any) -> None:
-        self.proposal = getattr(other, "proposal", None)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrameLogWeights, (self.log_weights, self.proposal)
 
-    def __array_wrap__(  # type: ignore[override]
-        self, array: np.ndarray, context: Any = None, return_scalar: bool = False
+    def __len__(self) -> int:
+        return len(self.log_weights)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One log weight, or those at a slice, mask or index array, of the same proposal."""
+        found = self.log_weights[index]
+        return FrameLogWeights(found, self.proposal) if np.ndim(found) == 1 else found
+
+    def __repr__(self) -> str:
+        return f"FrameLogWeights({len(self)} frames, {np.array2string(self.log_weights)})"
+
+    @staticmethod
+    def concatenate(parts: Sequence[FrameLogWeights]) -> FrameLogWeights:
+        """Pool log weights of several frames or runs.
+
+        Raises
+        ------
+        ValueError
+            If they are against several proposals, or some are copies of others: fresh noise gives
+            every frame another log weight.
+        """
+        parts = list(parts)
+        if not parts or not all(isinstance(part, FrameLogWeights) for part in parts):
+            raise ValueError(
+                "concatenate: expected FrameLogWeights, as noise() gives them, got "
+                f"{', '.join(type(part).__name__ for part in parts) or 'none'}"
+            )
+        if len({part.proposal for part in parts}) > 1:
+            raise ValueError(
+                "concatenate: expected log weights against one proposal, got several; noise() all "
+                "frames with the same generator, System, tuning and n_steps"
+            )
+        pooled = np.concatenate([part.log_weights for part in parts])
+        finite = pooled[np.isfinite(pooled)]
+        copies = len(finite) - len(np.unique(finite))
+        alone = sum(_copies(part.log_weights) for part in parts)
+        if copies > alone:
+            raise ValueError(
+                f"concatenate: expected log weights of independent noise, got {copies - alone} "
+                "that stand in two of the parts; were they made with the same seed?"
+            )
+        return FrameLogWeights(pooled, parts[0].proposal)
+
+    # -- numpy ----------------------------------------------------------------------------------
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy or (dtype is not None and np.dtype(dtype) != self.log_weights.dtype):
+            return np.array(self.log_weights, dtype=dtype)
+        return self.log_weights
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any
     ) -> Any:
-        plain = np.asarray(array)
-        return plain[()] if return_scalar else plain
+        if function in _JOINING and not kwargs:
+            parts = list(args[0]) if len(args) == 1 else list(args)
+            if all(isinstance(part, FrameLogWeights) for part in parts):
+                return FrameLogWeights.concatenate(parts)
+        return function(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
+
+
+def _plain(value: Any) -> Any:
+    """With arrays in the place of FrameLogWeights."""
+    if isinstance(value, FrameLogWeights):
+        return value.log_weights
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _copies(log_weights: Array) -> int:
+    finite = log_weights[np.isfinite(log_weights)]
+    return len(finite) - len(np.unique(finite))

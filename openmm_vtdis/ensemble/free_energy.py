@@ -39,7 +39,13 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from openmm_vtdis import checks
-from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights, log_mean_weight
+from openmm_vtdis.ensemble.diagnostics import (
+    Array,
+    Estimate,
+    check_log_weights,
+    log_mean_weight,
+    quiet,
+)
 from openmm_vtdis.quiet import quiet_pymbar
 
 LEAST_COMMON, LARGE = 10.0, 0.1
@@ -92,6 +98,7 @@ class FreeEnergy(Estimate):
         )
 
 
+@quiet
 def bar(
     log_weights: ArrayLike,
     target_log_weights: ArrayLike,
@@ -208,6 +215,7 @@ def check_overlap(name: str, overlap: float, n_samples: float) -> None:
         )
 
 
+@quiet
 def statistical_inefficiency(series: Array) -> float:
     """How many frames of a series (n,) count as one, at least 1.
 

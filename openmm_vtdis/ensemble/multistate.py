@@ -24,7 +24,8 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from openmm_vtdis import checks
-from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights
+from openmm_vtdis.defaults import keeps_to_the_cpu
+from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights, quiet
 from openmm_vtdis.ensemble.free_energy import (
     LEAST_COMMON,
     check_overlap,
@@ -66,6 +67,7 @@ class PooledEnsemble:
         return f"PooledEnsemble({self.n_samples[0]} generated samples, MD frames: {parts})"
 
     @property
+    @quiet
     def overlap(self) -> Array:
         """(K + 1, K + 1) overlap matrix, generator first; each row sums to one."""
         return np.asarray(self._solution.compute_overlap()["matrix"])
@@ -82,6 +84,7 @@ class PooledEnsemble:
         found = self._differences()
         return Estimate(found["Delta_f"][i, j], found["dDelta_f"][i, j])
 
+    @quiet
     def expectation(self, f: Callable[[Array], ArrayLike] | ArrayLike, state: int = 0) -> Estimate:
         """Mean of a scalar observable in a state, from all samples that have weight there.
 
@@ -109,6 +112,7 @@ class PooledEnsemble:
             found = self._solution.compute_expectations(np.where(alive, values - shift, width))
         return Estimate(shift + found["mu"][k], found["sigma"][k])
 
+    @quiet
     def _differences(self) -> Any:
         with quiet_pymbar():
             return self._solution.compute_free_energy_differences()
@@ -122,6 +126,8 @@ class PooledEnsemble:
         return state
 
 
+@keeps_to_the_cpu
+@quiet
 def mbar(
     generated: WeightedEnsemble,
     states: Sequence[Any],

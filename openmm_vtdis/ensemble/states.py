@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from openmm import app
 
-from openmm_vtdis.targets import OpenMMTarget
+from openmm_vtdis.targets import OpenMMTarget, energies_of
 
 
 def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int) -> Any:
@@ -17,7 +17,7 @@ def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int)
     Raises
     ------
     ValueError
-        If ``state`` is neither.
+        If ``state`` is neither, or its Z is infinite.
     """
     if hasattr(state, "reduced_energy"):
         return state
@@ -28,7 +28,9 @@ def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int)
             f"{type(state).__name__}"
         )
     system, temperature = state.get_system(remove_thermostat=True), state.temperature
-    return OpenMMTarget(system, topology, temperature=temperature, n_dims=n_dims)
+    target = OpenMMTarget(system, topology, temperature=temperature, n_dims=n_dims)
+    target.check_bound()
+    return target
 
 
 def state_energies(name: str, target: Any, positions: np.ndarray) -> np.ndarray:
@@ -39,18 +41,15 @@ def state_energies(name: str, target: Any, positions: np.ndarray) -> np.ndarray:
     ValueError
         If the target is of other particles, or gives other than one number a sample.
     """
-    n, n_particles, n_dims = positions.shape
+    _, n_particles, n_dims = positions.shape
     space = getattr(target, "space", None)
     if space is not None and (n_particles, n_dims) != (space.n_particles, space.n_dims):
         raise ValueError(
             f"{name}: expected a target of {n_particles} particles in {n_dims} dimensions, got "
             f"one of {space.n_particles} in {space.n_dims}"
         )
-    with torch.no_grad():
-        energies = torch.as_tensor(
-            target.reduced_energy(torch.tensor(np.ascontiguousarray(positions)))
-        )
-    u = np.asarray(energies.detach().cpu(), dtype=np.float64)
-    if u.shape != (n,):
-        raise ValueError(f"{name}: expected energies of shape ({n},), got {u.shape}")
-    return u
+    x = torch.tensor(np.ascontiguousarray(positions), device="cpu")
+    try:
+        return energies_of(target, x).cpu().numpy()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

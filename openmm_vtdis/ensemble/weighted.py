@@ -38,15 +38,17 @@ from openmm_vtdis.ensemble.diagnostics import (
     check_log_weights,
     is_alone,
     log_mean_weight,
+    quiet,
     reverse_ess,
 )
 from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
-from openmm_vtdis.ensemble.notes import both, json_copy, parts, says
+from openmm_vtdis.ensemble.notes import json_copy, parts, says
+from openmm_vtdis.ensemble.pooling import check_poolable
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import Seed, make_generator
-from openmm_vtdis.topology import placeholder_topology, topology_to_json
+from openmm_vtdis.topology import mdtraj_topology, placeholder_topology
 from openmm_vtdis.units import nanometers
 
 Observable = Callable[[Array], ArrayLike] | ArrayLike
@@ -140,18 +142,30 @@ class WeightedEnsemble:
     def __len__(self) -> int:
         return len(self.log_weights)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WeightedEnsemble, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+
     def __getitem__(self, index: int | slice | ArrayLike) -> WeightedEnsemble:
-        """The samples at an index, slice, boolean mask or index array, weights as they are."""
+        """The samples at an index, slice, boolean mask or index array, weights as they are.
+
+        An index array with repetitions gives a resampled ensemble, whose estimates have no error.
+        """
         rows: Any = index
         if isinstance(index, int | np.integer):
             rows = [index]
         elif not isinstance(index, slice):
             rows = np.asarray(index)
+        notes = {}
+        if isinstance(rows, np.ndarray) and len(np.unique(np.arange(len(self))[rows])) < len(
+            self.log_weights[rows]
+        ):
+            notes = {"resampled_from": says("resampled_from", self.metadata) or len(self)}
         return dataclasses.replace(
             self,
             positions=self.positions[rows],
             log_weights=self.log_weights[rows],
             reduced_energies=self.reduced_energies[rows],
+            metadata={**self.metadata, **notes},
         )
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
@@ -196,30 +210,16 @@ class WeightedEnsemble:
 
         Each may have a proposal of its own, since each raw weight estimates the same Z, that of one
         Hamiltonian and temperature.
+
+        Raises
+        ------
+        ValueError
+            If they are of several systems or Hamiltonians; or if samples stand in two of them, as
+            those of two runs with one seed do. (Resampled ones may: their estimates have no error.)
         """
         ensembles = list(ensembles)
-        if not ensembles:
-            raise ValueError("concatenate: expected at least one ensemble, got none")
+        check_poolable(ensembles)
         first = ensembles[0]
-        for k, other in enumerate(ensembles):
-            if not isinstance(other, WeightedEnsemble):
-                raise ValueError(
-                    f"concatenate: expected WeightedEnsembles, got {type(other).__name__} in "
-                    f"place {k}"
-                )
-            for what, a, b in (
-                ("particles and dimensions", first.positions.shape[1:], other.positions.shape[1:]),
-                ("temperature", first.temperature, other.temperature),
-                ("topology", _document(first.topology), _document(other.topology)),
-                ("Hamiltonian", *both("hamiltonian", first.metadata, other.metadata)),
-                ("kind of weights", first._is("unweighted"), other._is("unweighted")),
-            ):
-                if a != b:
-                    plain = what in ("particles and dimensions", "temperature")
-                    raise ValueError(
-                        f"concatenate: expected one {what}, but ensemble {k} differs from the "
-                        "first" + (f" ({b} instead of {a})" if plain else "")
-                    )
         notes = [ensemble.metadata for ensemble in ensembles]
         return WeightedEnsemble(
             np.concatenate([ensemble.positions for ensemble in ensembles]),
@@ -232,6 +232,7 @@ class WeightedEnsemble:
 
     # -- weights ------------------------------------------------------------------------------
     @property
+    @quiet
     def weights(self) -> Array:
         """Normalised weights (n,), which sum to 1.
 
@@ -317,6 +318,7 @@ class WeightedEnsemble:
         estimate = log_mean_weight(self.log_weights)
         return Estimate(estimate.value, math.nan) if self._is("resampled_from") else estimate
 
+    @quiet
     def expectation(self, f: Observable) -> Estimate:
         """Mean of an observable under the target, and its error.
 
@@ -342,6 +344,7 @@ class WeightedEnsemble:
         unknown = self._is("resampled_from") or is_alone(self.log_weights)
         return Estimate(mean, np.full_like(error, np.nan) if unknown else error)
 
+    @quiet
     def histogram(
         self,
         values: Observable,
@@ -441,6 +444,7 @@ class WeightedEnsemble:
         )
 
     # -- other weights ------------------------------------------------------------------------
+    @quiet
     def resample(self, n: int | None = None, seed: Seed = None) -> WeightedEnsemble:
         """Draw n samples (default: as many as there are) in proportion to their weights.
 
@@ -452,11 +456,11 @@ class WeightedEnsemble:
         """
         n = checks.positive_integer("n", len(self) if n is None else n)
         generator = make_generator(seed)
-        offset = torch.rand((), generator=generator, dtype=torch.float64).item()
+        offset = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()
         cumulative = np.cumsum(self.weights)
         points = np.minimum((np.arange(n) + offset) / n, np.nextafter(1.0, 0.0))
         index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
-        index = index[torch.randperm(n, generator=generator).numpy()]
+        index = index[torch.randperm(n, generator=generator, device="cpu").numpy()]
         failed = self.diagnostics().n_failed
         notes = {"resampled_from": len(self)} | ({"n_failed": failed} if failed else {})
         return dataclasses.replace(
@@ -526,7 +530,7 @@ class WeightedEnsemble:
         xyz = np.zeros((n, n_particles, 3), dtype=np.float32)
         with np.errstate(over="ignore"):  # positions of zero weight may be anything
             xyz[..., :n_dims] = self.positions
-        return md.Trajectory(xyz, md.Topology.from_openmm(topology))
+        return md.Trajectory(xyz, mdtraj_topology(topology))
 
     def to_sampler_states(self, n: int | None = None, seed: Seed = None) -> list[Any]:
         """n fair samples as openmmtools SamplerStates, to start replicas from.
@@ -580,7 +584,3 @@ def _frozen(name: str, values: object) -> Array:
         array = array.copy()
         array.flags.writeable = False
     return array
-
-
-def _document(topology: app.Topology | None) -> dict[str, Any] | None:
-    return None if topology is None else topology_to_json(topology)

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openmm
 import torch
 from mpiplus import get_mpicomm
 from openmm import unit
@@ -44,7 +45,7 @@ from openmm_vtdis import checks, pretrained
 from openmm_vtdis.frames import check_flat
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.quiet import quiet_pymbar
-from openmm_vtdis.random import make_generator
+from openmm_vtdis.random import fork_entropy, make_generator
 
 with quiet_pymbar():  # which openmmtools imports
     from openmmtools.mcmc import MCMCMove
@@ -62,15 +63,17 @@ class Proposals:
         batch_size: int,
         n_steps: int | None,
         seed: int | None,
+        allow_pickle: bool = False,
         n_before: int = 0,
     ) -> None:
-        self.gen = DiffusionBoltzmannGenerator.load(path, device=device)
+        self.gen = DiffusionBoltzmannGenerator.load(path, device=device, allow_pickle=allow_pickle)
         if self.gen.kernel is None:
             raise ValueError(f"{path}: expected a tuned generator; call tune() before save()")
         self.batch_size, self.n_steps = batch_size, n_steps
         # A run that is resumed must not propose again what its states have come from, nor a replica
         # what one in another process is offered: exchanges would see the two as alike
-        sequence = np.random.SeedSequence(None if seed is None else [seed, n_before, _mpi_rank()])
+        entropy = None if seed is None else [seed, n_before, _mpi_rank(), *fork_entropy()]
+        sequence = np.random.SeedSequence(entropy)
         self.torch_rng = make_generator(int(sequence.generate_state(1)[0]), self.gen.device)
         self.rng = np.random.default_rng(sequence)
         self._stock: list[tuple[np.ndarray, float]] = []
@@ -101,7 +104,7 @@ class Proposals:
 
 _COUNTS = ("n_proposed", "n_accepted", "n_outside")
 _PROPOSALS: dict[tuple[Any, ...], Proposals] = {}
-"""One entry for each file and setting, in this process."""
+"""One entry for each process, file and setting: what a forked one inherits is its parent's."""
 
 
 class DiffusionMove(MCMCMove):  # type: ignore[misc]
@@ -127,7 +130,9 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         Where the network runs.
     seed
         Of the random numbers, which all copies of the move in a process share; processes that share
-        replicas by MPI draw their own, and a resumed run others.
+        replicas by MPI draw their own, and so do a resumed run and a forked process.
+    allow_pickle
+        As of :meth:`DiffusionBoltzmannGenerator.load`; kept with the move where it is stored.
 
     Attributes
     ----------
@@ -154,6 +159,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         n_steps: int | None = None,
         device: str = "cpu",
         seed: int | None = None,
+        allow_pickle: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(archive, str | os.PathLike):
@@ -177,6 +183,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         if seed is not None:
             checks.positive_integer("seed", seed, minimum=0)
         self.n_steps, self.device, self.seed = n_steps, device, seed
+        self.allow_pickle = checks.boolean("allow_pickle", allow_pickle)
         self.n_proposed = self.n_accepted = self.n_outside = 0
         self._proposals()
 
@@ -206,7 +213,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
             positions = np.broadcast_to(centre, before.shape).copy()
             positions[:, : space.n_dims] += x
             context.setPositions(positions)
-            new = ratio - thermodynamic_state.reduced_potential(context)
+            new = ratio - _reduced_potential(thermodynamic_state, context)
             if math.isfinite(new) and math.log(1.0 - proposals.rng.random()) < new - log_w:
                 log_w, chosen = new, positions
                 self.n_accepted += 1
@@ -254,6 +261,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
             "n_steps": self.n_steps,
             "device": self.device,
             "seed": self.seed,
+            "allow_pickle": self.allow_pickle,
             **self.statistics,
         }
 
@@ -262,8 +270,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
 
     def _proposals(self) -> Proposals:
         """The generator of this process, loaded when it is first asked for."""
-        settings = (self.batch_size, self.n_steps, self.seed)
-        key = (self.archive, self.sha256, self.device, *settings)
+        settings = (self.batch_size, self.n_steps, self.seed, self.allow_pickle)
+        key = (os.getpid(), self.archive, self.sha256, self.device, *settings)
         if key not in _PROPOSALS:
             if _digest(self.archive) != self.sha256:
                 raise ValueError(
@@ -274,6 +282,15 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
                 Path(self.archive), self.device, *settings, n_before=self.n_proposed
             )
         return _PROPOSALS[key]
+
+
+def _reduced_potential(thermodynamic_state: Any, context: openmm.Context) -> float:
+    """u of a proposal; infinite where a force raises an exception: it is rejected then."""
+    try:
+        return float(thermodynamic_state.reduced_potential(context))
+    except openmm.OpenMMException as error:
+        logger.warning("DiffusionMove: a proposal without an energy is rejected: %s", error)
+        return math.inf
 
 
 def _mpi_rank() -> int:

@@ -7,13 +7,15 @@ it again; no system's name appears here.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from openmm_vtdis import checks
+from openmm_vtdis.defaults import package_defaults
+from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks.egnn import EGNN, EGNNLayer
 from openmm_vtdis.networks.mlp import MLP
 
@@ -22,7 +24,9 @@ __all__ = [
     "MLP",
     "EGNNLayer",
     "build_network",
+    "can_describe",
     "describe_network",
+    "network_for",
     "network_of_size",
     "parse_size",
 ]
@@ -36,7 +40,8 @@ def build_network(description: dict[str, Any]) -> nn.Module:
     kind = config.pop("kind", None)
     if kind not in _NETWORKS:
         raise ValueError(f"network: expected a kind among {sorted(_NETWORKS)}, got {kind!r}")
-    return _NETWORKS[kind](**config)
+    with package_defaults():
+        return _NETWORKS[kind](**config)
 
 
 def describe_network(network: nn.Module) -> dict[str, Any]:
@@ -50,6 +55,11 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
     )
 
 
+def can_describe(network: nn.Module) -> bool:
+    """Whether it is one of the package's own, which an archive can hold."""
+    return type(network) in _NETWORKS.values()
+
+
 def parse_size(name: str) -> dict[str, Any]:
     """Read a size such as "egnn-4x128" (kind-layers x width) into a partial description.
 
@@ -61,6 +71,35 @@ def parse_size(name: str) -> dict[str, Any]:
         raise ValueError(f'network: expected a size such as "egnn-4x128", got {name!r}')
     kind, n_layers, n_hidden = match.groups()
     return {"kind": kind, "n_layers": int(n_layers), "n_hidden": int(n_hidden)}
+
+
+_MOLECULE, _OTHER = "egnn-4x128", "mlp-7x512"
+"""Networks of particles around their centre of mass, and of a space without one."""
+
+
+def network_for(
+    network: str | nn.Module | None,
+    labels: Sequence[int],
+    space: Space,
+    seed: int | None,
+    features: Mapping[str, Any],
+) -> nn.Module:
+    """The network that a generator was asked to have: as it is, of a size, or the default.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    if network is None:
+        network = _MOLECULE if space.centred else _OTHER
+    if isinstance(network, str):
+        return network_of_size(network, labels, space.n_dims, seed, **features)
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f'network: expected a size such as "egnn-4x128" or a torch module, got {network!r}'
+        )
+    return network
 
 
 def network_of_size(

@@ -6,13 +6,16 @@ module                     what it holds
 ``target``                 the ``Target`` interface; ``OpenMMTarget``: validation and fallback
 ``contexts``               a pool of OpenMM Contexts: the truth
 ``batched``, ``lepton``    the same System as batched torch: speed, checked against a Context
-``validation``             what a System must satisfy
+``validation``, ``binding``  what a System must satisfy
+``user_code``              forces that run code of the user's
+``evaluation``             energies of any target, as weights need them
 ``terms``, ``translators`` one term and one translator for each kind of force
 ``systems``, ``mixture``   benchmark systems: DW-4, LJ-n, ALDP; Gaussian mixtures
 ``hmc``                    reference samples
 =========================  ==================================================================
 """
 
+from openmm_vtdis.targets.evaluation import energies_of
 from openmm_vtdis.targets.hmc import ConvergenceReport, ReferenceData, sample_hmc
 from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
 from openmm_vtdis.targets.systems import (
@@ -32,6 +35,7 @@ __all__ = [
     "Target",
     "alanine_dipeptide",
     "double_well",
+    "energies_of",
     "gaussian_mixture",
     "lennard_jones",
     "sample_hmc",

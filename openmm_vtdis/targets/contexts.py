@@ -4,15 +4,27 @@ OpenMM evaluates one configuration at a time. The pool keeps one Context for eac
 (OpenMM releases Python's global lock while it computes) and hands every thread a contiguous share
 of the batch. Contexts and threads are made once, at the first call.
 
-A configuration with NaN or infinite coordinates never reaches OpenMM: its energy is NaN.
+A configuration with NaN or infinite coordinates never reaches OpenMM: its energy is NaN. So is that
+of one for which a force raises an exception, as potentials do that need neighbours or have to
+converge: the number of them and the first message are logged. Where none of a batch can be
+evaluated, that is an error.
+
+Code of the user's (:mod:`~openmm_vtdis.targets.user_code`) runs in one thread unless more are asked
+for; each then has a copy of its own.
+
+A process that was forked makes Contexts and threads anew. The parent's came without their threads,
+for which a Context waits when it is destroyed: there they never are.
 """
 
 from __future__ import annotations
 
-import copy
+import ctypes
+import functools
+import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -23,6 +35,9 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks
+from openmm_vtdis.targets.user_code import copied, user_forces
+
+logger = logging.getLogger(__name__)
 
 _ABOUT_NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 
@@ -40,7 +55,15 @@ class ContextPool:
         Platform properties, {"Precision": "mixed"}.
     n_threads
         Contexts working at the same time. None: the number of usable CPU cores on the Reference
-        platform, and 1 on the others, which use all of the machine by themselves.
+        platform; 1 on the others, which use all of the machine by themselves, and for Systems that
+        run code of the user's, which may not bear more.
+
+    Attributes
+    ----------
+    n_threads
+        As above.
+    n_failed
+        Configurations so far for which a force raised an exception.
     """
 
     def __init__(
@@ -55,16 +78,25 @@ class ContextPool:
             for i in range(openmm.Platform.getNumPlatforms())
         ]
         checks.choice("platform", platform, tuple(known))
+        self._copy_each = bool(user_forces(system))
         if n_threads is None:
-            n_threads = _usable_cores() if platform == "Reference" else 1
+            alone = platform != "Reference" or self._copy_each
+            n_threads = 1 if alone else _usable_cores()
         self.n_threads = checks.positive_integer("n_threads", n_threads)
-        self._system = copy.deepcopy(system)
+        self.n_failed = 0
+        self._system = copied(system)
         self._platform = platform
         self._properties = dict(properties or {})
-        self._local = threading.local()
+        self._closed = False
+        self._begin()
+        _watch_forks()
+        _POOLS.add(self)
+
+    def _begin(self) -> None:
+        """No Contexts and no threads yet, in this process."""
+        self._made: dict[int, openmm.Context] = {}
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self._closed = False
 
     def energy(self, x: Tensor) -> Tensor:
         """Potential energies: x (B, M, 3) nm -> (B,) kJ/mol, float64, on x's device."""
@@ -80,6 +112,7 @@ class ContextPool:
         if self._executor is not None:
             self._executor.shutdown(wait=True)
             self._executor = None
+        self._made.clear()
 
     def __enter__(self) -> ContextPool:
         return self
@@ -101,48 +134,98 @@ class ContextPool:
         energies = np.full(len(positions), np.nan)
         gradients = np.full(positions.shape, np.nan) if forces else np.empty((0, 0, 0))
         finite = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2)))
+        results, stop = (energies, gradients if forces else None), threading.Event()
         shares = [
-            self._executor.submit(self._share, positions, share, energies, gradients, forces)
+            self._executor.submit(self._share, positions, share, results, stop)
             for share in np.array_split(finite, self.n_threads)
             if len(share)
         ]
-        for share in shares:
-            share.result()
+        try:
+            messages = [message for share in shares for message in share.result()]
+        except BaseException:  # Ctrl-C: the threads need not go on
+            stop.set()
+            raise
+        self._report(messages, len(finite))
         return torch.from_numpy(energies).to(x.device), torch.from_numpy(gradients).to(x.device)
+
+    def _report(self, messages: list[str], n: int) -> None:
+        """Count configurations, of n, that could not be evaluated; log the 1st, 10th, 100th, ..."""
+        if not messages:
+            return
+        if len(messages) == n > 1:
+            raise ValueError(
+                f"system: expected energies, got an exception for each of {n} configurations, the "
+                f"first: {messages[0]}"
+            )
+        before, self.n_failed = self.n_failed, self.n_failed + len(messages)
+        if len(str(before)) < len(str(self.n_failed)) or before == 0:
+            logger.warning(
+                "%d configurations so far have no energy, and so no weight, since a force raised "
+                "an exception; now: %s",
+                self.n_failed, messages[0],
+            )  # fmt: skip
 
     def _share(
         self,
         positions: np.ndarray,
         indices: np.ndarray,
-        energies: np.ndarray,
-        forces: np.ndarray,
-        want_forces: bool,
-    ) -> None:
-        """Evaluate the configurations ``indices``, writing the results where they belong."""
-        context = self._context()
+        results: tuple[np.ndarray, np.ndarray | None],
+        stop: threading.Event,
+    ) -> list[str]:
+        """Evaluate the configurations ``indices``, writing energies and forces where they belong.
+
+        Returns messages of exceptions; the results of those configurations stay NaN.
+        """
+        context, messages = self._context(), []
+        energies, forces = results
         for index in indices:
-            context.setPositions(positions[index])
+            if stop.is_set():
+                break
             try:
-                state = context.getState(energy=True, forces=want_forces)
+                context.setPositions(positions[index])
+                state = context.getState(energy=True, forces=forces is not None)
             except openmm.OpenMMException as error:
                 if not _ABOUT_NAN.search(str(error)):
-                    raise
-                continue  # OpenMM met a NaN in this configuration; its results stay NaN
+                    messages.append(str(error) or "an exception without a message")
+                continue
             energies[index] = state.getPotentialEnergy()._value
-            if want_forces:
+            if forces is not None:
                 forces[index] = state.getForces(asNumpy=True)._value
+        return messages
 
     def _context(self) -> openmm.Context:
         """The Context of the calling thread, made at its first use."""
-        if not hasattr(self._local, "context"):
+        thread = threading.get_ident()
+        if thread not in self._made:
             with self._lock:
-                self._local.context = openmm.Context(
-                    self._system,
+                self._made[thread] = openmm.Context(
+                    copied(self._system) if self._copy_each else self._system,
                     openmm.VerletIntegrator(0.001),
                     openmm.Platform.getPlatformByName(self._platform),
                     self._properties,
                 )
-        return self._local.context
+        return self._made[thread]
+
+    def leave_behind(self) -> None:
+        """In a process that was forked: begin again, without destroying the parent's Contexts."""
+        for context in self._made.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
+        self._begin()
+
+
+_POOLS: weakref.WeakSet[ContextPool] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    """Have every pool begin again in processes that are forked from now on."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool.leave_behind()
 
 
 def _usable_cores() -> int:

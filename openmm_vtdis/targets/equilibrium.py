@@ -19,9 +19,11 @@ import logging
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_vtdis.targets.evaluation import energies_of
 from openmm_vtdis.targets.target import Target
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,11 @@ _TOLERANCE = 0.1
 _SIGMAS = 5.0
 _LARGE = 10.0
 """Root-mean-square coordinate that is worth a look, in units of the median frame's."""
-_EXCESS, _EXCESS_PER_ROOT = 100.0, 20.0
-"""kT above the median, and per square root of a degree of freedom, that equilibrium never has."""
+_LOW = 0.05
+"""Share of frames below the energy that others are compared with: up to nearly all may be broken,
+and a few that were minimised do no harm."""
+_EXCESS, _EXCESS_PER_ROOT = 100.0, 22.0
+"""kT above it, and per square root of a degree of freedom, that equilibrium never has."""
 _FEW, _NOTICEABLE = 20, 0.5
 """Frames on which exchanges are tried, and the change of energy in kT that is reported."""
 _FAR = 10.0
@@ -123,7 +128,7 @@ def check_equilibrium(
         ("<x.grad u> / d", virial_ratio, _FRAMES),
     )
     for quantity, estimate, most in checks:
-        every = torch.linspace(0, len(x) - 1, min(len(x), most)).long().unique()
+        every = _some_of(len(x), most)
         ratio, error = estimate(target, x[every])
         if not _differs(ratio, error):
             continue
@@ -143,6 +148,11 @@ def check_equilibrium(
         return
 
 
+def _some_of(n: int, most: int) -> Tensor:
+    """Indices of at most so many of n frames, evenly spaced."""
+    return torch.from_numpy(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+
+
 def check_exploded(name: str, target: Target, x: Tensor) -> None:
     """Refuse frames (n, M, D), nm, whose energies equilibrium does not have.
 
@@ -151,13 +161,15 @@ def check_exploded(name: str, target: Target, x: Tensor) -> None:
     Raises
     ------
     ValueError
-        If a frame has no finite energy, or one far beyond what equilibrium allows.
+        If a frame has no finite energy, or one far beyond what equilibrium allows, or most of its
+        particles in one place.
     """
+    check_apart(name, x)
     size = x.square().mean(dim=(1, 2)).sqrt()
-    every = torch.linspace(0, len(x) - 1, min(len(x), _FRAMES)).long().unique()
+    every = _some_of(len(x), _FRAMES)
     large = torch.nonzero(size > _LARGE * size.median()).flatten()[:_FRAMES]
     index = torch.cat([every, large]).unique()
-    energies = target.reduced_energy(x[index]).cpu()
+    energies = energies_of(target, x[index]).cpu()
     finite = torch.isfinite(energies)
     if not bool(finite.all()):
         raise ValueError(
@@ -165,15 +177,38 @@ def check_exploded(name: str, target: Target, x: Tensor) -> None:
             f"without, the first at index {int(index[~finite].min())}; check the length unit (nm) "
             "and the order of the atoms"
         )
-    highest = energies.median() + _EXCESS + _EXCESS_PER_ROOT * math.sqrt(target.space.dim)
+    low = float(energies.quantile(_LOW))
+    highest = low + _EXCESS + _EXCESS_PER_ROOT * math.sqrt(target.space.dim)
     exploded = energies > highest
     if bool(exploded.any()):
         raise ValueError(
             f"{name}: expected equilibrium frames, got {int(exploded.sum())} of {len(index)} that "
             f"exploded, the first at index {int(index[exploded].min())}, of up to "
-            f"{float(energies.max()):.4g} kT where half of them have less than "
-            f"{float(energies.median()):.4g} kT; check the length unit (nm) and the order "
-            "of the atoms, or remove single bad frames"
+            f"{float(energies.max()):.4g} kT where the lowest have less than {low:.4g} kT; "
+            "check the length unit (nm) and the order of the atoms, or remove single bad frames"
+        )
+
+
+def check_apart(name: str, x: Tensor) -> None:
+    """Refuse frames (n, M, D), nm, in which most particles lie where another one does.
+
+    Raises
+    ------
+    ValueError
+        With the first of them: an array of zeros that nobody filled, or a damaged file.
+    """
+    n_particles = x.shape[1]
+    ordered = x[:, :, 0].sort(dim=1).values  # particles in one place have this in common
+    together = (ordered.diff(dim=1) == 0.0).sum(dim=1)
+    bad = [
+        k
+        for k in torch.nonzero(2 * together > n_particles - 1).flatten().tolist()
+        if 2 * len(x[k].unique(dim=0)) <= n_particles
+    ]
+    if bad:
+        raise ValueError(
+            f"{name}: expected particles apart, got {len(bad)} of {len(x)} frames in which most of "
+            f"them are in one place, the first at index {bad[0]}; was the array filled?"
         )
 
 

@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import checks, storage
+from openmm_vtdis.defaults import keeps_to_the_cpu
 from openmm_vtdis.progress import progress_bar
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.targets.target import Target
@@ -249,6 +250,7 @@ _KEPT = ("positions", "energies", "virials")
 _NUMBERS = ("step_size", "iteration", "n_kept", "acceptance", "log_steps")
 
 
+@keeps_to_the_cpu
 def sample_hmc(
     target: Target,
     n_chains: int = 2_000,

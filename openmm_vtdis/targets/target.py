@@ -14,9 +14,7 @@ knows the space its configurations live in, and nothing about how they are sampl
 from __future__ import annotations
 
 import abc
-import copy
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,16 +24,20 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_vtdis import checks, units
+from openmm_vtdis.defaults import package_defaults
 from openmm_vtdis.derivatives import differentiate_twice, differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.storage import digest
 from openmm_vtdis.targets import validation
 from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
+from openmm_vtdis.targets.binding import check_bound, warn_if_unbound
 from openmm_vtdis.targets.contexts import ContextPool
+from openmm_vtdis.targets.user_code import copied, system_fingerprint, user_forces
 
 logger = logging.getLogger(__name__)
 
 _BACKENDS = ("auto", "batched", "contexts")
+_SAME_CODE = 1e-4
+"""Of energies, between machines: models may run in single precision."""
 
 
 class Target(abc.ABC):
@@ -95,6 +97,10 @@ class Target(abc.ABC):
         self._check_shape(x)
         return differentiate_twice(self.reduced_energy, x)
 
+    def check_bound(self) -> None:
+        """Warn if the energy does not hold a configuration together that is blown up."""
+        warn_if_unbound(self.reduced_energy, self.space)
+
     def _check_shape(self, x: Tensor) -> None:
         expected = (self.space.n_particles, self.space.n_dims)
         if not isinstance(x, Tensor):
@@ -125,11 +131,18 @@ class OpenMMTarget(Target):
         3, or 2: configurations are (B, M, 2) and the particles live at z = 0.
     platform, platform_properties, n_threads
         Of the "contexts" backend, see :class:`~openmm_vtdis.targets.contexts.ContextPool`.
+    positions
+        Configurations, (M, D) or (n, M, D) in nm, near which the System is tried when the target is
+        built. None: random ones, which some potentials are not defined for.
 
     Raises
     ------
     ValueError
         If the System is not of this kind, or ``backend="batched"`` is asked for and impossible.
+
+    Notes
+    -----
+    Targets can be pickled and copied: Contexts are made anew on the other side.
     """
 
     temperature: float
@@ -145,6 +158,7 @@ class OpenMMTarget(Target):
         platform: str = "Reference",
         platform_properties: Mapping[str, str] | None = None,
         n_threads: int | None = None,
+        positions: object = None,
     ) -> None:
         if not isinstance(system, openmm.System):
             raise ValueError(f"system: expected an openmm.System, got {type(system).__name__}")
@@ -153,21 +167,39 @@ class OpenMMTarget(Target):
         if n_dims not in (2, 3):
             raise ValueError(f"n_dims: expected 2 or 3, got {n_dims!r}")
         validation.check_structure(system, topology)
-        self._system = copy.deepcopy(system)
+        self._system = copied(system)
         self._topology = topology
         self._thermal_energy = units.thermal_energy(self.temperature)
         self.space = Space(system.getNumParticles(), n_dims, centred=True)
+        self._fingerprint = system_fingerprint(self._system)
+        self._options = (platform, dict(platform_properties or {}), n_threads)
 
-        probe = validation.ForceProbe(self._system)
-        x = validation.random_configurations(self.space)
-        validation.check_invariance(probe, x, self._thermal_energy)
-        if topology is None:
-            validation.check_identical(probe, x, self._thermal_energy)
+        with package_defaults():
+            probe = validation.ForceProbe(self._system)
+            x = validation.probe_configurations(self.space, positions)
+            validation.check_invariance(probe, x, self._thermal_energy)
+            if topology is None:
+                validation.check_identical(probe, x, self._thermal_energy)
+            self.runs_user_code = bool(user_forces(system))
+            self._probes = x if positions is not None or self.runs_user_code else None
+            self._batched = None if backend == "contexts" else self._translate(backend, probe, x)
+            self._contexts = None if self._batched is not None else self._new_pool()
+            if self._contexts is not None:
+                validation.check_threads(self._system, self._contexts, x)
 
-        self._batched = None if backend == "contexts" else self._translate(backend, probe, x)
-        self._contexts = None
-        if self._batched is None:
-            self._contexts = ContextPool(self._system, platform, platform_properties, n_threads)
+    def _new_pool(self) -> ContextPool:
+        return ContextPool(self._system, *self._options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = {"_batched": self.backend, "_contexts": None}
+        return {**self.__dict__, **left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        batched = state["_batched"] == "batched"
+        with package_defaults():
+            self._batched = BatchedEnergy(self._system) if batched else None
+        self._contexts = None if batched else self._new_pool()
 
     @property
     def system(self) -> openmm.System:
@@ -176,9 +208,45 @@ class OpenMMTarget(Target):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the System, the same whatever version of OpenMM writes its XML."""
-        xml = openmm.XmlSerializer.serialize(self._system)
-        return digest(re.sub(r' openmmVersion="[^"]*"', "", xml))
+        """A digest of the System (:mod:`~openmm_vtdis.targets.user_code`).
+
+        It stays the same in copies, pickles and archives of the target.
+        """
+        return self._fingerprint
+
+    @property
+    def probes(self) -> Tensor | None:
+        """Configurations (S, M, D), nm, that tell whether code of the user's is what it was.
+
+        None for a System without such code that was not built with ``positions``.
+        """
+        return self._probes
+
+    def identify(self, fingerprint: str, probes: Tensor, energies: Tensor) -> None:
+        """Take over the fingerprint that a System with code of the user's had when it was stored.
+
+        Parameters
+        ----------
+        fingerprint
+            Of the stored target.
+        probes, energies
+            Its configurations (S, M, D) in nm, and their energies (S,) in kT at that time.
+
+        Raises
+        ------
+        ValueError
+            If the energies are others now.
+        """
+        now = self.reduced_energy(probes)
+        known = torch.isfinite(energies) & torch.isfinite(now)
+        change = torch.where(known, now - energies, 0.0).abs()
+        if bool((change > _SAME_CODE * (1.0 + energies.abs())).any()):
+            raise ValueError(
+                f"system: expected the energies that {', '.join(user_forces(self._system))} had"
+                f" when it was stored, got some that differ by up to {float(change.max()):.3g} kT; "
+                "the code that computes them has changed"
+            )
+        self._fingerprint, self._probes = fingerprint, probes
 
     @property
     def topology(self) -> app.Topology | None:
@@ -252,6 +320,25 @@ class OpenMMTarget(Target):
         gradient = torch.where(finite[:, None, None], gradient, torch.nan)
         hessian = torch.where(finite[:, None, None, None, None], hessian, torch.nan)
         return gradient / self._thermal_energy, hessian / self._thermal_energy
+
+    def check_bound(self) -> None:
+        """Check that the energy holds all particles together, so that Z is finite.
+
+        Raises
+        ------
+        ValueError
+            If parts that no bond joins can fly apart (:mod:`~openmm_vtdis.targets.binding`).
+        """
+        probes = self._probes
+        x = validation.random_configurations(self.space) if probes is None else probes
+        check_bound(lambda x: self._known_energies(x), x[:2], self._system, self._topology)
+
+    def _known_energies(self, x: Tensor) -> Tensor:
+        """(B, M, D) nm -> (B,) kT; NaN where a force raises an exception, be it everywhere."""
+        try:
+            return self.reduced_energy(x)
+        except ValueError:
+            return x.new_full((len(x),), torch.nan)
 
     def close(self) -> None:
         """Release the Contexts and threads, if there are any."""

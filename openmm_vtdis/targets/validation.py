@@ -5,13 +5,14 @@ System's energy must not notice translations and rotations; with identical parti
 notice permutations either. This is *measured*: random configurations are moved at random and the
 energy of every force is compared with itself, so that the message names the force to blame.
 
-The same configurations compare a batched translation with OpenMM.
+Where real positions are given, the configurations are these, perturbed: some potentials are not
+defined for any others. The same configurations compare a batched translation with OpenMM, and a
+second look at them shows whether an energy depends on anything but positions.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
+from typing import Any
 
 import numpy as np
 import openmm
@@ -19,13 +20,17 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_vtdis import checks
 from openmm_vtdis.derivatives import differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.random import make_generator
 from openmm_vtdis.targets.batched import BatchedEnergy
-from openmm_vtdis.topology.atoms import bonded_graph
-
-logger = logging.getLogger(__name__)
+from openmm_vtdis.targets.binding import check_bonds
+from openmm_vtdis.targets.contexts import ContextPool
+from openmm_vtdis.targets.user_code import copied, user_forces
+from openmm_vtdis.topology import check_storable
+from openmm_vtdis.topology.atoms import mass_of
+from openmm_vtdis.units import nanometers
 
 _LENGTH_SCALES = (0.1, 0.3, 1.0, 3.0)
 """Spacings of the random configurations, in nm: from chemical bonds to reduced units."""
@@ -38,6 +43,11 @@ _FORCE_TOLERANCE = 1e-6
 """Of energies relative to their size, or in kT; of forces, whose derivatives lose some digits."""
 _MASS_TOLERANCE = 0.1
 """In dalton: force fields round."""
+_REPEATS = 8
+"""Of the configurations, for threads to get into each other's way."""
+_PROBES = 8
+_PERTURBATIONS = (0.002, 0.005, 0.01, 0.03)
+"""Of real positions, over the smallest distance in them."""
 _N_GROUPS = 32
 _SEED = 20_240_607
 
@@ -93,13 +103,15 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
             "system: expected a system without periodic boundaries, got a periodic one; "
             "build it with nonbondedMethod=NoCutoff or CutoffNonPeriodic"
         )
+    if topology is not None:
+        check_storable(topology)
     if topology is not None and topology.getNumAtoms() != n:
         raise ValueError(
             f"topology: expected {n} atoms like the System, got {topology.getNumAtoms()}; "
             "give the topology that the System was built from"
         )
     if topology is not None:
-        _check_bonds(system, topology)
+        check_bonds(system, topology)
         _check_masses(system, topology)
 
 
@@ -114,7 +126,7 @@ def _check_masses(system: openmm.System, topology: app.Topology) -> None:
     expected, found = (
         np.array([mass.value_in_unit(unit.dalton) for mass in masses])
         for masses in (
-            [element.mass for element in elements],
+            [mass_of(element) * unit.dalton for element in elements],
             [system.getParticleMass(k) for k in range(len(elements))],
         )
     )
@@ -129,86 +141,98 @@ def _check_masses(system: openmm.System, topology: app.Topology) -> None:
         )
 
 
-def _check_bonds(system: openmm.System, topology: app.Topology) -> None:
-    """Refuse a topology in which bonds are missing from the System, and the other way round.
-
-    Warn of one without any bond for a System with harmonic ones. Otherwise either alone is no
-    contradiction: bonds may be a machine-learned potential's, and springs may join what is not
-    bonded.
-    """
-    graph = bonded_graph(topology)
-    pairs = [
-        tuple(force.getBondParameters(k)[:2])
-        for force in system.getForces()
-        if isinstance(force, openmm.HarmonicBondForce | openmm.CustomBondForce)
-        for k in range(force.getNumBonds())
-    ]
-    bonded = {frozenset(pair) for pair in pairs}
-    harmonic = (f for f in system.getForces() if isinstance(f, openmm.HarmonicBondForce))
-    if not graph.edges and any(force.getNumBonds() for force in harmonic):
-        logger.warning(
-            "topology: has no bonds, where the System has %d bonded pairs; which atoms are alike, "
-            "their handedness, and what the network knows of them come from bonds: read a file "
-            "that has them (PDB with CONECT), or call topology.createStandardBonds()",
-            len(bonded),
-        )
-
-    def over_two_bonds(i: int, j: int) -> bool:
-        """As in a Urey-Bradley term."""
-        between = set(graph.adj[i]) & set(graph.adj[j])
-        return any({frozenset((i, k)), frozenset((k, j))} <= bonded for k in between)
-
-    strange = [(i, j) for i, j in pairs if j not in graph.adj[i] and not over_two_bonds(i, j)]
-    missing = [pair for pair in graph.edges if frozenset(pair) not in bonded]
-    if missing and strange:
-        raise ValueError(
-            f"topology: expected the bonds of the System, got {len(missing)} that it has not, the "
-            f"first between atoms {missing[0][0]} and {missing[0][1]}, and {len(strange)} of its "
-            f"own that are missing, the first between {strange[0][0]} and {strange[0][1]}; give "
-            "the topology that the System was built from, with the atoms in the same order"
-        )
-
-
 class ForceProbe:
     """The energy of every single force of a System, by OpenMM's double-precision platform.
 
     ``names`` holds one label per force group: a force's class and index. (From the 32nd force on
-    they share a group, and a label.)
+    they share a group, and a label.) Where a force raises an exception the energy is NaN, and
+    ``message`` what the first one said.
+
+    Raises
+    ------
+    ValueError
+        If OpenMM cannot make a Context of the System.
     """
 
     def __init__(self, system: openmm.System) -> None:
-        system = copy.deepcopy(system)
+        system = copied(system)
         labels: dict[int, list[str]] = {}
         for index, force in enumerate(system.getForces()):
             group = min(index, _N_GROUPS - 1)
             force.setForceGroup(group)
             labels.setdefault(group, []).append(f"{type(force).__name__} (force {index})")
         self.names = [" or ".join(labels[group]) for group in sorted(labels)]
-        self._context = openmm.Context(
-            system,
-            openmm.VerletIntegrator(0.001),
-            openmm.Platform.getPlatformByName("Reference"),
-        )
+        self.message: str | None = None
+        try:
+            self._context = openmm.Context(
+                system,
+                openmm.VerletIntegrator(0.001),
+                openmm.Platform.getPlatformByName("Reference"),
+            )
+        except openmm.OpenMMException as error:
+            raise ValueError(
+                f"system: expected a System that OpenMM can evaluate, got an error of it: {error}"
+            ) from error
 
     def energies(self, x: Tensor) -> Tensor:
         """x (B, M, 3) nm -> (number of groups, B) kJ/mol."""
-        table = np.empty((len(self.names), len(x)))
+        table = np.full((len(self.names), len(x)), np.nan)
         for b, positions in enumerate(x.numpy()):
             self._context.setPositions(positions)
             for group in range(len(self.names)):
-                state = self._context.getState(energy=True, groups={group})
-                table[group, b] = state.getPotentialEnergy()._value
+                state = self._state(energy=True, groups={group})
+                if state is not None:
+                    table[group, b] = state.getPotentialEnergy()._value
         return torch.from_numpy(table)
 
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of the whole System: x (B, M, 3) nm -> (B,) kJ/mol, (B, M, 3) kJ/mol/nm."""
-        energies, forces = np.empty(len(x)), np.empty(x.shape)
+        energies, forces = np.full(len(x), np.nan), np.full(x.shape, np.nan)
         for b, positions in enumerate(x.numpy()):
             self._context.setPositions(positions)
-            state = self._context.getState(energy=True, forces=True)
-            energies[b] = state.getPotentialEnergy()._value
-            forces[b] = state.getForces(asNumpy=True)._value
+            state = self._state(energy=True, forces=True)
+            if state is not None:
+                energies[b] = state.getPotentialEnergy()._value
+                forces[b] = state.getForces(asNumpy=True)._value
         return torch.from_numpy(energies), torch.from_numpy(forces)
+
+    def _state(self, **what: Any) -> openmm.State | None:
+        try:
+            return self._context.getState(**what)
+        except openmm.OpenMMException as error:
+            self.message = self.message or str(error) or "an exception without a message"
+            return None
+
+
+def probe_configurations(space: Space, positions: object = None) -> Tensor:
+    """Configurations (S, M, D) nm, centred, on which a System is tried.
+
+    Real positions, (M, D) or (n, M, D) in nm, that are perturbed a little; random clouds without
+    close contacts if there are none.
+
+    Raises
+    ------
+    ValueError
+        For positions of other particles, or such as lie in one place.
+    """
+    if positions is None:
+        return random_configurations(space)
+    given = nanometers(positions)
+    array = checks.real_array("positions", given)
+    if array.ndim == 2:
+        array = array[None]
+    if array.shape[-1] == 3 and space.n_dims == 2 and not np.abs(array[..., 2:]).any():
+        array = array[..., :2]
+    x = space.project(checks.configurations("positions", array, space.n_particles, space.n_dims))
+    x = x[np.linspace(0, len(x) - 1, _PROBES).astype(int)]
+    distances = torch.cdist(x, x)
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    closest = distances.flatten(1).amin(dim=1)
+    if not bool((closest > 0.0).all()):
+        raise ValueError("positions: expected particles apart, got some in one place")
+    widths = closest * torch.tensor(_PERTURBATIONS, dtype=torch.float64).repeat(_PROBES)[:_PROBES]
+    noise = space.standard_normal(_PROBES, make_generator(_SEED))
+    return x + widths[:, None, None] * noise
 
 
 def random_configurations(space: Space) -> Tensor:
@@ -243,6 +267,7 @@ def check_invariance(probe: ForceProbe, x: Tensor, thermal_energy: float) -> Non
     generator = make_generator(_SEED + 1)
     before = probe.energies(pad(x))
     _check_finite(probe, before)
+    _check_repeatable(probe, x, before, thermal_energy)
     n_dims = x.shape[2]
     shift = torch.randn(len(x), 1, n_dims, generator=generator, dtype=torch.float64)
     motions = {
@@ -343,9 +368,22 @@ def random_rotations(n: int, n_dims: int, generator: torch.Generator) -> Tensor:
 def _largest_change(
     probe: ForceProbe, before: Tensor, moved: Tensor, thermal_energy: float
 ) -> tuple[str, float] | None:
-    change = (probe.energies(pad(moved)) - before).abs()
+    return _largest_difference(probe, before, probe.energies(pad(moved)), thermal_energy)
+
+
+def _largest_difference(
+    probe: ForceProbe, before: Tensor, after: Tensor, thermal_energy: float
+) -> tuple[str, float] | None:
+    """The force, and its change in kJ/mol, that differs most; None if all agree.
+
+    Where a force raised an exception, which it may do by a hair, it has no energy to compare.
+    """
+    change = (after - before).abs()
     tolerance = _MOTION_TOLERANCE * (before.abs() + thermal_energy)
-    excess = torch.where(torch.isfinite(before), change / tolerance, 0.0).nan_to_num(torch.inf)
+    comparable = torch.isfinite(before)
+    if probe.message is not None:
+        comparable &= ~torch.isnan(after)
+    excess = torch.where(comparable, change / tolerance, 0.0).nan_to_num(torch.inf)
     if not bool((excess > 1.0).any()):
         return None
     group, frame = divmod(int(excess.argmax()), excess.shape[1])
@@ -356,7 +394,51 @@ def _check_finite(probe: ForceProbe, energies: Tensor) -> None:
     """Every force must be finite somewhere, or nothing can be said about it."""
     for name, row in zip(probe.names, energies, strict=True):
         if not bool(torch.isfinite(row).any()):
+            said = "" if probe.message is None else f" ({probe.message})"
             raise ValueError(
-                f"system: expected finite energies, got none from {name} on {len(row)} random "
-                "configurations; check its parameters"
+                f"system: expected finite energies, got none from {name} on {len(row)} "
+                f"configurations{said}; check its parameters, or give positions= if it is defined "
+                "for real ones only"
             )
+
+
+def _check_repeatable(probe: ForceProbe, x: Tensor, before: Tensor, thermal_energy: float) -> None:
+    """The same positions must have the same energy, whatever came between."""
+    again = probe.energies(pad(x.flip(0))).flip(1)
+    offender = _largest_difference(probe, before, again, thermal_energy)
+    if offender is not None:
+        name, change = offender
+        raise ValueError(
+            f"system: expected an energy that depends on positions only, got {name}, whose energy "
+            f"for the same positions changed by {change:.3g} kJ/mol between two calls"
+        )
+
+
+def check_threads(system: openmm.System, pool: ContextPool, x: Tensor) -> None:
+    """Check that a pool of several threads gives the energies of one, if they run user code.
+
+    Parameters
+    ----------
+    system, pool
+        The System that the pool evaluates.
+    x
+        Configurations (S, M, D), nm.
+
+    Raises
+    ------
+    ValueError
+        If energies differ.
+    """
+    names = user_forces(system)
+    if not names or pool.n_threads == 1:
+        return
+    many = pad(x).repeat(_REPEATS, 1, 1)
+    with ContextPool(system, n_threads=1) as alone:
+        expected = alone.energy(many)
+    change = (pool.energy(many) - expected).abs()
+    if bool((change > _MOTION_TOLERANCE * (1.0 + expected.abs())).any()):
+        raise ValueError(
+            f"n_threads: expected code that may run in {pool.n_threads} threads, got "
+            f"{', '.join(names)}, whose energies then change by up to "
+            f"{float(change.nan_to_num().max()):.3g} kJ/mol; leave n_threads out"
+        )

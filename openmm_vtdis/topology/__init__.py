@@ -12,8 +12,12 @@ module                  what it holds
 ======================  ===================================================================
 """
 
-from openmm_vtdis.topology.atoms import check_trajectory_topology, placeholder_topology
-from openmm_vtdis.topology.documents import topology_from_json, topology_to_json
+from openmm_vtdis.topology.atoms import (
+    check_trajectory_topology,
+    mdtraj_topology,
+    placeholder_topology,
+)
+from openmm_vtdis.topology.documents import check_storable, topology_from_json, topology_to_json
 from openmm_vtdis.topology.features import bond_features, element_features
 from openmm_vtdis.topology.particles import Particles
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
@@ -30,10 +34,12 @@ __all__ = [
     "Stereocentre",
     "bond_features",
     "check_labels",
+    "check_storable",
     "check_trajectory_topology",
     "element_features",
     "exchangeable_pairs",
     "identical_labels",
+    "mdtraj_topology",
     "placeholder_topology",
     "stereocentres",
     "symmetry_labels",

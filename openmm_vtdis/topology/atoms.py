@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import mdtraj as md
 import networkx as nx
-from openmm import app
+from openmm import app, unit
 
 from openmm_vtdis import checks
 
@@ -46,6 +47,25 @@ def name_of(atom: Any) -> str:
     return f"{atom.name} of {atom.residue.name} {atom.residue.id}"
 
 
+def mass_of(element: app.Element) -> float:
+    """Mass of an element in dalton; users make some whose mass is a plain number."""
+    mass = element.mass
+    return float(mass.value_in_unit(unit.dalton) if unit.is_quantity(mass) else mass)
+
+
+def mdtraj_topology(topology: app.Topology) -> md.Topology:
+    """The same for mdtraj, which knows no elements of the user's own: virtual sites there."""
+    if not all(_known_to_mdtraj(atom) for atom in topology.atoms()):
+        topology = copy.deepcopy(topology)
+        for atom in topology.atoms():
+            atom.element = atom.element if _known_to_mdtraj(atom) else None
+    return md.Topology.from_openmm(topology)
+
+
+def _known_to_mdtraj(atom: Any) -> bool:
+    return atom.element is None or atom.element.symbol in _MDTRAJ_SYMBOLS
+
+
 def placeholder_topology(n_particles: int) -> app.Topology:
     """A Topology of argon atoms, one per residue, for particles that came without one."""
     topology = app.Topology()
@@ -83,10 +103,12 @@ def check_trajectory_topology(topology: app.Topology, trajectory_topology: md.To
             )
 
 
+_MDTRAJ_SYMBOLS = {e.symbol for e in vars(md.element).values() if hasattr(e, "symbol")}
 _SIGNATURE = ("element", "name", "residue name", "residue index")
 
 
 def _signature(atom: Any) -> tuple[str, str, str, int]:
     """Element, name, residue name and residue index of an OpenMM or an mdtraj atom."""
     symbol = "VS" if atom.element is None else atom.element.symbol
+    symbol = symbol if symbol in _MDTRAJ_SYMBOLS else "VS"
     return symbol, atom.name, atom.residue.name, atom.residue.index

@@ -1,7 +1,13 @@
-"""A Topology as JSON, and back."""
+"""A Topology as JSON, and back.
+
+Elements of the user's own (beads) are described in full, since no other process knows them.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +15,19 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_vtdis.topology.atoms import ordered_atoms
+from openmm_vtdis.topology.atoms import mass_of, ordered_atoms
 
 _BOND_TYPES = {
     str(kind): kind for kind in (app.Single, app.Double, app.Triple, app.Aromatic, app.Amide)
 }
+
+
+_STANDARD = {e.symbol: e for e in vars(app.element).values() if isinstance(e, app.Element)}
+
+
+def check_storable(topology: app.Topology) -> None:
+    """Raise ValueError for a topology that no file could hold: asked before the work."""
+    topology_from_json(json.loads(json.dumps(topology_to_json(topology), allow_nan=False)))
 
 
 def topology_to_json(topology: app.Topology) -> dict[str, Any]:
@@ -22,26 +36,26 @@ def topology_to_json(topology: app.Topology) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the atoms are not numbered in the order of their residues, or a bond has a type that
-        OpenMM does not define.
+        If the atoms are not numbered in the order of their residues, a bond has a type that OpenMM
+        does not define, or a name or an identifier is neither text nor a number.
     """
     ordered_atoms(topology)
     box = topology.getPeriodicBoxVectors()
     return {
         "chains": [
             {
-                "id": chain.id,
+                "id": _plain(chain.id),
                 "residues": [
                     {
-                        "name": residue.name,
-                        "id": residue.id,
-                        "insertion_code": residue.insertionCode,
+                        "name": _plain(residue.name),
+                        "id": _plain(residue.id),
+                        "insertion_code": _plain(residue.insertionCode),
                         "atoms": [
                             {
-                                "name": atom.name,
-                                "element": None if atom.element is None else atom.element.symbol,
-                                "id": atom.id,
-                                "formal_charge": atom.formalCharge,
+                                "name": _plain(atom.name),
+                                "element": _described(atom.element),
+                                "id": _plain(atom.id),
+                                "formal_charge": _plain(getattr(atom, "formalCharge", None)),
                             }
                             for atom in residue.atoms()
                         ],
@@ -52,7 +66,7 @@ def topology_to_json(topology: app.Topology) -> dict[str, Any]:
             for chain in topology.chains()
         ],
         "bonds": [
-            [bond[0].index, bond[1].index, _bond_type_name(bond.type), bond.order]
+            [bond[0].index, bond[1].index, _bond_type_name(bond.type), _plain(bond.order)]
             for bond in topology.bonds()
         ],
         "box_vectors": None
@@ -86,8 +100,7 @@ def topology_from_json(document: Mapping[str, Any]) -> app.Topology:
                 )
                 for atom in residue_document["atoms"]:
                     where = f"atom {len(atoms)}"
-                    symbol = atom["element"]
-                    element = None if symbol is None else app.Element.getBySymbol(symbol)
+                    element = _element(atom["element"])
                     atoms.append(
                         topology.addAtom(
                             atom["name"], element, residue, atom["id"], atom["formal_charge"]
@@ -118,8 +131,57 @@ def topology_from_json(document: Mapping[str, Any]) -> app.Topology:
 def _bond_type_name(kind: object) -> str | None:
     if kind is None:
         return None
-    name = str(kind)
+    name = str(kind).capitalize()
     if name not in _BOND_TYPES:
         listed = ", ".join(_BOND_TYPES)
         raise ValueError(f"topology: expected bonds of type None, {listed}, got {kind!r}")
     return name
+
+
+def _plain(value: Any) -> str | int | float | None:
+    """Text or a number as JSON has it, of numpy's types too."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    raise ValueError(
+        f"topology: expected names and identifiers that are text or numbers, got {value!r}"
+    )
+
+
+def _described(element: app.Element | None) -> str | dict[str, Any] | None:
+    """Its symbol; of one that OpenMM does not define, all of it."""
+    if element is None:
+        return None
+    standard = _STANDARD.get(element.symbol)
+    if standard is element or (standard is not None and mass_of(standard) == mass_of(element)):
+        return str(element.symbol)
+    return {
+        "number": _plain(element.atomic_number),
+        "name": _plain(element.name),
+        "symbol": _plain(element.symbol),
+        "mass": mass_of(element),
+    }
+
+
+def _element(described: Any) -> app.Element | None:
+    """The element of a description, which is made if this process does not know it yet."""
+    if described is None:
+        return None
+    if not isinstance(described, dict):
+        return app.Element.getBySymbol(described)
+    number, name, symbol, mass = (described[k] for k in ("number", "name", "symbol", "mass"))
+    try:
+        known = app.Element.getBySymbol(symbol)
+    except KeyError:
+        return app.Element(number, name, symbol, mass * unit.dalton)
+    if mass_of(known) != mass:
+        raise ValueError(
+            f"expected the element {symbol!r} to have {mass} Da, got one of {mass_of(known)} Da in "
+            "this process"
+        )
+    return known

@@ -150,7 +150,7 @@ def test_the_divergence_is_that_of_trajectories() -> None:
         gen.tune(frames, 30, "isotropic", n_trajectories=4_000, t_max=t_max, **settings)
         assert gen.kernel is not None
         grid = gen.kernel.schedule
-        log_w = gen.noise(fresh, seed=7, progress=False)
+        log_w = np.asarray(gen.noise(fresh, seed=7, progress=False))
         excess[t_max] = log_w.mean() - Profile(gen, grid, 8_000).divergence(grid)
         stderr = log_w.std() / np.sqrt(len(log_w))
     assert abs(excess[None]) < 4.0 * stderr + 2e-3

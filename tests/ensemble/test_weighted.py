@@ -154,9 +154,11 @@ def test_resampling_gives_equally_weighted_target_samples(ensemble: WeightedEnse
     assert resampled.ess == pytest.approx(1.0, abs=1e-12)
     assert math.isnan(resampled.log_z().stderr)
     assert not resampled.diagnostics().reliable
-    pooled = WeightedEnsemble.concatenate([ensemble, resampled])
+    half = ensemble[:20_000].resample(seed=0)
+    pooled = WeightedEnsemble.concatenate([ensemble[20_000:30_000], half])
     assert math.isnan(pooled.log_z().stderr)
-    assert not WeightedEnsemble.concatenate([pooled, ensemble]).diagnostics().reliable
+    more = WeightedEnsemble.concatenate([pooled, ensemble[30_000:]])
+    assert not more.diagnostics().reliable
     assert abs(z_of_resampled(resampled, ensemble.ess)) < 4.0
     assert resampled.metadata == {"seed": 1, "resampled_from": 40_000}
     # the control: weights that travel along with the positions count twice
@@ -281,7 +283,7 @@ def test_all_weights_zero() -> None:
     about = dead.diagnostics()
     assert about.n_zero_weight == 30
     assert not about.reliable
-    assert "30 of weight zero: NOT reliable" in str(about)
+    assert "30 of weight zero (30 without an energy): NOT reliable" in str(about)
     assert repr(dead).endswith("ESS 0.00%)")
     with pytest.raises(ValueError, match="expected a sample with weight, but all 30 log weights"):
         _ = dead.weights
@@ -386,7 +388,7 @@ def test_reweighting_refuses_other_things(ensemble: WeightedEnsemble) -> None:
         def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
             return x.sum(dim=(1, 2))[:, None]
 
-    with pytest.raises(ValueError, match=r"expected energies of shape \(40000,\), got \(40000, 1"):
+    with pytest.raises(ValueError, match=r"each of 40000 configurations, got shape \(40000, 1\)"):
         ensemble.reweight(Column())
 
 
@@ -397,7 +399,7 @@ def test_indexing_keeps_samples_together(ensemble: WeightedEnsemble) -> None:
     for part, rows in (
         (ensemble[2:9:3], [2, 5, 8]),
         (ensemble[mask], [3, 8]),
-        (ensemble[[8, 3, 3]], [8, 3, 3]),
+        (ensemble[[8, 3, -1]], [8, 3, -1]),
         (ensemble[np.int64(4)], [4]),
         (ensemble[-1], [len(ensemble) - 1]),
     ):
@@ -407,6 +409,9 @@ def test_indexing_keeps_samples_together(ensemble: WeightedEnsemble) -> None:
         np.testing.assert_array_equal(part.reduced_energies, ensemble.reduced_energies[rows])
         assert part.temperature == 300.0
         assert part.metadata == {"seed": 1}
+    twice = ensemble[[8, 3, 3]]  # no three samples, whose errors nobody knows
+    assert twice.metadata == {"seed": 1, "resampled_from": len(ensemble)}
+    assert math.isnan(twice.log_z().stderr)
     with pytest.raises(IndexError):
         ensemble[len(ensemble)]
     with pytest.raises(ValueError, match="at least one sample"):

@@ -29,7 +29,7 @@ from tests.targets.reference import (
     system_of,
 )
 
-LENNARD_JONES = "4*(r^-12-r^-6)"
+LENNARD_JONES = "4*(r^-12-r^-6)+0.1*r^2"
 
 
 def topology_of(n_atoms: int) -> app.Topology:
@@ -369,8 +369,7 @@ def test_bonds_of_another_molecule_are_refused() -> None:
         return topology
 
     OpenMMTarget(springs(), chain((0, 1), (1, 2), (2, 3)))
-    OpenMMTarget(system_of(bonds("r", [(0, 3)])), chain((0, 1), (1, 2), (2, 3), (0, 3)))
-    OpenMMTarget(system_of(bonds("r", [(0, 1), (0, 3)])), chain((0, 1)))
+    OpenMMTarget(system_of(bonds("r", [(0, 1), (0, 2), (0, 3)])), chain((0, 1)))
     with pytest.raises(ValueError, match=r"topology: .* got 2 that it has not, the first between"):
         OpenMMTarget(springs(), chain((0, 2), (2, 1), (1, 3)))
 

@@ -1,0 +1,122 @@
+"""Forces that run code of the user's: which ones, and what tells one such System from another.
+
+A PythonForce calls a Python object; TorchForce, PlumedForce and whatever else a plugin adds hold
+code that OpenMM does not know. Of such code nobody can say that it may run in several threads at
+once, that it keeps nothing between two calls, or which particles it binds.
+
+A System's XML holds the pickle of a PythonForce's function, in which one and the same object has
+other bytes whenever it is written (addresses, shared strings). The identity of such a System is
+therefore made of the function's *content*: classes by their names, arrays and tensors by their
+numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+
+from openmm_vtdis.storage import digest
+
+_PAYLOAD = re.compile(r'\bfunction="([0-9a-fA-F]*)"')
+_VERSION = re.compile(r' openmmVersion="[^"]*"')
+
+
+def all_forces(system: openmm.System) -> Iterator[openmm.Force]:
+    """The forces of a System, and those inside of CustomCVForces and ATMForces."""
+    waiting = list(system.getForces())
+    while waiting:
+        force = waiting.pop(0)
+        yield force
+        if isinstance(force, openmm.CustomCVForce):
+            number = force.getNumCollectiveVariables()
+            waiting += [force.getCollectiveVariable(k) for k in range(number)]
+        elif isinstance(force, openmm.ATMForce):
+            waiting += [force.getForce(k) for k in range(force.getNumForces())]
+
+
+def user_forces(system: openmm.System) -> list[str]:
+    """Class names of the forces that run code which is not OpenMM's own."""
+    found = []
+    for force in all_forces(system):
+        kind = type(force)
+        own = kind.__module__.startswith("openmm.") and kind is not openmm.Force
+        if not own or kind.__name__ == "PythonForce":
+            found.append(kind.__name__)
+    return found
+
+
+def copied(system: openmm.System) -> openmm.System:
+    """A copy, in which functions of the user's are copies too.
+
+    Raises
+    ------
+    ValueError
+        If it holds something that OpenMM cannot write, and so neither copy nor store.
+    """
+    try:
+        return openmm.XmlSerializer.clone(system)
+    except openmm.OpenMMException as error:
+        names = user_forces(system)
+        hint = ""
+        if "PythonForce" in names:
+            hint = (
+                "; the function of a PythonForce must be one that pickle can write: a function or "
+                "an instance of a class at the top level of a module, no lambda, and no function "
+                "inside another"
+            )
+        raise ValueError(
+            f"system: expected a System that OpenMM can copy and write to XML, got one it cannot "
+            f"({error}){hint}"
+        ) from error
+
+
+def system_fingerprint(system: openmm.System) -> str:
+    """A digest of a System, the same whatever version of OpenMM writes its XML."""
+    xml = _VERSION.sub("", openmm.XmlSerializer.serialize(system))
+    if "PythonForce" in user_forces(system):
+        xml = _PAYLOAD.sub(lambda found: f'function="{_content(bytes.fromhex(found[1]))}"', xml)
+    return digest(xml)
+
+
+def _content(pickled: bytes) -> str:
+    """A digest of what a pickle holds; of its bytes if that cannot be walked through.
+
+    The System has been copied in this process before, so that this pickle has been read already.
+    """
+    with contextlib.suppress(Exception):
+        return content_digest(pickle.loads(pickled))
+    return hashlib.sha256(pickled).hexdigest()
+
+
+def content_digest(thing: Any) -> str:
+    """A digest of an object's classes and numbers, whatever the addresses of its parts."""
+    buffer = io.BytesIO()
+    pickler = _ByContent(buffer, protocol=4)
+    pickler.fast = True  # nothing is told apart by being the same object
+    try:
+        pickler.dump(thing)
+    except (ValueError, RecursionError):  # an object that holds itself
+        buffer = io.BytesIO()
+        _ByContent(buffer, protocol=4).dump(thing)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+class _ByContent(pickle.Pickler):
+    """Writes tensors and arrays as digests of their numbers."""
+
+    def persistent_id(self, thing: Any) -> Any:
+        if isinstance(thing, torch.Tensor):
+            return "tensor", str(thing.dtype), digest(thing)
+        if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
+            content = hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()
+            return "array", str(thing.dtype), thing.shape, content
+        return None
