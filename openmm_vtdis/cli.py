@@ -7,10 +7,8 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
     openmm-vtdis sample model.vtdis -n 10000 -o samples.nc
     openmm-vtdis analyze samples.nc
 
-AMBER's prmtop, CHARMM's psf and GROMACS's top stand for System and topology both
-(:mod:`~openmm_vtdis.reading`)::
-
-    openmm-vtdis train -s molecule.prmtop --implicit-solvent OBC2 -t md.nc -T 300K
+AMBER's prmtop (``-s molecule.prmtop --implicit-solvent OBC2``), CHARMM's psf and GROMACS's top are
+System and topology both, see :mod:`~openmm_vtdis.reading`.
 
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
 line go first. Exit codes: 0; 1 for a training that diverged, or a device without room for a single

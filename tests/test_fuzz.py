@@ -243,12 +243,15 @@ OPTIONS = {
     for name, parser in cli.make_parser()[1].items()
 }
 TYPES = {
-    **dict.fromkeys(("progress",), bool),
+    **dict.fromkeys(("progress", "allow_pickle"), bool),
     **dict.fromkeys(("temperature", "learning_rate"), float),
-    **dict.fromkeys(("seed", "n_dims", "iterations", "batch_size", "pairs", "steps"), int),
+    **dict.fromkeys(
+        ("seed", "n_dims", "iterations", "batch_size", "pairs", "steps", "n_threads"), int
+    ),
     **dict.fromkeys(("trajectories", "n", "shard_size"), int),
 }
-"""Of the options; others take text, or a list of texts."""
+LISTS = ("trajectory", "parameters")
+"""Types of the options; others take text, these a list of texts."""
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=6)
 WHOLE = st.integers(-5, 5) | st.sampled_from([10**18, 2**63, 10**400])
 SCALARS = st.one_of(
@@ -322,10 +325,10 @@ def test_config_files_of_all_kinds_of_values(folder: Path) -> None:
         for key, value in above.get(name, table).items():
             option = key.replace("-", "_")
             if option not in given and not {"n-dims", "n_dims"} <= table.keys():
-                expected = [value] if key == "trajectory" and isinstance(value, str) else value
+                expected = [value] if key in LISTS and isinstance(value, str) else value
                 assert found[option] == expected or expected != expected  # NaN
         for option in found.keys() - {"run", "command", "config"}:
-            values = found[option] if option == "trajectory" else [found[option]]
+            values = found[option] if option in LISTS else [found[option]]
             assert values in (None, [None]) or {type(v) for v in values} == {TYPES.get(option, str)}
 
     check()

@@ -14,6 +14,7 @@ with n. The forward one sees both. Everything is computed from log w, of any mag
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,5 +310,7 @@ def pareto_k(log_weights: ArrayLike) -> float:
         return -math.inf
     if math.exp(tail[int(n_tail / 4.0 + 0.5)]) == math.exp(tail[0]):
         return math.inf
-    _, k = array_stats.psislw(-lw)
+    # The public function writes docstrings, of which there are none under "python -OO"
+    public = sys.flags.optimize < 2
+    _, k = array_stats.psislw(-lw) if public else array_stats._psislw(-lw, 1.0)
     return float(k)

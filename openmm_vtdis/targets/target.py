@@ -24,7 +24,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_vtdis import checks, units
-from openmm_vtdis.defaults import package_defaults
+from openmm_vtdis.defaults import keeps_to_the_cpu, package_defaults
 from openmm_vtdis.derivatives import differentiate_twice, differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import validation
@@ -272,6 +272,7 @@ class OpenMMTarget(Target):
         ]
         return torch.tensor(masses, dtype=torch.float64)
 
+    @keeps_to_the_cpu
     def reduced_energy(self, x: Tensor) -> Tensor:
         """Energies in kT: x (B, M, D) in nm -> (B,), float64, on x's device.
 
@@ -286,6 +287,7 @@ class OpenMMTarget(Target):
             energy = _ContextEnergy.apply(padded, self._pool())
         return energy / self._thermal_energy
 
+    @keeps_to_the_cpu
     def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) in kT and forces -du/dx (B, M, D) in kT/nm; both float64 and detached."""
         self._check_shape(x)
@@ -300,6 +302,7 @@ class OpenMMTarget(Target):
         force = force[:, :, : self.space.n_dims]
         return energy / self._thermal_energy, force / self._thermal_energy
 
+    @keeps_to_the_cpu
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (B, M, D) in kT/nm and Hessian (B, M, D, M, D) in kT/nm^2 of the energy at x.
 
