@@ -14,6 +14,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from openmm_vtdis.forks import use_one_thread
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,11 +35,13 @@ def package_defaults() -> Iterator[None]:
 def keeps_to_the_cpu(function: Callable[P, R]) -> Callable[P, R]:
     """The function with tensors on the CPU where it names no device, whatever the default one is.
 
-    The default type stays the caller's, since energies of the caller's own may rely on it.
+    In a forked process, with one thread (:mod:`~openmm_vtdis.forks`). The default type stays the
+    caller's, since energies of the caller's own may rely on it.
     """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        use_one_thread()
         if torch.get_default_device().type == "cpu":
             return function(*args, **kwargs)
         with torch.device("cpu"):

@@ -27,6 +27,7 @@ from openmm_vtdis.topology import (
     placeholder_topology,
 )
 from openmm_vtdis.units import nanometers
+from openmm_vtdis.xdr import check_frames
 
 Frames = Union[md.Trajectory, str, Path, Sequence[Union[str, Path]], np.ndarray, Tensor]  # noqa: UP007
 """Configurations: an mdtraj trajectory, path(s) that mdtraj reads, or an (n, M, D) array in nm."""
@@ -99,6 +100,7 @@ def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) ->
         check_fair(name, Path(path))
         own = str(path).lower().endswith(_WITH_TOPOLOGY)
         try:
+            check_frames(Path(path), n_atoms)
             part = md.load(path) if own else md.load(path, top=top)
         except FileNotFoundError:
             raise

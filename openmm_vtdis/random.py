@@ -13,12 +13,11 @@ seeded anew after the fork, as torch's data loaders do, is taken at its word.)
 from __future__ import annotations
 
 import numbers
-import os
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from openmm_vtdis.forks import this_fork
 from openmm_vtdis.processes import from_environment
 
 Seed = int | torch.Generator | None
@@ -55,18 +54,8 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
 
 def fork_entropy() -> list[int]:
     """A number that no other process has, if this one was forked; else none."""
-    return [] if _FORK is None else [_FORK.entropy]
-
-
-@dataclass(frozen=True)
-class _Fork:
-    """What a forked process knows of itself."""
-
-    entropy: int
-    inherited_seed: int
-
-
-_FORK: _Fork | None = None
+    fork = this_fork()
+    return [] if fork is None else [fork.entropy]
 
 
 def _fresh_seed() -> int:
@@ -74,15 +63,7 @@ def _fresh_seed() -> int:
     drawn = int(torch.randint(0, _MANY, (), device="cpu", dtype=torch.int64).item())
     rank, size = from_environment()
     mixed = [drawn, rank] if size > 1 else [drawn]
-    if _FORK is not None and torch.initial_seed() == _FORK.inherited_seed:
-        mixed.append(_FORK.entropy)
+    fork = this_fork()
+    if fork is not None and torch.initial_seed() == fork.inherited_seed:
+        mixed.append(fork.entropy)
     return drawn if len(mixed) == 1 else int(np.random.SeedSequence(mixed).generate_state(1)[0])
-
-
-def _note_fork() -> None:
-    global _FORK
-    _FORK = _Fork(int.from_bytes(os.urandom(8)), torch.initial_seed())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)

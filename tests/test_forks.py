@@ -153,6 +153,27 @@ def test_a_data_loader_may_evaluate_energies() -> None:
     assert out.split() == ["True"]
 
 
+def test_threads_of_torch_that_stayed_behind_are_not_waited_for() -> None:
+    out = run(
+        """
+        torch.set_num_threads(2)
+        bench = double_well()
+        target = bench.target()
+        def work():
+            ensemble = gen.sample(200, n_steps=4, seed=0, progress=False)
+            x = torch.tensor(ensemble.positions)
+            again = target.reduced_energy(x)
+            return ensemble.log_weights.sum() + float(again.sum())
+        expected = work()
+        with fork.Pool(1) as pool:
+            print(abs(pool.apply(work) - expected) < 1e-3)
+        print(torch.get_num_threads())
+        """,
+        seconds=60.0,
+    )
+    assert out.split() == ["True", "2"]
+
+
 # -- what is pooled -----------------------------------------------------------------------------
 def ensemble(seed: int, n: int = 50) -> WeightedEnsemble:
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
     {"_version", "units", "checks", "random", "storage", "progress", "processes"}
-    | {"defaults", "derivatives", "eigen", "memory", "quiet"},
+    | {"defaults", "derivatives", "eigen", "forks", "memory", "quiet", "xdr"},
     {"geometry", "topology"},
     {"frames"},
     {"targets", "networks"},

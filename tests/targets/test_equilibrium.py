@@ -24,6 +24,7 @@ from openmm_vtdis.targets import (
 from openmm_vtdis.targets.equilibrium import (
     _spread_at_rest,
     check_equilibrium,
+    check_exploded,
     check_flexible,
     configurational_ratio,
     virial_ratio,
@@ -229,6 +230,31 @@ def test_exploded_frames_are_refused() -> None:
     x[[18, 1041]] *= 30.0  # 1041 is not among the five thousand that are looked at anyhow
     with pytest.raises(ValueError, match="got 2 of 5001 that exploded, the first at index 18, of"):
         check_equilibrium("train", target, x)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_exploded_frames_are_refused_however_many_they_are(share: float) -> None:
+    """Of most frames even: those that are sound have the lowest energies. And a few minimised."""
+    target = springs()
+    x = exact_frames(target, 2_000, 300.0)
+    check_exploded("noise", target, torch.cat([x, 0.01 * x[:60]]))  # control
+    broken = torch.rand(2_000, generator=torch.Generator().manual_seed(0)) < share
+    x[broken] *= 30.0
+    with pytest.raises(ValueError, match=f"got {int(broken.sum())} of 2000 that exploded"):
+        check_exploded("noise", target, x)
+
+
+@pytest.mark.parametrize("n_filled", [0, 1])
+def test_frames_in_one_place_are_refused_whatever_their_energy(n_filled: int) -> None:
+    target = springs()
+    x = exact_frames(target, 100, 300.0)
+    check_exploded("noise", target, x)
+    x[40:, n_filled:] = x[40:, n_filled:].mean(dim=1, keepdim=True)
+    with pytest.raises(ValueError, match="got 60 of 100 frames in which most of them are in one"):
+        check_exploded("noise", target, target.space.project(x))
+    two = exact_frames(target, 100, 300.0)
+    two[:, 1, 0] = two[:, 0, 0]  # in one plane, not in one place
+    check_exploded("noise", target, two)
 
 
 def test_a_large_frame_of_low_energy_is_no_explosion() -> None:
