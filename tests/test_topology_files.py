@@ -36,6 +36,11 @@ def bead(symbol: str, mass: object) -> app.Element:
         return app.Element(NUMBERS[symbol], symbol.lower(), symbol, mass)
 
 
+def forget(symbol: str) -> None:
+    del app.Element._elements_by_symbol[symbol]
+    del app.Element._elements_by_atomic_number[NUMBERS[symbol]]
+
+
 @pytest.mark.parametrize("mass", [72.0 * unit.dalton, 72.0])
 def test_elements_of_the_users_own(mass: object) -> None:
     symbol = f"Q{'Q' if unit.is_quantity(mass) else 'P'}"
@@ -47,7 +52,7 @@ def test_elements_of_the_users_own(mass: object) -> None:
     assert document["chains"][0]["residues"][0]["atoms"][0]["element"] == {
         "number": NUMBERS[symbol], "name": symbol.lower(), "symbol": symbol, "mass": 72.0,
     }  # fmt: skip
-    del app.Element._elements_by_symbol[symbol]  # as in another process
+    forget(symbol)  # as in another process
     made = [atom.element for atom in topology_from_json(document).atoms()]
     assert (made[0].symbol, mass_of(made[0])) == (symbol, 72.0)
     assert made[1] is app.element.carbon
@@ -61,7 +66,7 @@ def test_elements_of_the_users_own(mass: object) -> None:
     assert [atom.element.symbol for atom in for_mdtraj.atoms] == ["VS", "C", "VS"]
     assert next(again.atoms()).element is made[0]  # the topology itself is as it was
     check_trajectory_topology(again, for_mdtraj)
-    del app.Element._elements_by_symbol[symbol]
+    forget(symbol)
 
 
 @pytest.mark.parametrize(
