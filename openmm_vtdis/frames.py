@@ -7,7 +7,7 @@ samples.
 
 from __future__ import annotations
 
-import contextlib
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -119,14 +119,18 @@ def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) ->
 
 
 def check_fair(name: str, path: Path) -> None:
-    """Refuse a file of samples whose weights differ, or were taken away.
+    """Refuse a file of samples whose weights differ, or were taken away, and a damaged NetCDF file.
 
     Raises
     ------
     ValueError
         With what to do instead.
     """
-    found = _weights_in(path)
+    try:
+        found = _weights_in(path)
+    except Exception as error:  # whatever a damaged header leads to; the NetCDF library may hang
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: expected a whole file, got {path}: {said}") from error
     if found is None:
         return
     log_weights, metadata = found
@@ -143,20 +147,29 @@ def check_fair(name: str, path: Path) -> None:
 
 
 def _weights_in(path: Path) -> tuple[np.ndarray, Any] | None:
-    """Log weights and metadata of a file of samples; None for any other, or one that is damaged."""
-    with contextlib.suppress(Exception):  # what is no such file is mdtraj's to read
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                text = arrays["document"].tobytes().decode()
-                return arrays["log_weights"], parse_json(text).get("metadata")
-        with path.open("rb") as start:
-            is_netcdf = start.read(3) == b"CDF"
-        if is_netcdf:
-            with netcdf_file(path, mmap=False) as file:
-                text = file.openmm_vtdis.decode()
-                log_weights = np.array(file.variables["log_weight"][:], np.float64)
-                return log_weights, parse_json(text).get("metadata")
-    return None
+    """Log weights and metadata of a file of samples; None for any other.
+
+    NetCDF-3 files are parsed in Python, without their frames. What is raised is of any kind.
+    """
+    if path.suffix.lower() == ".npz" and zipfile.is_zipfile(path):
+        with np.load(path, allow_pickle=False) as arrays:
+            if "document" not in arrays:
+                return None
+            text = arrays["document"].tobytes().decode()
+            return np.array(arrays["log_weights"], np.float64), parse_json(text).get("metadata")
+    if not path.is_file():
+        return None
+    with path.open("rb") as start:
+        if start.read(3) != b"CDF":
+            return None
+    with netcdf_file(path, mmap=True) as file:
+        text = getattr(file, "openmm_vtdis", None)
+        variable = file.variables.get("log_weight")
+        if text is None or variable is None:
+            return None
+        log_weights = np.array(variable[:], np.float64)
+        del variable  # the file is mapped into memory as long as it is there
+        return log_weights, parse_json(text.decode()).get("metadata")
 
 
 def _says(metadata: Any, key: str) -> bool:
