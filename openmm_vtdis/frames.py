@@ -7,7 +7,6 @@ samples.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -15,12 +14,11 @@ from typing import Any, Union
 import mdtraj as md
 import numpy as np
 from openmm import app
-from scipy.io import netcdf_file
 from torch import Tensor
 
 from openmm_vtdis import checks
+from openmm_vtdis.amber_netcdf import read_amber_netcdf
 from openmm_vtdis.geometry import Space
-from openmm_vtdis.storage import parse_json
 from openmm_vtdis.topology import (
     check_trajectory_topology,
     mdtraj_topology,
@@ -97,11 +95,22 @@ def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) ->
     top = mdtraj_topology(topology or placeholder_topology(n_atoms))
     parts = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        check_fair(name, Path(path))
         own = str(path).lower().endswith(_WITH_TOPOLOGY)
+        if str(path).lower().endswith(".npz"):
+            raise ValueError(
+                f"{name}: expected a trajectory, got {path}; if it is a saved ensemble, give "
+                "WeightedEnsemble.load(path).resample().positions"
+            )
         try:
+            amber = read_amber_netcdf(Path(path))
             check_frames(Path(path), n_atoms)
-            part = md.load(path) if own else md.load(path, top=top)
+            if amber is not None:
+                check_fair(path, amber.log_weights, amber.metadata)
+                part = md.Trajectory(amber.xyz, top)
+            else:
+                part = md.load(path) if own else md.load(path, top=top)
+        except _Weighted as error:
+            raise ValueError(f"{name}: {error}") from None
         except FileNotFoundError:
             raise
         except Exception as error:  # of any kind, from readers of many formats
@@ -118,58 +127,24 @@ def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) ->
     return md.join(parts) if len(parts) > 1 else parts[0]
 
 
-def check_fair(name: str, path: Path) -> None:
-    """Refuse a file of samples whose weights differ, or were taken away, and a damaged NetCDF file.
+class _Weighted(Exception):
+    """A file of weighted samples, taken for MD."""
 
-    Raises
-    ------
-    ValueError
-        With what to do instead.
-    """
-    try:
-        found = _weights_in(path)
-    except Exception as error:  # whatever a damaged header leads to; the NetCDF library may hang
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name}: expected a whole file, got {path}: {said}") from error
-    if found is None:
+
+def check_fair(path: object, log_weights: np.ndarray | None, metadata: Any) -> None:
+    """Raise :class:`_Weighted` for samples whose weights differ, or were taken away."""
+    if log_weights is None:
         return
-    log_weights, metadata = found
     alive = log_weights[np.isfinite(log_weights)]
     unweighted = _says(metadata, "unweighted")
-    if not unweighted and len(alive) == len(log_weights) and np.ptp(alive) == 0.0:
+    if not unweighted and 0 < len(alive) == len(log_weights) and np.ptp(alive) == 0.0:
         return
     what = "unweighted" if unweighted else "weighted"
-    raise ValueError(
-        f"{name}: expected frames of MD, got {what} samples of openmm-vtdis in {path}, whose "
-        "weights a trajectory does not have; give WeightedEnsemble.load(path).resample().positions,"
-        " or save() the resampled ensemble"
+    raise _Weighted(
+        f"expected frames of MD, got {what} samples of openmm-vtdis in {path}, whose weights a "
+        "trajectory does not have; give WeightedEnsemble.load(path).resample().positions, or "
+        "save() the resampled ensemble as .nc"
     )
-
-
-def _weights_in(path: Path) -> tuple[np.ndarray, Any] | None:
-    """Log weights and metadata of a file of samples; None for any other.
-
-    NetCDF-3 files are parsed in Python, without their frames. What is raised is of any kind.
-    """
-    if path.suffix.lower() == ".npz" and zipfile.is_zipfile(path):
-        with np.load(path, allow_pickle=False) as arrays:
-            if "document" not in arrays:
-                return None
-            text = arrays["document"].tobytes().decode()
-            return np.array(arrays["log_weights"], np.float64), parse_json(text).get("metadata")
-    if not path.is_file():
-        return None
-    with path.open("rb") as start:
-        if start.read(3) != b"CDF":
-            return None
-    with netcdf_file(path, mmap=True) as file:
-        text = getattr(file, "openmm_vtdis", None)
-        variable = file.variables.get("log_weight")
-        if text is None or variable is None:
-            return None
-        log_weights = np.array(variable[:], np.float64)
-        del variable  # the file is mapped into memory as long as it is there
-        return log_weights, parse_json(text.decode()).get("metadata")
 
 
 def _says(metadata: Any, key: str) -> bool:

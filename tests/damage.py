@@ -7,6 +7,7 @@ C may end one; ``--seed`` makes them others. What must come of each is content o
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -228,6 +229,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
 def attempt(names: list[str], folder: Path, seed: int, n: int) -> None:
     """Tries n damaged files, and writes to ``log`` what comes of each, line by line."""
     warnings.simplefilter("ignore")
+    faulthandler.disable()
     for stream in (1, 2):  # readers print
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     readers = originals(folder)

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "openmm_vtdis"
 
 ORDER = [
     {"_version", "units", "checks", "random", "storage", "progress", "processes"}
+    | {"amber_netcdf"}
     | {"defaults", "derivatives", "eigen", "forks", "memory", "quiet", "xdr"},
     {"geometry", "topology"},
     {"frames"},
