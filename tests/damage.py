@@ -30,6 +30,9 @@ from openmm_vtdis.geometry import Space
 from openmm_vtdis.topology import placeholder_topology
 from tests import potentials
 
+PACKED = "many.xtc"
+"""Not among those tried by default: its reader in C believes the packed coordinates themselves, of
+which nobody can tell whether they are sound, and a flipped bit there can end the process."""
 SECONDS = 300.0
 """For some thousand files."""
 PSF = """PSF EXT
@@ -285,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
-        names = options.only or list(originals(Path(name)))
+        names = options.only or [n for n in originals(Path(name)) if n != PACKED]
         tried, seed = 0, 1_000_003 * options.seed
         while tried < options.n:
             n, results, wrong = run(names, Path(name), seed, min(5_000, options.n - tried))
