@@ -27,13 +27,14 @@ class AmberTrajectory:
     ----------
     xyz
         (n, M, 3) float32 in nm.
-    log_weights, metadata
-        (n,) and JSON of weighted samples; None and None of any other trajectory.
+    log_weights, metadata, temperature
+        (n,), JSON and kelvin of weighted samples; None of any other trajectory.
     """
 
     xyz: np.ndarray
     log_weights: np.ndarray | None
-    metadata: Any
+    metadata: Any = None
+    temperature: float | None = None
 
 
 def read_amber_netcdf(path: Path) -> AmberTrajectory | None:
@@ -58,10 +59,11 @@ def read_amber_netcdf(path: Path) -> AmberTrajectory | None:
             text = getattr(file, "openmm_vtdis", None)
             weights = file.variables.get("log_weight")
             if text is None or weights is None:
-                return AmberTrajectory(_checked(xyz), None, None)
+                return AmberTrajectory(_checked(xyz), None)
             log_weights = np.array(weights[:], np.float64)
-            metadata = parse_json(text.decode()).get("metadata")
-            return AmberTrajectory(_checked(xyz), log_weights, metadata)
+            document = parse_json(text.decode())
+            metadata, temperature = document.get("metadata"), document.get("temperature")
+            return AmberTrajectory(_checked(xyz), log_weights, metadata, temperature)
     except Exception as error:  # whatever a damaged header leads to
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(said) from error

@@ -7,6 +7,7 @@ samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -17,7 +18,7 @@ from openmm import app
 from torch import Tensor
 
 from openmm_vtdis import checks
-from openmm_vtdis.amber_netcdf import read_amber_netcdf
+from openmm_vtdis.amber_netcdf import AmberTrajectory, read_amber_netcdf
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.topology import (
     check_trajectory_topology,
@@ -39,7 +40,12 @@ _FLAT = 1e-5
 
 
 def read_frames(
-    name: str, traj: Frames, space: Space, topology: app.Topology | None, minimum: int = 1
+    name: str,
+    traj: Frames,
+    space: Space,
+    topology: app.Topology | None,
+    minimum: int = 1,
+    temperature: float | None = None,
 ) -> Tensor:
     """Configurations as (n, M, D) float64 in nm, checked and projected onto the space.
 
@@ -51,6 +57,8 @@ def read_frames(
         Of the System; a trajectory's own topology must have the same atoms in the same order.
     minimum
         Least number of frames.
+    temperature
+        In kelvin, which a file that knows its own must have.
 
     Raises
     ------
@@ -60,7 +68,7 @@ def read_frames(
     if isinstance(traj, str | Path) or (
         isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
     ):
-        traj = _load(name, traj, topology, space.n_particles)
+        traj = _load(name, traj, topology, space.n_particles, temperature)
     if isinstance(traj, list | tuple) and any(isinstance(part, md.Trajectory) for part in traj):
         raise ValueError(
             f"{name}: expected one trajectory, got {len(traj)}; join them with mdtraj.join"
@@ -90,7 +98,9 @@ def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
     return frames[:-n], frames[-n:]
 
 
-def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) -> md.Trajectory:
+def _load(
+    name: str, paths: Any, topology: app.Topology | None, n_atoms: int, temperature: float | None
+) -> md.Trajectory:
     """Files of any formats as one trajectory; those without atoms get those of the topology."""
     top = mdtraj_topology(topology or placeholder_topology(n_atoms))
     parts = []
@@ -105,7 +115,7 @@ def _load(name: str, paths: Any, topology: app.Topology | None, n_atoms: int) ->
             amber = read_amber_netcdf(Path(path))
             check_frames(Path(path), n_atoms)
             if amber is not None:
-                check_fair(path, amber.log_weights, amber.metadata)
+                check_fair(path, amber, temperature)
                 part = md.Trajectory(amber.xyz, top)
             else:
                 part = md.load(path) if own else md.load(path, top=top)
@@ -131,12 +141,18 @@ class _Weighted(Exception):
     """A file of weighted samples, taken for MD."""
 
 
-def check_fair(path: object, log_weights: np.ndarray | None, metadata: Any) -> None:
-    """Raise :class:`_Weighted` for samples whose weights differ, or were taken away."""
+def check_fair(path: object, amber: AmberTrajectory, temperature: float | None) -> None:
+    """Raise :class:`_Weighted` for samples whose weights differ, or were taken away.
+
+    And for those of another temperature than that (K) which is asked for.
+    """
+    log_weights, there = amber.log_weights, amber.temperature
     if log_weights is None:
         return
+    if None not in (there, temperature) and not math.isclose(there, temperature, rel_tol=1e-6):  # type: ignore[arg-type]
+        raise _Weighted(f"expected frames at {temperature:.6g} K, got {path}, of {there:.6g} K")
     alive = log_weights[np.isfinite(log_weights)]
-    unweighted = _says(metadata, "unweighted")
+    unweighted = _says(amber.metadata, "unweighted")
     if not unweighted and 0 < len(alive) == len(log_weights) and np.ptp(alive) == 0.0:
         return
     what = "unweighted" if unweighted else "weighted"

@@ -34,7 +34,7 @@ from openmm_vtdis.frames import Frames, read_frames, split_in_time
 from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
 from openmm_vtdis.networks import network_for
 from openmm_vtdis.provenance import about_flow, about_kernel
-from openmm_vtdis.random import Seed, make_generator
+from openmm_vtdis.random import Seed, make_generator, stream_of
 from openmm_vtdis.targets import OpenMMTarget, Target
 from openmm_vtdis.targets.equilibrium import check_equilibrium, check_exchangeable, check_exploded
 from openmm_vtdis.topology import Handedness, Particles
@@ -85,7 +85,7 @@ class DiffusionBoltzmannGenerator:
 
     Notes
     -----
-    Generators can be pickled and copied, those that :meth:`save` cannot store too.
+    Generators can be pickled and copied, also those that :meth:`save` cannot store.
     """
 
     def __init__(
@@ -424,8 +424,8 @@ class DiffusionBoltzmannGenerator:
         kernel = self._tuned("sample", n_steps)
         n = checks.positive_integer("n", n)
         generator, size = make_generator(seed, self.device), self._size(batch_size)
+        about = {**about_kernel(self._units, kernel), "streams": [stream_of(generator, n, size)]}
         paths = reverse_paths(kernel, n, generator, size, progress)
-        about = about_kernel(self._units, kernel)
         return self._units.ensemble(paths.x, paths.log_ratio, self.topology, about)
 
     @keeps_to_the_cpu
@@ -454,11 +454,12 @@ class DiffusionBoltzmannGenerator:
         grid = self._tuned("sample_ode").flow_schedule(n_steps)
         n = checks.positive_integer("n", n)
         generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
+        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
+        about["streams"] = [stream_of(generator, n, size)]
         x, log_p = ode.ode_paths(
             self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
             batch_size=size, progress=progress,
         )  # fmt: skip
-        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
         return self._units.ensemble(x, -log_p, self.topology, about)
 
     @keeps_to_the_cpu
@@ -572,7 +573,8 @@ class DiffusionBoltzmannGenerator:
         return self.kernel if n_steps is None else self.kernel.resampled(n_steps)
 
     def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
-        frames = read_frames(name, traj, self.space, self.topology, minimum)
+        kelvin = self.target.temperature
+        frames = read_frames(name, traj, self.space, self.topology, minimum, kelvin)
         if self.handedness is not None:
             self.handedness.check(name, frames)
         return frames

@@ -19,7 +19,9 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.kernel import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.model_units import ModelUnits
+from openmm_vtdis.networks import is_own
 from openmm_vtdis.storage import digest
+from openmm_vtdis.targets.user_code import content_digest
 
 
 def about_kernel(units: ModelUnits, kernel: DiffusionKernel) -> dict[str, Any]:
@@ -55,7 +57,18 @@ def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more:
         None if signs is None else list(signs),
         units.target.fingerprint,
     ]
-    return digest(json.dumps([about, frame]), *_tensors(denoiser), *more)
+    return digest(json.dumps([about, frame]), _rest_of(denoiser), *_tensors(denoiser), *more)
+
+
+def _rest_of(denoiser: Denoiser) -> str:
+    """What a network of the user's holds beside tensors; "" of the package's own."""
+    network = getattr(denoiser, "network", None)
+    if not isinstance(network, nn.Module) or is_own(network):
+        return ""
+    try:
+        return content_digest(network)
+    except Exception:  # of a class that cannot be pickled: its tensors must do
+        return type(network).__qualname__
 
 
 def _tensors(denoiser: Denoiser) -> list[Tensor]:

@@ -19,6 +19,7 @@ import torch
 
 from openmm_vtdis.forks import this_fork
 from openmm_vtdis.processes import from_environment
+from openmm_vtdis.storage import digest
 
 Seed = int | torch.Generator | None
 
@@ -50,6 +51,11 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed))
     return generator
+
+
+def stream_of(generator: torch.Generator, n: int, batch_size: int) -> str:
+    """What tells the random numbers that a generator will give, and the run that takes them."""
+    return f"{digest(generator.get_state())[:16]}/{n}/{batch_size}"
 
 
 def fork_entropy() -> list[int]:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 IMPLICIT_SOLVENTS = ("HCT", "OBC1", "OBC2", "GBn", "GBn2")
 _CIF = (".cif", ".pdbx", ".mmcif")
-_AMBER = (".prmtop", ".parm7")
+_AMBER = (".prmtop", ".parm7", ".prm7")
 
 
 def read_system(

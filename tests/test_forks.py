@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_vtdis import WeightedEnsemble, random
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, random
 
 HEAD = """
 import multiprocessing, os, sys
@@ -194,6 +195,67 @@ def ensemble(seed: int, n: int = 50) -> WeightedEnsemble:
 def test_a_sample_is_pooled_once(parts: Any) -> None:
     with pytest.raises(ValueError, match=r"expected independent samples, got \d+ that"):
         WeightedEnsemble.concatenate(parts(ensemble(0)))
+
+
+def test_one_seed_is_pooled_once() -> None:
+    """However else runs differ: steps, kind of processor, precision. Slices of one are no runs."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained("dw4-small")
+    e = gen.sample(60, n_steps=8, seed=0, progress=False)
+    assert len(e.metadata["streams"]) == 1
+    wrong = {
+        "other steps": gen.sample(60, n_steps=10, seed=0, progress=False),
+        "more of them": gen.sample(90, n_steps=8, seed=0, progress=False),
+        "the flow": gen.sample_ode(60, n_steps=8, seed=0, progress=False),
+        "rounding": dataclasses.replace(e, positions=e.positions + 1e-6),
+    }
+    for what, other in wrong.items():
+        with pytest.raises(ValueError, match="independent samples, got"):
+            WeightedEnsemble.concatenate(
+                [gen.sample(5, n_steps=8, seed=1, progress=False), e, other]
+            )
+        assert what
+    halves = WeightedEnsemble.concatenate([e[:25], e[25:]])
+    assert halves.metadata == e.metadata
+    fresh = gen.sample(60, n_steps=8, seed=1, progress=False)
+    both = WeightedEnsemble.concatenate([e, fresh])
+    assert both.metadata["streams"] == e.metadata["streams"] + fresh.metadata["streams"]
+    both.check_as_drawn("test")
+    noted = e.with_metadata({"run": 7})
+    assert noted.metadata["streams"] == e.metadata["streams"]
+    stream = torch.Generator().manual_seed(3)
+    parts = [gen.sample(10, n_steps=8, seed=stream, progress=False) for _ in range(2)]
+    WeightedEnsemble.concatenate(parts)
+
+
+def test_notes_on_weights_stay_with_them() -> None:
+    e = ensemble(0)
+    again = e.resample(seed=1).with_metadata({"run": 2})
+    assert again.metadata == {"resampled_from": 50, "run": 2}
+    assert np.isnan(again.log_z().stderr)
+    zero = e.with_log_weights(np.where(np.arange(50) < 20, -np.inf, e.log_weights))
+    some = zero[np.isfinite(zero.log_weights)]
+    assert some.expectation(some.reduced_energies).value == pytest.approx(
+        zero.expectation(zero.reduced_energies).value
+    )
+    for ask in (some.log_z, lambda: some.free_energy(e.log_weights + 0.1)):
+        with pytest.raises(ValueError, match="expected all samples, got those that have weight"):
+            ask()
+    assert zero[zero.log_weights > 0.5].metadata == {}
+
+
+def test_a_hamiltonian_that_nobody_knows_is_not_pooled() -> None:
+    gen = DiffusionBoltzmannGenerator.from_pretrained("dw4-small")
+
+    class Other:
+        temperature = gen.temperature
+
+        def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
+            return x.square().sum(dim=(1, 2))
+
+    e, f = (gen.sample(20, n_steps=4, seed=k, progress=False) for k in (0, 1))
+    with pytest.raises(ValueError, match="expected one Hamiltonian"):
+        WeightedEnsemble.concatenate([e, f.reweight(Other())])
+    WeightedEnsemble.concatenate([e.reweight(Other()), f.reweight(Other())])
 
 
 def test_what_may_stand_twice() -> None:

@@ -117,6 +117,125 @@ def test_a_target_that_raises_for_one_configuration(caplog: pytest.LogCaptureFix
     assert np.square(inside).sum(axis=(1, 2)).max() <= 0.11
 
 
+class Writing(Net):
+    """Works in angstrom, in place: numpy shares the memory."""
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        angstrom = x.detach().numpy()
+        angstrom *= 10.0
+        return super().reduced_energy(x / 10.0)
+
+
+class Averaging(Net):
+    """As batch normalisation in training mode."""
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        energy = super().reduced_energy(x)
+        return energy - 0.1 * energy.mean()
+
+
+class Noisy(Net):
+    """As dropout in training mode."""
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        energy = super().reduced_energy(x)
+        return energy + 0.1 * torch.randn_like(energy)
+
+
+class Heavy(Net):
+    """With the energy of all electrons."""
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        return super().reduced_energy(x) - 1e6
+
+
+class Detached(Net):
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        return super().reduced_energy(x).detach()
+
+
+def test_a_target_that_writes_to_its_input() -> None:
+    x = torch.tensor(frames(6))
+    before = x.clone()
+    torch.testing.assert_close(energies_of(Writing(), x), energies_of(Net(), x))
+    assert torch.equal(x, before)
+    with torch.no_grad():
+        assert torch.equal(Net().reduced_energy_and_force(x)[0], energies_of(Net(), x))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("target", [Averaging(), Noisy()])
+def test_energies_of_more_than_the_configuration_are_refused(target: Net) -> None:
+    gen = DiffusionBoltzmannGenerator.from_target(target, network="egnn-1x8", seed=0)
+    with pytest.raises(ValueError, match="train: expected an energy that depends on its configur"):
+        gen.train(frames(50), 1, progress=False)
+
+
+def test_large_energies_do_not_hide_it() -> None:
+    class Both(Heavy):
+        def reduced_energy(self, x: Tensor) -> Tensor:
+            energy = super().reduced_energy(x)
+            return energy + 5.0 * torch.randn_like(energy)
+
+    gen = DiffusionBoltzmannGenerator.from_target(Heavy(torch.float64), network="egnn-1x8")
+    gen.train(frames(50), 1, progress=False)  # control
+    gen = DiffusionBoltzmannGenerator.from_target(Both(torch.float64), network="egnn-1x8")
+    with pytest.raises(ValueError, match="expected an energy that depends on its configuration"):
+        gen.train(frames(50), 1, progress=False)
+
+
+def test_energies_that_cannot_be_differentiated_are_named_at_once() -> None:
+    class Numpy(Net):
+        def reduced_energy(self, x: Tensor) -> Tensor:
+            return super().reduced_energy(x).detach().numpy()  # type: ignore[return-value]
+
+    for target, message in (
+        (Detached(), "that can be differentiated, got a detached one from Detached"),
+        (Numpy(), "reduced_energy: expected a torch tensor, got ndarray"),
+    ):
+        gen = DiffusionBoltzmannGenerator.from_target(target, network="egnn-1x8")
+        with pytest.raises(ValueError, match=message):
+            gen.train(frames(50), 1, progress=False)
+
+
+def test_one_configuration_may_have_a_plain_number() -> None:
+    class Squeezed(Raising):
+        def reduced_energy(self, x: Tensor) -> Tensor:
+            return super().reduced_energy(x).squeeze()
+
+    x = torch.tensor(frames(5))
+    x[2] *= 100.0
+    assert torch.isnan(energies_of(Squeezed(), x)).tolist() == [False, False, True, False, False]
+    assert energies_of(Squeezed(), x[:1]).shape == (1,)
+
+
+def test_a_network_that_an_archive_would_change_is_not_stored(tmp_path: Path) -> None:
+    bench = double_well()
+    x = bench.positions + 0.1 * np.random.default_rng(0).normal(size=(60, 4, 2))
+    for change in (
+        lambda net: net.register_forward_hook(lambda module, args, out: 0.5 * out),
+        lambda net: torch.nn.utils.parametrizations.weight_norm(net.node_input),
+        lambda net: net.add_module("more", torch.nn.Linear(2, 2)),
+    ):
+        gen = DiffusionBoltzmannGenerator(bench.system, None, 120, n_dims=2, network="egnn-1x8")
+        gen.train(x, 1, batch_size=4, progress=False)
+        gen.save(tmp_path / "a.vtdis")  # control
+        change(gen.network)
+        with pytest.raises(ValueError, match=r"got EGNN that was changed \(hooks, or weights"):
+            gen.save(tmp_path / "a.vtdis")
+
+
+def test_numbers_of_numpy_in_arguments(tmp_path: Path) -> None:
+    bench = double_well()
+    network = EGNN(labels=[0] * 4, n_dims=2, n_layers=np.int64(1), n_hidden=np.int64(8))
+    gen = DiffusionBoltzmannGenerator(
+        bench.system, None, np.float64(120), n_dims=np.int64(2), network=network
+    )
+    x = bench.positions + 0.1 * np.random.default_rng(0).normal(size=(60, 4, 2))
+    gen.train(x, np.int64(1), batch_size=4, progress=False)
+    DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "a.vtdis"))
+
+
 def test_defaults_follow_the_space() -> None:
     class Plain(Net):
         def __init__(self) -> None:

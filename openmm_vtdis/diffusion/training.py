@@ -82,13 +82,13 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_integer("n_iterations", self.n_iterations)
-        checks.positive_integer("batch_size", self.batch_size)
-        checks.positive_integer("warmup", self.warmup, minimum=0)
+        for name, least in (("n_iterations", 1), ("batch_size", 1), ("warmup", 0)):
+            number = checks.positive_integer(name, getattr(self, name), minimum=least)
+            object.__setattr__(self, name, number)
         for name in (
             "learning_rate", "final_learning_rate", "gradient_clip", "log_t_std", "t_min", "t_max",
         ):  # fmt: skip
-            checks.positive_number(name, getattr(self, name))
+            object.__setattr__(self, name, checks.positive_number(name, getattr(self, name)))
         checks.fraction("ema_decay", self.ema_decay)
         checks.choice("precision", self.precision, ("float32", "bfloat16"))
         if not isinstance(self.log_t_mean, int | float) or not math.isfinite(self.log_t_mean):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +47,48 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
     def __len__(self) -> int:
         return len(self.log_weights)
 
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.log_weights)
+
     def __getitem__(self, index: Any) -> Any:
         """One log weight, or those at a slice, mask or index array, of the same proposal."""
         found = self.log_weights[index]
-        return FrameLogWeights(found, self.proposal) if np.ndim(found) == 1 else found
+        whole = np.ndim(found) == 1 and len(found)
+        return FrameLogWeights(found, self.proposal) if whole else found
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(n,)."""
+        return (len(self),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float64."""
+        return self.log_weights.dtype
+
+    def mean(self) -> float:
+        """Mean log weight, as of an array."""
+        return float(self.log_weights.mean())
+
+    def std(self, ddof: int = 0) -> float:
+        """Standard deviation, as of an array."""
+        return float(self.log_weights.std(ddof=ddof))
+
+    def var(self, ddof: int = 0) -> float:
+        """Variance, as of an array."""
+        return float(self.log_weights.var(ddof=ddof))
+
+    def min(self) -> float:
+        """Smallest log weight, as of an array."""
+        return float(self.log_weights.min())
+
+    def max(self) -> float:
+        """Largest log weight, as of an array."""
+        return float(self.log_weights.max())
+
+    def tolist(self) -> list[float]:
+        """A list, as of an array."""
+        return list(self.log_weights.tolist())
 
     def __repr__(self) -> str:
         return f"FrameLogWeights({len(self)} frames, {np.array2string(self.log_weights)})"
@@ -94,12 +132,16 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
         return self.log_weights
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(out, FrameLogWeights) for out in kwargs.get("out", ())):
+            del kwargs["out"]  # of lw += 1, which makes a new array
+        if method == "at":
+            raise TypeError("FrameLogWeights are immutable; take numpy.array(...) of them")
         return getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
 
     def __array_function__(
         self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any
     ) -> Any:
-        if function in _JOINING and not kwargs:
+        if function in _JOINING and not kwargs.keys() - {"axis"}:
             parts = list(args[0]) if len(args) == 1 else list(args)
             if all(isinstance(part, FrameLogWeights) for part in parts):
                 return FrameLogWeights.concatenate(parts)

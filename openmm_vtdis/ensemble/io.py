@@ -90,14 +90,18 @@ def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
         If there is no room.
     """
     path, first = Path(path), read_ensemble(parts[0])
+    streams = list(first["metadata"].pop("streams", []))
     for part in parts[1:]:
         other = read_ensemble(part)
+        streams += other["metadata"].pop("streams", [])
         for what in ("temperature", "metadata"):
             if other[what] != first[what]:  # type: ignore[literal-required]
                 raise ValueError(f"{part}: expected the {what} of {parts[0]}, got another")
         a, b = (c["topology"] and topology_to_json(c["topology"]) for c in (first, other))
         if a != b or other["positions"].shape[1:] != first["positions"].shape[1:]:
             raise ValueError(f"{part}: expected the particles of {parts[0]}, got others")
+    if streams:
+        first["metadata"]["streams"] = streams
     document = _document(first, _Parts(parts))
     with replacing(path) as temporary:
         shape = first["positions"].shape
@@ -239,6 +243,7 @@ def _suffix(path: Path) -> str:
 
 
 def _foreign(path: Path, got: str) -> ValueError:
+    got = " ".join(got.split())  # of which a damaged file may have any separators
     return ValueError(f"{path}: expected an ensemble written by openmm-vtdis, got {got}")
 
 

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from openmm import app
+from scipy.spatial import cKDTree
 
-from openmm_vtdis.ensemble.notes import both, says
+from openmm_vtdis.ensemble.notes import both, draws, says
 from openmm_vtdis.topology import topology_to_json
+
+_ROUNDING = 1e-3
+"""Difference of copies, over the root-mean-square coordinate: networks may run in bfloat16."""
+_TRIED = 2_000
 
 if TYPE_CHECKING:
     from openmm_vtdis.ensemble.weighted import WeightedEnsemble
@@ -36,6 +41,7 @@ def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
             ("temperature", first.temperature, other.temperature),
             ("topology", _document(first.topology), _document(other.topology)),
             ("Hamiltonian", *both("hamiltonian", first.metadata, other.metadata)),
+            ("Hamiltonian", _unknown(first), _unknown(other)),
             ("kind of weights", _says("unweighted", first), _says("unweighted", other)),
         ):
             if a != b:
@@ -45,7 +51,52 @@ def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
                     + (f" ({b} instead of {a})" if plain else "")
                 )
     if not all(_says("resampled_from", ensemble) for ensemble in ensembles):
+        _check_streams(ensembles)
         _check_independent(ensembles)
+
+
+def _unknown(ensemble: WeightedEnsemble) -> bool:
+    """Whether samples were reweighted to a Hamiltonian of which nothing is known."""
+    notes = ensemble.metadata
+    return bool(notes.get("reweighted")) and notes.get("hamiltonian") is None
+
+
+def _check_streams(ensembles: Sequence[WeightedEnsemble]) -> None:
+    """Raise ValueError if one stream of random numbers made samples of two ensembles.
+
+    In two runs, or in one that was repeated on another machine, whose samples are nearly alike.
+    Slices of one run have a stream in common, and no samples.
+    """
+    seen: dict[str, tuple[int, object]] = {}
+    for k, ensemble in enumerate(ensembles):
+        for stream, run in draws(ensemble.metadata):
+            first, other = seen.setdefault(stream, (k, run))
+            if first == k:
+                continue
+            if other != run or _nearly_alike(ensembles[first], ensemble):
+                raise ValueError(
+                    f"concatenate: expected independent samples, got ensembles {first} and {k} "
+                    "that were drawn with one seed; give each run a seed of its own"
+                )
+
+
+def _nearly_alike(one: WeightedEnsemble, other: WeightedEnsemble) -> bool:
+    """Whether samples of two ensembles are copies but for rounding."""
+    a, b = (
+        e.positions[np.isfinite(e.log_weights)].reshape(-1, e.positions[0].size)
+        for e in (one, other)
+    )
+    if not len(a) or not len(b):
+        return False
+    size = _ROUNDING * float(np.sqrt(np.square(a).mean()))
+    directions = np.random.default_rng(0).normal(size=(a.shape[1], 3)) / np.sqrt(a.shape[1])
+    near = cKDTree(b @ directions).query_ball_point(a[:_TRIED] @ directions, 3.0 * size)
+    found = sum(
+        bool((np.abs(b[k] - x).max(axis=1) < size).any())
+        for x, k in zip(a[:_TRIED], near, strict=True)
+        if k
+    )
+    return found > 0.01 * min(len(a), _TRIED)
 
 
 def _check_independent(ensembles: Sequence[WeightedEnsemble]) -> None:

@@ -20,6 +20,8 @@ def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int)
         If ``state`` is neither, or its Z is infinite.
     """
     if hasattr(state, "reduced_energy"):
+        if isinstance(state, OpenMMTarget):
+            state.check_bound()
         return state
     if not hasattr(state, "get_system"):
         raise ValueError(

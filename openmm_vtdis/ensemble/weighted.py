@@ -43,7 +43,7 @@ from openmm_vtdis.ensemble.diagnostics import (
 )
 from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
-from openmm_vtdis.ensemble.notes import json_copy, parts, says
+from openmm_vtdis.ensemble.notes import json_copy, kept, parts, pooled, says
 from openmm_vtdis.ensemble.pooling import check_poolable
 from openmm_vtdis.ensemble.states import as_target, state_energies
 from openmm_vtdis.quiet import quiet_pymbar
@@ -51,6 +51,8 @@ from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.topology import mdtraj_topology, placeholder_topology
 from openmm_vtdis.units import nanometers
 
+_OF_ALL_DRAWS = ("log_z", "free_energy", "mbar", "analyze")
+"""Estimates to which samples without weight matter."""
 Observable = Callable[[Array], ArrayLike] | ArrayLike
 """A function of positions (n, M, D) in nm, or its values: (n,) or (n, ...), one per sample."""
 
@@ -149,17 +151,20 @@ class WeightedEnsemble:
         """The samples at an index, slice, boolean mask or index array, weights as they are.
 
         An index array with repetitions gives a resampled ensemble, whose estimates have no error.
+        Of those with weight, without the others, log Z is not to be had.
         """
         rows: Any = index
         if isinstance(index, int | np.integer):
             rows = [index]
         elif not isinstance(index, slice):
             rows = np.asarray(index)
-        notes = {}
-        if isinstance(rows, np.ndarray) and len(np.unique(np.arange(len(self))[rows])) < len(
-            self.log_weights[rows]
-        ):
-            notes = {"resampled_from": says("resampled_from", self.metadata) or len(self)}
+        notes: dict[str, Any] = {}
+        if isinstance(rows, np.ndarray):
+            chosen, alive = np.arange(len(self))[rows], np.isfinite(self.log_weights)
+            if len(np.unique(chosen)) < len(chosen):
+                notes["resampled_from"] = says("resampled_from", self.metadata) or len(self)
+            if not alive.all() and np.array_equal(np.sort(chosen), np.flatnonzero(alive)):
+                notes["selected_by_weight"] = True
         return dataclasses.replace(
             self,
             positions=self.positions[rows],
@@ -201,7 +206,9 @@ class WeightedEnsemble:
         return equal.with_metadata({**self.metadata, "unweighted": True})
 
     def with_metadata(self, metadata: dict[str, Any]) -> WeightedEnsemble:
-        """The same samples with other notes."""
+        """The same samples with other notes; what these say of the weights stays."""
+        if isinstance(metadata, dict) and not parts(metadata):
+            metadata = {**kept(self.metadata), **metadata}
         return dataclasses.replace(self, metadata=metadata)
 
     @staticmethod
@@ -227,7 +234,7 @@ class WeightedEnsemble:
             np.concatenate([ensemble.reduced_energies for ensemble in ensembles]),
             first.temperature,
             first.topology,
-            notes[0] if all(note == notes[0] for note in notes) else {"concatenated": notes},
+            pooled(notes),
         )
 
     # -- weights ------------------------------------------------------------------------------
@@ -268,6 +275,11 @@ class WeightedEnsemble:
     def _check_weighted(self, name: str) -> None:
         if self._is("unweighted"):
             raise ValueError(f"{name}: expected samples with their weights, got unweighted ones")
+        if name in _OF_ALL_DRAWS and self._is("selected_by_weight"):
+            raise ValueError(
+                f"{name}: expected all samples, got those that have weight: the others count as "
+                "draws; estimate before selecting"
+            )
 
     def check_as_drawn(self, name: str) -> None:
         """Raise ValueError unless these are samples as one kernel of the generator drew them."""

@@ -6,6 +6,7 @@ it again; no system's name appears here.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "build_network",
     "can_describe",
     "describe_network",
+    "is_own",
     "network_for",
     "network_of_size",
     "parse_size",
@@ -47,17 +49,33 @@ def build_network(description: dict[str, Any]) -> nn.Module:
 def describe_network(network: nn.Module) -> dict[str, Any]:
     """Return the JSON-able description that :func:`build_network` reads."""
     for kind, cls in _NETWORKS.items():
-        if type(network) is cls:
-            return {"kind": kind, **network.config}  # type: ignore[dict-item]
+        if type(network) is cls and not _is_changed(network):
+            config: dict[str, Any] = json.loads(json.dumps(network.config, default=int))
+            return {"kind": kind, **config}
+    changed = " that was changed (hooks, or weights of other names)"
     raise ValueError(
         f"network: expected one of {sorted(_NETWORKS)} to be stored in an archive, "
-        f"got {type(network).__name__}"
+        f"got {type(network).__name__}{changed if is_own(network) else ''}"
     )
+
+
+def _is_changed(network: nn.Module) -> bool:
+    """Whether a network computes something else than one made from its ``config`` would."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    kind = next(kind for kind, cls in _NETWORKS.items() if type(network) is cls)
+    with torch.random.fork_rng(devices=[]):
+        fresh = build_network({"kind": kind, **network.config})  # type: ignore[dict-item]
+    return hooked or fresh.state_dict().keys() != network.state_dict().keys()
+
+
+def is_own(network: nn.Module) -> bool:
+    """Whether it is of a class of this package."""
+    return type(network) in _NETWORKS.values()
 
 
 def can_describe(network: nn.Module) -> bool:
     """Whether it is one of the package's own, which an archive can hold."""
-    return type(network) in _NETWORKS.values()
+    return is_own(network) and not _is_changed(network)
 
 
 def parse_size(name: str) -> dict[str, Any]:

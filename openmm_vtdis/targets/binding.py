@@ -34,11 +34,18 @@ from openmm_vtdis.topology.atoms import bonded_graph, name_of
 
 logger = logging.getLogger(__name__)
 
-_DISTANCES = (1e2, 1e3, 1e4)
-"""Over the size of a configuration (nm), between parts that are pulled apart."""
+_BINDERS = {
+    "CustomManyParticleForce", "GayBerneForce", "RMSDForce", "RGForce", "OrientationRestraintForce",
+}  # fmt: skip
+_DISTANCES = (1e3, 1e4, 1e5)
+_DISTANCES_OF_USER_CODE = (1e1, 1e2, 1e3)
+"""Over the size of a configuration, between parts that are pulled apart. Energies of the user's may
+be in single precision, in which far away a bond has no length any more."""
 _DIRECTIONS = 3
-_FEW_PARTS = 16
-"""Of these, pairs are pulled away from the rest too."""
+_FEW_PARTS = 32
+"""Of these, pairs, and groups that feel each other, are pulled away from the rest too."""
+_FELT, _ROUNDING = 0.1, 1e-12
+"""kT of a coupling, and a share of the energies from which it is a difference."""
 _NAMED = 5
 _SEED = 20_261_201
 
@@ -127,9 +134,13 @@ def bonded_pairs(system: openmm.System) -> Iterator[tuple[int, int]]:
 
 
 def _binds_unseen(system: openmm.System) -> bool:
-    """Whether there are forces that may bind any particles: the user's code, many-body ones."""
-    many_body = (openmm.CustomManyParticleForce, openmm.GayBerneForce)
-    return bool(user_forces(system)) or any(isinstance(f, many_body) for f in all_forces(system))
+    """Whether there are forces that may bind without bonds: the user's code, many-body ones, ..."""
+    names = {type(force).__name__ for force in all_forces(system)}
+    groups = any(
+        isinstance(force, openmm.CustomNonbondedForce) and force.getNumInteractionGroups()
+        for force in all_forces(system)
+    )
+    return bool(user_forces(system)) or groups or bool(names & _BINDERS)
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -171,8 +182,10 @@ def check_bound(
     parts = parts_of(system, topology)
     if len(parts) < 2:
         return
-    for moved in _groups(parts, system):
-        rise = slowest_rise(reduced_energy, x, moved)
+    distances = _DISTANCES_OF_USER_CODE if user_forces(system) else _DISTANCES
+    coupled = _coupled(reduced_energy, x[0], parts, distances)
+    for moved in _groups(parts, system, coupled):
+        rise = slowest_rise(reduced_energy, x, moved, distances)
         if rise is None:
             continue
         n, n_dims = x.shape[1:]
@@ -192,7 +205,10 @@ def check_bound(
 
 
 def slowest_rise(
-    reduced_energy: Callable[[Tensor], Tensor], x: Tensor, moved: list[int]
+    reduced_energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    moved: list[int],
+    distances: tuple[float, ...] = _DISTANCES,
 ) -> float | None:
     """How much u rises in the last decade if some particles are pulled away; None if enough.
 
@@ -204,12 +220,12 @@ def slowest_rise(
         _DIRECTIONS, n_dims, generator=make_generator(_SEED), dtype=torch.float64
     )
     directions = directions / directions.norm(dim=1, keepdim=True)
-    steps = torch.tensor(_DISTANCES, dtype=torch.float64) * size
-    shift = torch.zeros(_DIRECTIONS, len(_DISTANCES), *x.shape[1:], dtype=torch.float64)
+    steps = torch.tensor(distances, dtype=torch.float64) * size
+    shift = torch.zeros(_DIRECTIONS, len(distances), *x.shape[1:], dtype=torch.float64)
     shift[:, :, moved] = (directions[:, None] * steps[:, None])[:, :, None]
     found = []
     for frame in x:
-        u = reduced_energy((frame + shift).flatten(0, 1)).reshape(_DIRECTIONS, len(_DISTANCES))
+        u = reduced_energy((frame + shift).flatten(0, 1)).reshape(_DIRECTIONS, len(distances))
         before, last = (u[:, 1] - u[:, 0]).tolist(), (u[:, 2] - u[:, 1]).tolist()
         for a, b in zip(before, last, strict=True):
             if math.isfinite(b) and (b <= n_dims * math.log(10.0) or b < 0.5 * a):
@@ -231,8 +247,11 @@ def warn_if_unbound(reduced_energy: Callable[[Tensor], Tensor], space: Space) ->
     x = space.standard_normal(_DIRECTIONS, make_generator(_SEED))
     try:
         with torch.no_grad():
-            u = [torch.as_tensor(reduced_energy(scale * x)).cpu() for scale in _DISTANCES]
-        rises = ((u[2] - u[1]).double() - space.dim * math.log(10.0)).flatten().tolist()
+            u = [
+                torch.as_tensor(reduced_energy(scale * x)).detach().cpu().clone()
+                for scale in _DISTANCES[1:]
+            ]
+        rises = ((u[1] - u[0]).double() - space.dim * math.log(10.0)).flatten().tolist()
     except Exception as error:  # of the user's code, which need not be defined there
         logger.debug("unbound or not: %s", error)
         return
@@ -243,8 +262,44 @@ def warn_if_unbound(reduced_energy: Callable[[Tensor], Tensor], space: Space) ->
         )
 
 
-def _groups(parts: list[list[int]], system: openmm.System) -> Iterator[list[int]]:
-    """Particles to be pulled away from all others: what terms join, each part, pairs of parts."""
+def _coupled(
+    reduced_energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    parts: list[list[int]],
+    distances: tuple[float, ...],
+) -> list[list[int]]:
+    """Groups of particles (of all parts) that still feel each other when all parts are far apart.
+
+    Two parts a and b do if u(a, b) - u(a', b) - u(a, b') + u(a', b') is not zero, where a prime is
+    a displacement as large as the distance: what either has with a third part drops out.
+    """
+    n = len(parts)
+    if not 3 < n <= _FEW_PARTS:
+        return []
+    rng = make_generator(_SEED)
+    far = torch.randn(n, 3, x.shape[1], generator=rng, dtype=torch.float64)
+    far *= distances[-1] * max(float(x.square().mean().sqrt()), 0.1)
+    frames, pairs = [], list(itertools.combinations(range(n), 2))
+    for a, b in pairs:
+        for moved in ((), (a,), (b,), (a, b)):
+            frame = x.clone()
+            for k, part in enumerate(parts):
+                frame[part] += far[k, 0] + (far[k, 1] if k in moved else 0.0)
+            frames.append(frame)
+    u = reduced_energy(torch.stack(frames)).cpu().reshape(-1, 4)
+    second = (u[:, 0] - u[:, 1] - u[:, 2] + u[:, 3]).abs()
+    felt = ~(second <= _FELT + _ROUNDING * u.abs().amax(dim=1))  # not known counts too
+    graph = nx.Graph()
+    graph.add_nodes_from(range(n))
+    graph.add_edges_from(pair for pair, yes in zip(pairs, felt.tolist(), strict=True) if yes)
+    joined = nx.connected_components(graph)
+    return [sorted(i for k in group for i in parts[k]) for group in joined]
+
+
+def _groups(
+    parts: list[list[int]], system: openmm.System, coupled: list[list[int]]
+) -> Iterator[list[int]]:
+    """Particles to be pulled from all others: what terms or forces join, each part, pairs."""
     graph = nx.Graph()
     graph.add_nodes_from(range(sum(map(len, parts))))
     for part in parts:
@@ -253,6 +308,7 @@ def _groups(parts: list[list[int]], system: openmm.System) -> Iterator[list[int]
     joined = [sorted(group) for group in nx.connected_components(graph)]
     pairs = itertools.combinations(parts, 2) if 3 < len(parts) <= _FEW_PARTS else ()
     yield from joined if len(joined) > 1 else ()
+    yield from coupled if len(coupled) > 1 else ()
     yield from parts
     yield from (sorted(a + b) for a, b in pairs)
 

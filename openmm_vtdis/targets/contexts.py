@@ -40,6 +40,8 @@ from openmm_vtdis.targets.user_code import copied, user_forces
 logger = logging.getLogger(__name__)
 
 _ABOUT_NAN = re.compile(r"\bnan\b", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"out of memory", re.IGNORECASE)
+"""Says nothing of the configuration."""
 
 
 class ContextPool:
@@ -185,7 +187,9 @@ class ContextPool:
                 context.setPositions(positions[index])
                 state = context.getState(energy=True, forces=forces is not None)
             except openmm.OpenMMException as error:
-                if not _ABOUT_NAN.search(str(error)):
+                if _NO_MEMORY.search(str(error)):
+                    raise
+                if self._copy_each or not _ABOUT_NAN.search(str(error)):
                     messages.append(str(error) or "an exception without a message")
                 continue
             energies[index] = state.getPotentialEnergy()._value

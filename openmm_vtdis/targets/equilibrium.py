@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_vtdis.targets.evaluation import energies_of
+from openmm_vtdis.targets.evaluation import check_each_alone, energies_of
 from openmm_vtdis.targets.target import Target
 
 logger = logging.getLogger(__name__)
@@ -165,6 +165,8 @@ def check_exploded(name: str, target: Target, x: Tensor) -> None:
         particles in one place.
     """
     check_apart(name, x)
+    check_distinct(name, x)
+    check_each_alone(name, target, x)
     size = x.square().mean(dim=(1, 2)).sqrt()
     every = _some_of(len(x), _FRAMES)
     large = torch.nonzero(size > _LARGE * size.median()).flatten()[:_FRAMES]
@@ -210,6 +212,17 @@ def check_apart(name: str, x: Tensor) -> None:
             f"{name}: expected particles apart, got {len(bad)} of {len(x)} frames in which most of "
             f"them are in one place, the first at index {bad[0]}; was the array filled?"
         )
+
+
+def check_distinct(name: str, x: Tensor) -> None:
+    """Warn of frames (n, M, D) of which most are copies of others."""
+    distinct = len({frame.numpy().tobytes() for frame in x.cpu()})
+    if len(x) >= _FEW and 2 * distinct < len(x):
+        logger.warning(
+            "%s: of %d frames only %d are distinct; errors, and figures of held-out frames, take "
+            "copies for more",
+            name, len(x), distinct,
+        )  # fmt: skip
 
 
 def check_flexible(name: str, target: Target, x: Tensor, bonds: Sequence[tuple[int, int]]) -> None:

@@ -13,9 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_vtdis.targets.agreement import same_energy
 from openmm_vtdis.targets.target import OpenMMTarget
 
 logger = logging.getLogger(__name__)
+
+_FEW = 8
+
+
+class _Wrong(ValueError):
+    """Something else than energies."""
 
 
 def energies_of(target: Any, x: Tensor) -> Tensor:
@@ -40,21 +47,20 @@ def energies_of(target: Any, x: Tensor) -> Tensor:
 
     def evaluate(x: Tensor) -> Tensor:
         try:
-            return target.reduced_energy(x)  # type: ignore[no-any-return]
-        except torch.cuda.OutOfMemoryError:
+            return _checked(target.reduced_energy(x.clone()), x)  # which it may write to
+        except (torch.cuda.OutOfMemoryError, _Wrong):
             raise
         except Exception as error:
             if len(x) <= 1:
                 failures.append(error)
                 return x.new_full((len(x),), torch.nan, dtype=torch.float64)
         half = len(x) // 2
-        parts = [_checked(evaluate(part), part) for part in (x[:half], x[half:])]
-        return torch.cat(parts)
+        return torch.cat([evaluate(x[:half]), evaluate(x[half:])])
 
     with torch.no_grad():
         if isinstance(target, OpenMMTarget):  # looks after single configurations itself
             return target.reduced_energy(x)
-        energies = _checked(evaluate(x), x)
+        energies = evaluate(x)
     if failures:
         if len(failures) == len(x):
             raise failures[0]
@@ -66,11 +72,34 @@ def energies_of(target: Any, x: Tensor) -> Tensor:
     return energies
 
 
-def _checked(energies: Any, x: Tensor) -> Tensor:
-    found = torch.as_tensor(energies)
-    if tuple(found.shape) != (len(x),) or found.is_complex():
+def check_each_alone(name: str, target: Any, x: Tensor) -> None:
+    """Check on a few of (n, M, D) that an energy is a function of its configuration alone.
+
+    Raises
+    ------
+    ValueError
+        If it changes with what else is in the batch, or between two calls.
+    """
+    some = x[:: max(1, len(x) // _FEW)][:_FEW]
+    together = energies_of(target, some)
+    again = torch.cat([energies_of(target, part) for part in some.flip(0).split(3)]).flip(0)
+    comparable = torch.isfinite(together) & torch.isfinite(again)
+    change = torch.where(comparable, again - together, 0.0).abs()
+    if bool((change > same_energy(together)).any()):
         raise ValueError(
+            f"{name}: expected an energy that depends on its configuration alone, got one that "
+            f"changed by {float(change.max()):.3g} kT with the batch it was in, or between calls "
+            "(a network in training mode?)"
+        )
+
+
+def _checked(energies: Any, x: Tensor) -> Tensor:
+    if not isinstance(energies, Tensor):
+        raise _Wrong(f"reduced_energy: expected a torch tensor, got {type(energies).__name__}")
+    found = energies.reshape(1) if energies.ndim == 0 and len(x) == 1 else energies
+    if tuple(found.shape) != (len(x),) or found.is_complex():
+        raise _Wrong(
             f"reduced_energy: expected a number for each of {len(x)} configurations, got "
             f"{'complex ones' if found.is_complex() else f'shape {tuple(found.shape)}'}"
         )
-    return found.detach().to(torch.float64)
+    return found.detach().to(torch.float64, copy=True)

@@ -14,6 +14,7 @@ knows the space its configurations live in, and nothing about how they are sampl
 from __future__ import annotations
 
 import abc
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ from openmm_vtdis.defaults import keeps_to_the_cpu, package_defaults
 from openmm_vtdis.derivatives import differentiate_twice, differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import validation
+from openmm_vtdis.targets.agreement import same_energy
 from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
 from openmm_vtdis.targets.binding import check_bound, warn_if_unbound
 from openmm_vtdis.targets.contexts import ContextPool
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _BACKENDS = ("auto", "batched", "contexts")
 _SAME_CODE = 1e-4
-"""Of energies, between machines: models may run in single precision."""
+"""kT between machines, beside what rounding does: models may run in single precision."""
 
 
 class Target(abc.ABC):
@@ -78,8 +80,15 @@ class Target(abc.ABC):
         This default differentiates :meth:`reduced_energy`, which must be made of torch operations.
         """
         with differentiation():
-            leaf = leaf_of(x)
+            leaf = leaf_of(x.clone())  # which a target of the user's may write to
             energy = self.reduced_energy(leaf)
+            if not isinstance(energy, Tensor) or not energy.requires_grad:
+                raise ValueError(
+                    f"reduced_energy: expected a torch tensor that can be differentiated, got "
+                    f"{'a detached one' if isinstance(energy, Tensor) else type(energy).__name__}"
+                    " from " + type(self).__name__ + "; make it of torch operations, or override "
+                    "reduced_energy_and_force"
+                )
             (gradient,) = gradients(energy, [leaf], again=False, keep=False)
         return energy.detach(), -gradient
 
@@ -168,10 +177,11 @@ class OpenMMTarget(Target):
             raise ValueError(f"n_dims: expected 2 or 3, got {n_dims!r}")
         validation.check_structure(system, topology)
         self._system = copied(system)
-        self._topology = topology
+        self._topology = copy.deepcopy(topology)  # which the caller may change
         self._thermal_energy = units.thermal_energy(self.temperature)
-        self.space = Space(system.getNumParticles(), n_dims, centred=True)
+        self.space = Space(system.getNumParticles(), int(n_dims), centred=True)
         self._fingerprint = system_fingerprint(self._system)
+        self._is_bound = False
         self._options = (platform, dict(platform_properties or {}), n_threads)
 
         with package_defaults():
@@ -240,7 +250,7 @@ class OpenMMTarget(Target):
         now = self.reduced_energy(probes)
         known = torch.isfinite(energies) & torch.isfinite(now)
         change = torch.where(known, now - energies, 0.0).abs()
-        if bool((change > _SAME_CODE * (1.0 + energies.abs())).any()):
+        if bool((change > _SAME_CODE + 10.0 * same_energy(energies)).any()):
             raise ValueError(
                 f"system: expected the energies that {', '.join(user_forces(self._system))} had"
                 f" when it was stored, got some that differ by up to {float(change.max()):.3g} kT; "
@@ -332,9 +342,12 @@ class OpenMMTarget(Target):
         ValueError
             If parts that no bond joins can fly apart (:mod:`~openmm_vtdis.targets.binding`).
         """
+        if self._is_bound:
+            return
         probes = self._probes
         x = validation.random_configurations(self.space) if probes is None else probes
-        check_bound(lambda x: self._known_energies(x), x[:2], self._system, self._topology)
+        check_bound(self._known_energies, x[:2], self._system, self._topology)
+        self._is_bound = True
 
     def _known_energies(self, x: Tensor) -> Tensor:
         """(B, M, D) nm -> (B,) kT; NaN where a force raises an exception, be it everywhere."""

@@ -111,7 +111,7 @@ def content_digest(thing: Any) -> str:
 
 
 class _ByContent(pickle.Pickler):
-    """Writes tensors and arrays as digests of their numbers."""
+    """Writes tensors, arrays and sets as digests of their content."""
 
     def persistent_id(self, thing: Any) -> Any:
         if isinstance(thing, torch.Tensor):
@@ -119,4 +119,6 @@ class _ByContent(pickle.Pickler):
         if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
             content = hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()
             return "array", str(thing.dtype), thing.shape, content
+        if isinstance(thing, set | frozenset):  # whose order is another in every process
+            return "set", sorted(content_digest(part) for part in thing)
         return None

@@ -24,6 +24,7 @@ from openmm_vtdis import checks
 from openmm_vtdis.derivatives import differentiation, gradients, leaf_of
 from openmm_vtdis.geometry import Space
 from openmm_vtdis.random import make_generator
+from openmm_vtdis.targets.agreement import same_energy
 from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.binding import check_bonds
 from openmm_vtdis.targets.contexts import ContextPool
@@ -36,7 +37,6 @@ _LENGTH_SCALES = (0.1, 0.3, 1.0, 3.0)
 """Spacings of the random configurations, in nm: from chemical bonds to reduced units."""
 _DRAWS = 16
 _PER_SCALE = 2
-_MOTION_TOLERANCE = 1e-5
 _AGREEMENT_TOLERANCE = 1e-9
 _SMALLEST_ENERGY = 1e-6
 _FORCE_TOLERANCE = 1e-6
@@ -217,7 +217,7 @@ def probe_configurations(space: Space, positions: object = None) -> Tensor:
     """
     if positions is None:
         return random_configurations(space)
-    given = nanometers(positions)
+    given = nanometers(getattr(positions, "xyz", positions))  # of mdtraj too
     array = checks.real_array("positions", given)
     if array.ndim == 2:
         array = array[None]
@@ -379,7 +379,7 @@ def _largest_difference(
     Where a force raised an exception, which it may do by a hair, it has no energy to compare.
     """
     change = (after - before).abs()
-    tolerance = _MOTION_TOLERANCE * (before.abs() + thermal_energy)
+    tolerance = same_energy(before, thermal_energy)
     comparable = torch.isfinite(before)
     if probe.message is not None:
         comparable &= ~torch.isnan(after)
@@ -436,7 +436,7 @@ def check_threads(system: openmm.System, pool: ContextPool, x: Tensor) -> None:
     with ContextPool(system, n_threads=1) as alone:
         expected = alone.energy(many)
     change = (pool.energy(many) - expected).abs()
-    if bool((change > _MOTION_TOLERANCE * (1.0 + expected.abs())).any()):
+    if bool((change > same_energy(expected)).any()):
         raise ValueError(
             f"n_threads: expected code that may run in {pool.n_threads} threads, got "
             f"{', '.join(names)}, whose energies then change by up to "

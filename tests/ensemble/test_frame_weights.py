@@ -21,7 +21,18 @@ def test_log_weights_of_frames_are_an_array() -> None:
         np.testing.assert_array_equal(same, lw)
     for plain in (-lw, lw + lw, np.exp(lw), 1.0 - lw, np.append(lw, 3.0), np.asarray(lw)):
         assert type(plain) is np.ndarray
-    assert np.mean(lw) == lw.log_weights.mean()
+    assert np.mean(lw) == lw.mean() == lw.log_weights.mean()
+    assert (lw.std(), lw.var(ddof=1)) == (np.std(lw), np.var(lw.log_weights, ddof=1))
+    assert (lw.min(), lw.max(), lw.shape, lw.dtype) == (0.0, lw[2], (3,), np.float64)
+    assert lw.tolist() == lw.log_weights.tolist()
+    assert len(lw[lw > 5.0]) == 0
+    before = np.array(lw)
+    with pytest.raises(TypeError, match="immutable"):
+        np.add.at(lw, [0], 1.0)
+    other = lw
+    other += 1.0
+    assert type(other) is np.ndarray
+    np.testing.assert_array_equal(lw, before)
     assert isinstance(lw[2], float)
     assert torch.equal(torch.tensor(lw), torch.tensor(lw.log_weights))
     assert list(lw) == lw.log_weights.tolist()
@@ -34,6 +45,7 @@ def test_log_weights_that_are_joined_keep_their_proposal_or_are_refused() -> Non
         np.concatenate([one, two]),
         np.append(one, two),
         np.hstack([one, two]),
+        np.concatenate([one, two], axis=0),
     ):
         assert isinstance(joined, FrameLogWeights)
         assert joined.proposal == "kernel"

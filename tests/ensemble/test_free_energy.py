@@ -283,7 +283,7 @@ def test_samples_that_noise_does_not_belong_to_are_refused() -> None:
     x = target.sample(300, seed=3).numpy()
     lw = gen.noise(x, seed=7, progress=False)
     gen.tune(target.sample(2_000, seed=1), 10, "isotropic", n_trajectories=500, progress=False)
-    both = WeightedEnsemble.concatenate([ensemble, gen.sample(300, seed=2, progress=False)])
+    both = WeightedEnsemble.concatenate([ensemble, gen.sample(300, seed=4, progress=False)])
     for other, message in (
         (ensemble.reweight(warmer(target)), "got reweighted ones"),
         (ensemble.resample(seed=0), "got resampled ones"),

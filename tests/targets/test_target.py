@@ -18,6 +18,7 @@ from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.curvature import Curvature
 from openmm_vtdis.targets.translators import custom
 from openmm_vtdis.testing import check_target
+from openmm_vtdis.topology import topology_to_json
 from tests.molecules import molecule
 from tests.targets.reference import (
     all_pairs,
@@ -110,7 +111,10 @@ def test_the_target_keeps_its_own_system() -> None:
 def test_properties() -> None:
     topology = topology_of(4)
     target = OpenMMTarget(system_of(all_pairs("r")), topology, 310.0)
-    assert (target.temperature, target.backend, target.topology) == (310.0, "batched", topology)
+    assert (target.temperature, target.backend) == (310.0, "batched")
+    assert topology_to_json(target.topology) == topology_to_json(topology)  # type: ignore[arg-type]
+    next(topology.atoms()).residue.chain.id = "changed"  # the target has a copy
+    assert topology_to_json(target.topology) != topology_to_json(topology)  # type: ignore[arg-type]
     assert target.masses.tolist() == [1.0] * 4
     assert repr(target) == ("OpenMMTarget(4 particles in 3 dimensions, 310 K, backend='batched')")
     assert OpenMMTarget(system_of(all_pairs("r"))).temperature == 300.0
