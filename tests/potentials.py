@@ -76,6 +76,51 @@ class Counting(Springs):
         return energy + 10.0 * self.n, force
 
 
+class Uphill(Springs):
+    """Gradients in the place of forces."""
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        energy, force = super().__call__(state)
+        return energy, -force
+
+
+class Angstrom(Springs):
+    """Forces for another unit."""
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        energy, force = super().__call__(state)
+        return energy, 0.1 * force
+
+
+class Heavy(Springs):
+    """With the energy of all electrons, in single precision."""
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        energy, force = super().__call__(state)
+        return float(np.float32(energy - 1.3e6)), force
+
+
+class HeavyNoise(Heavy):
+    """The same, and another energy at every call."""
+
+    n = 0
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        self.n += 1
+        energy, force = super().__call__(state)
+        return energy + 3.0 * (-1) ** self.n, force
+
+
+class HeavyEdited(Heavy):
+    """The same, of code that changes."""
+
+    factor = 1.0
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        energy, force = super().__call__(state)
+        return self.factor * (energy + 1.3e6) - 1.3e6, self.factor * force
+
+
 class NoNeighbours(Springs):
     """As graph networks with a cutoff: not defined for atoms far apart."""
 

@@ -188,6 +188,7 @@ class OpenMMTarget(Target):
             probe = validation.ForceProbe(self._system)
             x = validation.probe_configurations(self.space, positions)
             validation.check_invariance(probe, x, self._thermal_energy)
+            validation.check_forces(self._system, probe, x)
             if topology is None:
                 validation.check_identical(probe, x, self._thermal_energy)
             self.runs_user_code = bool(user_forces(system))

@@ -46,6 +46,8 @@ _MASS_TOLERANCE = 0.1
 _REPEATS = 8
 """Of the configurations, for threads to get into each other's way."""
 _PROBES = 8
+_STEP, _SINGLE = 1e-4, 1e-5
+"""nm along a force; and a share of an energy of which its change must be more to be judged."""
 _PERTURBATIONS = (0.002, 0.005, 0.01, 0.03)
 """Of real positions, over the smallest distance in them."""
 _N_GROUPS = 32
@@ -411,6 +413,34 @@ def _check_repeatable(probe: ForceProbe, x: Tensor, before: Tensor, thermal_ener
         raise ValueError(
             f"system: expected an energy that depends on positions only, got {name}, whose energy "
             f"for the same positions changed by {change:.3g} kJ/mol between two calls"
+        )
+
+
+def check_forces(system: openmm.System, probe: ForceProbe, x: Tensor) -> None:
+    """Check that code of the user's gives the forces that belong to its energies.
+
+    The energy has to fall along the force as it says, half or twice as much at most, in the median
+    of configurations x (S, M, D), nm: a wrong sign or unit is seen, rounding is not.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    if not user_forces(system):
+        return
+    positions = pad(x)
+    _, force = probe.energy_and_force(positions)
+    size = force.flatten(1).norm(dim=1)[:, None, None]
+    step = _STEP * force / size
+    ends = [probe.energy_and_force(positions + k * step)[0] for k in (-1.0, 1.0)]
+    ratio = (ends[0] - ends[1]) / (2.0 * _STEP * size.flatten())
+    ratio = ratio[torch.isfinite(ratio) & (_STEP * size.flatten() > _SINGLE * ends[0].abs())]
+    if len(ratio) and not 0.5 < float(ratio.median()) < 2.0:
+        raise ValueError(
+            f"system: expected forces that are minus the gradient of the energy, got "
+            f"{', '.join(user_forces(system))}, whose energy falls along the force "
+            f"{float(ratio.median()):.3g} times as much as it says (kJ/mol/nm)"
         )
 
 

@@ -114,6 +114,39 @@ def test_one_part_of_three_and_a_pair_of_four() -> None:
         DiffusionBoltzmannGenerator(system_of(only), atoms, network="egnn-1x8")
 
 
+def test_parts_of_atoms_without_bonds() -> None:
+    """Two times three atoms, held by forces that are no bonds: neither one nor two of them fly."""
+
+    def threes(k: float) -> openmm.CustomNonbondedForce:
+        force = openmm.CustomNonbondedForce(f"{k}*r^2+{LJ}*0")
+        for _ in range(6):
+            force.addParticle([])
+        force.addInteractionGroup([0, 1, 2], [0, 1, 2])
+        force.addInteractionGroup([3, 4, 5], [3, 4, 5])
+        return force
+
+    weak = openmm.CustomNonbondedForce(LJ)
+    for _ in range(6):
+        weak.addParticle([])
+    atoms = molecule("CNOSPF", [])
+    system = system_of(threes(50.0), weak, n_particles=6)
+    message = r"holds particles 0 \(C0 of MOL 1\), 1 \(N1 of MOL 1\), 2 \(O2 of MOL 1\): pulled"
+    with pytest.raises(ValueError, match=message):
+        DiffusionBoltzmannGenerator(system, atoms, network="egnn-1x8")
+    between = openmm.CustomNonbondedForce("0.1*r^2")
+    for _ in range(6):
+        between.addParticle([])
+    between.addInteractionGroup([0], [5])
+    system.addForce(between)
+    DiffusionBoltzmannGenerator(system, atoms, network="egnn-1x8")  # control
+
+
+def test_a_restraint_that_is_as_slow_as_it_may_be_beside_charges() -> None:
+    """u = 4 log R in kT, and a Coulomb attraction that fades: Z is finite."""
+    system, topology = dimers(restraint("4*2.494*log(1+distance(g1,g2))"), charge=0.3)
+    DiffusionBoltzmannGenerator(system, topology, network="egnn-1x8")
+
+
 def test_what_ships_is_held_together() -> None:
     for bench in (double_well(), lennard_jones(), lennard_jones(20), alanine_dipeptide()):
         bench.target().check_bound()
@@ -129,8 +162,9 @@ def test_a_state_to_reweight_to_is_asked_too() -> None:
 
     system, topology = dimers()
     state = ThermodynamicState(system, 300 * unit.kelvin)
-    with pytest.raises(ValueError, match="holds all particles together"):
-        as_target("reweight", state, topology, 3)
+    for other in (state, OpenMMTarget(system, topology)):
+        with pytest.raises(ValueError, match="holds all particles together"):
+            as_target("reweight", other, topology, 3)
 
 
 def test_energies_can_be_had_of_anything() -> None:

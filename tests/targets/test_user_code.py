@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +76,52 @@ def test_an_energy_of_more_than_positions_is_refused() -> None:
     topology, _ = potentials.water()
     with pytest.raises(ValueError, match=r"depends on positions only, got PythonForce \(force 0\)"):
         OpenMMTarget(potentials.system_with(potentials.Counting()), topology)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_forces_that_are_not_the_gradient_are_refused(positions: bool) -> None:
+    topology, x = potentials.water()
+    options = {"positions": x} if positions else {}
+    for potential in (potentials.Uphill(), potentials.Angstrom()):
+        with pytest.raises(ValueError, match="minus the gradient of the energy, got PythonForce"):
+            OpenMMTarget(potentials.system_with(potential), topology, **options)
+    for potential in (potentials.Springs(), potentials.Heavy()):  # control
+        OpenMMTarget(potentials.system_with(potential), topology, **options)
+
+
+def test_the_energy_of_all_electrons_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 kJ/mol are a hundred-thousandth of it."""
+    topology, x = potentials.water()
+    system = potentials.system_with(potentials.HeavyNoise())
+    with pytest.raises(ValueError, match="depends on positions only, got PythonForce"):
+        OpenMMTarget(system, topology, positions=x)
+    path = generator(potentials.HeavyEdited(), positions=x).save(tmp_path / "pf.vtdis")
+    DiffusionBoltzmannGenerator.load(path, allow_pickle=True)  # control
+    monkeypatch.setattr(potentials.HeavyEdited, "factor", 1.5)
+    with pytest.raises(ValueError, match="expected the energies that PythonForce had when it was"):
+        DiffusionBoltzmannGenerator.load(path, allow_pickle=True)
+
+
+def test_sets_have_no_order() -> None:
+    one, two = potentials.Springs(), potentials.Springs()
+    one.names, two.names = {"a", "b", "c"}, {"c", "b", "a"}  # type: ignore[attr-defined]
+    two.net, two.table = one.net, one.table
+    assert content_digest(one) == content_digest(two)
+    script = (
+        "from tests import potentials; import torch; torch.manual_seed(0);"
+        "from openmm_vtdis.targets.user_code import content_digest;"
+        "p = potentials.Springs(); p.names = {'a', 'b', 'c', 'd'}; print(content_digest(p))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed}, cwd=Path(__file__).parents[2],
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 def test_forces_of_plugins_count_as_user_code() -> None:
