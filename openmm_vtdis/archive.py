@@ -29,6 +29,7 @@ from openmm_vtdis.diffusion.laplace import LaplaceRange
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import build_network, can_describe, describe_network
 from openmm_vtdis.targets import OpenMMTarget, Target
+from openmm_vtdis.targets.user_code import check_importable
 from openmm_vtdis.topology import (
     Handedness,
     Stereocentre,
@@ -181,8 +182,9 @@ class GeneratorArchive:
             if not allow_pickle and storage.mentions(xml, "PythonForce"):
                 raise ValueError(
                     f"{path}: the System holds a PythonForce, whose XML is unpickled and can run "
-                    "any code; pass allow_pickle=True only if you trust where the file is from"
+                    "any code; pass allow_pickle=True (--allow-pickle) only if you trust it"
                 )
+            check_importable(xml)
             network = build_network(metadata["network"])
             state = storage.select_prefix(tensors, "network.")
             network.to(_precision(state)).load_state_dict(state)

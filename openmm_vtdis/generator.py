@@ -35,7 +35,7 @@ from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
 from openmm_vtdis.networks import network_for
 from openmm_vtdis.provenance import about_flow, about_kernel
 from openmm_vtdis.random import Seed, make_generator, stream_of
-from openmm_vtdis.targets import OpenMMTarget, Target
+from openmm_vtdis.targets import OpenMMTarget, Target, check_is_target
 from openmm_vtdis.targets.equilibrium import check_equilibrium, check_exchangeable, check_exploded
 from openmm_vtdis.topology import Handedness, Particles
 
@@ -119,7 +119,7 @@ class DiffusionBoltzmannGenerator:
         seed: int | None,
     ) -> None:
         self.stereochemistry = checks.choice("stereochemistry", stereochemistry, _STEREOCHEMISTRY)
-        target.check_bound()
+        check_is_target(target)
         self.target = target
         self.space = target.space
         self.device = checks.device(device)

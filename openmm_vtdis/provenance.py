@@ -44,9 +44,10 @@ def about_flow(
 
 
 def _of(units: ModelUnits) -> dict[str, Any]:
-    """The Hamiltonian that samples are weighted for, if it is known."""
-    found = units.target.fingerprint
-    return {} if found is None else {"hamiltonian": found}
+    """The Hamiltonian that samples are weighted for, if it is known, and the kind of space."""
+    found, space = units.target.fingerprint, units.target.space
+    known = {} if found is None else {"hamiltonian": found}
+    return {**known, "centred": space.centred}
 
 
 def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more: Tensor) -> str:

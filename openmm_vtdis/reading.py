@@ -27,6 +27,7 @@ from openmm import app
 
 from openmm_vtdis import checks
 from openmm_vtdis.storage import mentions
+from openmm_vtdis.targets.user_code import check_importable
 
 T = TypeVar("T")
 
@@ -106,7 +107,9 @@ def read_topology(path: str, include_dir: str | None = None) -> app.Topology:
         topology = _force_field_file(path, kind, include_dir).topology
     else:
         read = app.PDBxFile if kind == "cif" else app.PDBFile
-        topology = _guarded(path, "a PDB or mmCIF file", lambda: read(path).topology)
+        topology = _guarded(
+            path, "a PDB, mmCIF, prmtop, psf or top file", lambda: read(path).topology
+        )
     if not topology.getNumAtoms():
         raise ValueError(f"{path}: expected a file with atoms, got one without")
     return topology
@@ -158,6 +161,7 @@ def _read_xml(path: str, allow_pickle: bool) -> openmm.System:
         xml = Path(path).read_text(encoding="utf-8")
         if not allow_pickle and mentions(xml, "PythonForce"):
             return None
+        check_importable(xml)
         return openmm.XmlSerializer.deserialize(xml)
 
     system = _guarded(path, "the XML of a System", read)
@@ -181,4 +185,6 @@ def _guarded(path: str, what: str, read: Callable[..., T], *arguments: Any, **op
         raise ValueError(f"{path}: expected {what}, got {error}") from error
     except Exception as error:
         said = " ".join(str(error).split()) or "an unreadable file"
-        raise ValueError(f"{path}: expected {what}, got {type(error).__name__}: {said}") from error
+        if type(error) is not ValueError:
+            said = f"a damaged or foreign file ({type(error).__name__}: {said})"
+        raise ValueError(f"{path}: expected {what}, got {said}") from error

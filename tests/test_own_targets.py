@@ -225,6 +225,35 @@ def test_a_network_that_an_archive_would_change_is_not_stored(tmp_path: Path) ->
             gen.save(tmp_path / "a.vtdis")
 
 
+def test_what_is_no_target_is_named() -> None:
+    class Spaceless(Target):
+        def reduced_energy(self, x: Tensor) -> Tensor:
+            return x.square().sum(dim=(1, 2))
+
+    for target, got in ((lambda x: x, "got function"), (Spaceless(), "got one without")):
+        with pytest.raises(ValueError, match=f"target: expected a Target with a space.*{got}"):
+            DiffusionBoltzmannGenerator.from_target(target)  # type: ignore[arg-type]
+
+
+def test_a_target_of_another_space_is_refused() -> None:
+    class Free(Net):
+        def __init__(self) -> None:
+            super().__init__(torch.float64)
+            self.space = Space(5, 3, centred=False)
+
+        def reduced_energy(self, x: Tensor) -> Tensor:
+            return 50.0 * x.square().sum(dim=(1, 2))
+
+    gen = DiffusionBoltzmannGenerator.from_target(Free(), network="mlp-1x8", seed=0)
+    x = np.random.default_rng(0).normal(size=(300, 5, 3)) / 10.0
+    gen.train(x, 1, progress=False)
+    gen.tune(x, 4, "isotropic", n_trajectories=100, progress=False)
+    ensemble = gen.sample(50, seed=0, progress=False)
+    with pytest.raises(ValueError, match="expected a target of configurations anywhere, got"):
+        ensemble.reweight(Net())
+    ensemble.reweight(Free())  # control
+
+
 def test_numbers_of_numpy_in_arguments(tmp_path: Path) -> None:
     bench = double_well()
     network = EGNN(labels=[0] * 4, n_dims=2, n_layers=np.int64(1), n_hidden=np.int64(8))

@@ -32,6 +32,8 @@ from openmm_vtdis.pretrained.reference import (
 )
 from openmm_vtdis.targets import BenchmarkSystem, ConvergenceReport, ReferenceData
 from openmm_vtdis.units import thermal_energy
+from tests import pretrained_numbers
+from tests.pretrained_numbers import numbers
 
 
 def test_what_ships() -> None:
@@ -246,3 +248,12 @@ def test_errors_between_chains_are_those_of_repeated_chains() -> None:
         values.append(estimate.value)
         stderrs.append(estimate.stderr)
     assert np.sqrt(np.mean(np.square(stderrs))) == pytest.approx(np.std(values), rel=0.12)
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_shipped_generators_give_the_numbers_that_they_gave(name: str) -> None:
+    """Up to rounding, which is another on other processors, and grows on the way down."""
+    expected, found = json.loads(pretrained_numbers.FILE.read_text())[name], numbers(name)
+    assert found.keys() == expected.keys()
+    for what, values in expected.items():
+        np.testing.assert_allclose(found[what], values, rtol=1e-3, atol=0.1, err_msg=what)

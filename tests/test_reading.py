@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import mdtraj as md
@@ -104,7 +106,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         ValueError, match="expected the XML of a System, or an AMBER, CHARMM or GRO"
     ):
         reading.read_system(str(folder / "top.pdb"))
-    with pytest.raises(ValueError, match="expected a PDB or mmCIF file"):
+    with pytest.raises(ValueError, match="expected a PDB, mmCIF, prmtop, psf or top file"):
         reading.read_topology(str(folder / "system.xml"))
 
 
@@ -191,6 +193,52 @@ def test_the_command_line_trusts_a_pickle_only_when_told(
     capsys.readouterr()
 
 
+@needs_python_force
+@pytest.mark.parametrize("where", ["__main__", "a_module_that_is_gone"])
+def test_functions_that_cannot_be_imported_here(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenMM ends the process for them."""
+    code = """
+        import sys, numpy as np, openmm, logging
+        logging.basicConfig()
+        sys.path.insert(0, sys.argv[1])
+        if sys.argv[2] == "__main__":
+            def energy(state):
+                x = state.getPositions(asNumpy=True)._value
+                d = x[:, None] - x[None]
+                return 12.5 * (d**2).sum(), -50.0 * d.sum(1)
+        else:
+            from a_module_that_is_gone import energy
+        from openmm_vtdis import DiffusionBoltzmannGenerator
+        s = openmm.System()
+        for _ in range(3): s.addParticle(12.0)
+        s.addForce(openmm.PythonForce(energy))
+        g = DiffusionBoltzmannGenerator(s, None, 300, network="egnn-1x8")
+        x = 0.13 * np.random.default_rng(0).normal(size=(100, 3, 3))
+        g.train(x, 1, batch_size=4, progress=False)
+        g.save(sys.argv[1] + "/a.vtdis")
+        open(sys.argv[1] + "/s.xml", "w").write(openmm.XmlSerializer.serialize(s))
+        """
+    script = textwrap.dedent(code)
+    function = script[script.index("    def energy") : script.index("else:")]
+    (tmp_path / "a_module_that_is_gone.py").write_text(textwrap.dedent(function))
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), where],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ("no other program will be able to read" in done.stderr) == (where == "__main__")
+    with pytest.raises(ValueError, match="expected a PythonForce whose function can be imported"):
+        DiffusionBoltzmannGenerator.load(tmp_path / "a.vtdis", allow_pickle=True)
+    with pytest.raises(ValueError, match="expected a PythonForce whose function can be imported"):
+        reading.read_system(str(tmp_path / "s.xml"), allow_pickle=True)
+    assert cli.main(["info", str(tmp_path / "a.vtdis"), "--allow-pickle"]) == 2
+    assert "can be imported here" in capsys.readouterr().err
+
+
 # -- errors of other packages ---------------------------------------------------------------------
 def test_errors_of_openmm_and_mdtraj_are_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
@@ -256,8 +304,6 @@ def test_a_reader_that_leaks_is_seen(
                 raise KeyError("x")
             if content[:1] == b"b":
                 raise ValueError("one\ntwo")
-            import os
-
             os.abort()
 
         for letter in "abc":

@@ -56,39 +56,11 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
         whole = np.ndim(found) == 1 and len(found)
         return FrameLogWeights(found, self.proposal) if whole else found
 
-    @property
-    def shape(self) -> tuple[int]:
-        """(n,)."""
-        return (len(self),)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """float64."""
-        return self.log_weights.dtype
-
-    def mean(self) -> float:
-        """Mean log weight, as of an array."""
-        return float(self.log_weights.mean())
-
-    def std(self, ddof: int = 0) -> float:
-        """Standard deviation, as of an array."""
-        return float(self.log_weights.std(ddof=ddof))
-
-    def var(self, ddof: int = 0) -> float:
-        """Variance, as of an array."""
-        return float(self.log_weights.var(ddof=ddof))
-
-    def min(self) -> float:
-        """Smallest log weight, as of an array."""
-        return float(self.log_weights.min())
-
-    def max(self) -> float:
-        """Largest log weight, as of an array."""
-        return float(self.log_weights.max())
-
-    def tolist(self) -> list[float]:
-        """A list, as of an array."""
-        return list(self.log_weights.tolist())
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else an array has: mean, std, shape, size, tolist, ..."""
+        if name.startswith("_") or name in ("log_weights", "proposal"):
+            raise AttributeError(name)
+        return getattr(self.log_weights, name)
 
     def __repr__(self) -> str:
         return f"FrameLogWeights({len(self)} frames, {np.array2string(self.log_weights)})"

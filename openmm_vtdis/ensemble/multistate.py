@@ -31,7 +31,8 @@ from openmm_vtdis.ensemble.free_energy import (
     check_overlap,
     statistical_inefficiency,
 )
-from openmm_vtdis.ensemble.states import as_target, state_energies
+from openmm_vtdis.ensemble.notes import says
+from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.units import nanometers
@@ -186,6 +187,8 @@ def mbar(
         raise ValueError(f"mbar: expected a g for each of {len(states)} states, got {subsample}")
     n_dims = generated.positions.shape[2]
     targets = [as_target("mbar", state, generated.topology, n_dims) for state in states]
+    for target in targets:
+        check_space("mbar", target, says("centred", generated.metadata))
     positions, proposal, counts = [generated.positions], [generated.log_weights], [len(generated)]
     inefficiencies = []
     for k, (traj, lw) in enumerate(zip(frames, log_weights, strict=True)):

@@ -40,7 +40,7 @@ def says(key: str, metadata: Mapping[str, Any]) -> Any:
 
 
 _KEPT = (
-    "proposal", "hamiltonian", "streams", "resampled_from", "reweighted", "unweighted",
+    "proposal", "hamiltonian", "centred", "streams", "resampled_from", "reweighted", "unweighted",
     "selected_by_weight", "n_failed",
 )  # fmt: skip
 """What only the package itself may take away."""

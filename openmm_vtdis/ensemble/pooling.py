@@ -51,8 +51,8 @@ def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
                     + (f" ({b} instead of {a})" if plain else "")
                 )
     if not all(_says("resampled_from", ensemble) for ensemble in ensembles):
-        _check_streams(ensembles)
         _check_independent(ensembles)
+        _check_streams(ensembles)
 
 
 def _unknown(ensemble: WeightedEnsemble) -> bool:

@@ -11,6 +11,14 @@ from openmm import app
 from openmm_vtdis.targets import OpenMMTarget, energies_of
 
 
+def check_space(name: str, target: Any, centred: bool | None) -> None:
+    """Raise ValueError if a target is centred and samples are not, or the other way round."""
+    theirs = getattr(getattr(target, "space", None), "centred", None)
+    if None not in (theirs, centred) and theirs != centred:
+        kinds = {True: "configurations around their centre", False: "configurations anywhere"}
+        raise ValueError(f"{name}: expected a target of {kinds[bool(centred)]}, got another")
+
+
 def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int) -> Any:
     """Something with ``reduced_energy``: as it is, or made from a ThermodynamicState.
 

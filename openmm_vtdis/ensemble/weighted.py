@@ -45,7 +45,7 @@ from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
 from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
 from openmm_vtdis.ensemble.notes import json_copy, kept, parts, pooled, says
 from openmm_vtdis.ensemble.pooling import check_poolable
-from openmm_vtdis.ensemble.states import as_target, state_energies
+from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
 from openmm_vtdis.quiet import quiet_pymbar
 from openmm_vtdis.random import Seed, make_generator
 from openmm_vtdis.topology import mdtraj_topology, placeholder_topology
@@ -175,8 +175,8 @@ class WeightedEnsemble:
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
         raise TypeError(
-            "expected an array, got a WeightedEnsemble; give its positions, log_weights or "
-            "reduced_energies"
+            "a WeightedEnsemble, whose weights an array does not have; give its "
+            "resample().positions as frames, or its positions, log_weights or reduced_energies"
         )
 
     def __repr__(self) -> str:
@@ -511,6 +511,7 @@ class WeightedEnsemble:
             u_new = self.reduced_energies * (self.temperature / temperature)
         else:
             target = as_target("reweight", target, self.topology, self.positions.shape[2])
+            check_space("reweight", target, says("centred", self.metadata))
             temperature = getattr(target, "temperature", None)
             hamiltonian = getattr(target, "fingerprint", None)
             u_new = state_energies("reweight", target, self.positions)

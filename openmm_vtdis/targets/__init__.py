@@ -24,7 +24,7 @@ from openmm_vtdis.targets.systems import (
     double_well,
     lennard_jones,
 )
-from openmm_vtdis.targets.target import OpenMMTarget, Target
+from openmm_vtdis.targets.target import OpenMMTarget, Target, check_is_target
 
 __all__ = [
     "BenchmarkSystem",
@@ -34,6 +34,7 @@ __all__ = [
     "ReferenceData",
     "Target",
     "alanine_dipeptide",
+    "check_is_target",
     "double_well",
     "energies_of",
     "gaussian_mixture",

@@ -34,9 +34,7 @@ from openmm_vtdis.topology.atoms import bonded_graph, name_of
 
 logger = logging.getLogger(__name__)
 
-_BINDERS = {
-    "CustomManyParticleForce", "GayBerneForce", "RMSDForce", "RGForce", "OrientationRestraintForce",
-}  # fmt: skip
+_BINDERS = {"CustomManyParticleForce", "GayBerneForce"}
 _DISTANCES = (1e3, 1e4, 1e5)
 _DISTANCES_OF_USER_CODE = (1e1, 1e2, 1e3)
 """Over the size of a configuration, between parts that are pulled apart. Energies of the user's may
@@ -47,6 +45,8 @@ _FEW_PARTS = 32
 _FELT, _ROUNDING = 0.1, 1e-12
 """kT of a coupling, and a share of the energies from which it is a difference."""
 _NAMED = 5
+_LARGEST_TERM = 4
+"""Particles of a term, of a valence force field say, that may be a bond's."""
 _SEED = 20_261_201
 
 
@@ -73,7 +73,12 @@ def check_bonds(system: openmm.System, topology: app.Topology) -> None:
             "that has them (PDB with CONECT), or call topology.createStandardBonds()",
             len(bonded),
         )
-    missing = [pair for pair in graph.edges if frozenset(pair) not in bonded]
+    larger = [set(term) for term in _terms(system) if 2 < len(term) <= _LARGEST_TERM]
+    missing = [
+        pair
+        for pair in graph.edges
+        if frozenset(pair) not in bonded and not any(set(pair) <= term for term in larger)
+    ]
     if not missing or _binds_unseen(system):
         return
     _refuse_another_order(graph, pairs, bonded, missing)
@@ -115,32 +120,31 @@ def _refuse_another_order(
 
 
 def bonded_pairs(system: openmm.System) -> Iterator[tuple[int, int]]:
-    """Pairs of particles that have a term of their own, also inside of collective variables.
+    """Pairs of particles that have a term of their own, also inside of collective variables."""
+    for group in _terms(system):
+        if len(group) == 2:
+            yield group[0], group[1]
 
-    Of terms of more than two particles in compound bonds, and between centroids, all pairs.
-    """
+
+def _terms(system: openmm.System) -> Iterator[list[int]]:
+    """Particles of each bond, compound bond and bond of centroids."""
     for force in all_forces(system):
         if isinstance(force, openmm.HarmonicBondForce | openmm.CustomBondForce):
             for k in range(force.getNumBonds()):
-                i, j = force.getBondParameters(k)[:2]
-                yield i, j
+                yield list(force.getBondParameters(k)[:2])
         elif isinstance(force, openmm.CustomCompoundBondForce):
             for k in range(force.getNumBonds()):
-                yield from itertools.combinations(force.getBondParameters(k)[0], 2)
+                yield list(force.getBondParameters(k)[0])
         elif isinstance(force, openmm.CustomCentroidBondForce):
             for k in range(force.getNumBonds()):
                 groups = [force.getGroupParameters(g)[0] for g in force.getBondParameters(k)[0]]
-                yield from itertools.combinations(itertools.chain(*groups), 2)
+                yield list(itertools.chain(*groups))
 
 
 def _binds_unseen(system: openmm.System) -> bool:
-    """Whether there are forces that may bind without bonds: the user's code, many-body ones, ..."""
+    """Whether there are forces that may bind without bonds: the user's code, many-body ones."""
     names = {type(force).__name__ for force in all_forces(system)}
-    groups = any(
-        isinstance(force, openmm.CustomNonbondedForce) and force.getNumInteractionGroups()
-        for force in all_forces(system)
-    )
-    return bool(user_forces(system)) or groups or bool(names & _BINDERS)
+    return bool(user_forces(system)) or bool(names & _BINDERS)
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -194,13 +198,22 @@ def check_bound(
         atoms = None if topology is None else list(topology.atoms())
         named = _listed(str(k) if atoms is None else f"{k} ({name_of(atoms[k])})" for k in moved)
         unbonded = " (if bonds hold them, give the topology these)" if user_forces(system) else ""
+        joined = [] if topology is None else list(bonded_graph(topology).edges)
+        cut = [(i, j) for i, j in joined if (i in moved) != (j in moved)]
+        if cut and atoms is not None:
+            bonds = _listed(f"{name_of(atoms[i])} - {name_of(atoms[j])}" for i, j in cut)
+            raise ValueError(
+                f"system: expected an energy that holds all particles together, got bonds without "
+                f"a term: {bonds}; build the System with constraints=None and rigidWater=False"
+            )
+        by = "does not rise" if rise < 0.01 else f"rises by {rise:.3g} kT"
         raise ValueError(
-            f"system: expected an energy that holds all particles together, got none that holds "
-            f"particles {named}: pulled away from the rest{unbonded} their energy rises by "
-            f"{rise:.3g} kT over a decade of distance, and Z is infinite unless it rises by more "
-            f"than {n_dims} log 10; add a restraint that defines a standard state, such as "
-            'force = openmm.CustomCentroidBondForce(2, "0.5*k*distance(g1,g2)^2") between groups '
-            f"{_brief(moved)} and {_brief(rest)} (docs/molecules.md says what it costs)"
+            f"system: expected an energy that holds all particles together, but nothing holds "
+            f"particles {named}: pulled away from the rest{unbonded} it {by} over a decade of "
+            f"distance, where less than {n_dims * math.log(10.0):.3g} kT leave Z infinite; add a "
+            "restraint that defines a standard state, such as a CustomCentroidBondForce(2, "
+            '"0.5*k*distance(g1,g2)^2") between groups '
+            f"{_brief(moved)} and {_brief(rest)} (docs/molecules.md has it in full, and its cost)"
         )
 
 
@@ -304,7 +317,8 @@ def _groups(
     graph.add_nodes_from(range(sum(map(len, parts))))
     for part in parts:
         nx.add_path(graph, part)
-    graph.add_edges_from(bonded_pairs(system))
+    for group in _terms(system):
+        nx.add_path(graph, group)
     joined = [sorted(group) for group in nx.connected_components(graph)]
     pairs = itertools.combinations(parts, 2) if 3 < len(parts) <= _FEW_PARTS else ()
     yield from joined if len(joined) > 1 else ()

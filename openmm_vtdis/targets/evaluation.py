@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 _FEW = 8
 
 
-class _Wrong(ValueError):
-    """Something else than energies."""
+class EnergyError(ValueError):
+    """A target gave something else than a number for each configuration."""
 
 
 def energies_of(target: Any, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def energies_of(target: Any, x: Tensor) -> Tensor:
     def evaluate(x: Tensor) -> Tensor:
         try:
             return _checked(target.reduced_energy(x.clone()), x)  # which it may write to
-        except (torch.cuda.OutOfMemoryError, _Wrong):
+        except (torch.cuda.OutOfMemoryError, EnergyError):
             raise
         except Exception as error:
             if len(x) <= 1:
@@ -95,10 +95,10 @@ def check_each_alone(name: str, target: Any, x: Tensor) -> None:
 
 def _checked(energies: Any, x: Tensor) -> Tensor:
     if not isinstance(energies, Tensor):
-        raise _Wrong(f"reduced_energy: expected a torch tensor, got {type(energies).__name__}")
+        raise EnergyError(f"reduced_energy: expected a torch tensor, got {type(energies).__name__}")
     found = energies.reshape(1) if energies.ndim == 0 and len(x) == 1 else energies
     if tuple(found.shape) != (len(x),) or found.is_complex():
-        raise _Wrong(
+        raise EnergyError(
             f"reduced_energy: expected a number for each of {len(x)} configurations, got "
             f"{'complex ones' if found.is_complex() else f'shape {tuple(found.shape)}'}"
         )

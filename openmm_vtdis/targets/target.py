@@ -33,7 +33,7 @@ from openmm_vtdis.targets.agreement import same_energy
 from openmm_vtdis.targets.batched import BatchedEnergy, Untranslatable
 from openmm_vtdis.targets.binding import check_bound, warn_if_unbound
 from openmm_vtdis.targets.contexts import ContextPool
-from openmm_vtdis.targets.user_code import copied, system_fingerprint, user_forces
+from openmm_vtdis.targets.user_code import copied, of_a_script, system_fingerprint, user_forces
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,17 @@ class Target(abc.ABC):
             )
 
 
+def check_is_target(target: object) -> None:
+    """Raise ValueError for anything but a Target that knows its space; check that it is bound."""
+    if not isinstance(target, Target) or not isinstance(getattr(target, "space", None), Space):
+        what = "one without" if isinstance(target, Target) else type(target).__name__
+        raise ValueError(
+            "target: expected a Target with a space, such as a subclass that sets "
+            f"self.space = Space(n_particles, n_dims), got {what}"
+        )
+    target.check_bound()
+
+
 class OpenMMTarget(Target):
     """The Boltzmann density of an OpenMM System at one temperature.
 
@@ -185,8 +196,14 @@ class OpenMMTarget(Target):
         self._options = (platform, dict(platform_properties or {}), n_threads)
 
         with package_defaults():
-            probe = validation.ForceProbe(self._system)
             x = validation.probe_configurations(self.space, positions)
+            validation.check_functions(self._system, x)
+            probe = validation.ForceProbe(self._system)
+            if of_a_script(self._system):
+                logger.warning(
+                    "system: its PythonForce has a function of this script; put it in a module, or "
+                    "no other program will be able to read what save() writes"
+                )
             validation.check_invariance(probe, x, self._thermal_energy)
             validation.check_forces(self._system, probe, x)
             if topology is None:

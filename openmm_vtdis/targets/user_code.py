@@ -79,6 +79,43 @@ def copied(system: openmm.System) -> openmm.System:
         ) from error
 
 
+def check_importable(xml: str) -> None:
+    """Read the functions of PythonForces in a System's XML, before OpenMM does.
+
+    It ends the process if one is of a module that cannot be imported here.
+
+    Raises
+    ------
+    ValueError
+        With what is missing. Only for XML that is trusted: this unpickles it.
+    """
+    for payload in _PAYLOAD.findall(xml):
+        try:
+            pickle.loads(bytes.fromhex(payload))
+        except Exception as error:
+            raise ValueError(
+                f"expected a PythonForce whose function can be imported here, got "
+                f"{type(error).__name__}: {error}; put the module that it is of where Python finds "
+                "it (a function of a script, __main__, is known to that script alone)"
+            ) from error
+
+
+def functions_of(system: openmm.System) -> list[Any]:
+    """Copies of the functions of its PythonForces; the System has been copied in this process."""
+    if "PythonForce" not in user_forces(system):
+        return []
+    payloads = _PAYLOAD.findall(openmm.XmlSerializer.serialize(system))
+    return [pickle.loads(bytes.fromhex(payload)) for payload in payloads]
+
+
+def of_a_script(system: openmm.System) -> bool:
+    """Whether a PythonForce has a function of the script that runs, which no other program has."""
+    if "PythonForce" not in user_forces(system):
+        return False
+    payloads = _PAYLOAD.findall(openmm.XmlSerializer.serialize(system))
+    return any(b"__main__" in bytes.fromhex(payload) for payload in payloads)
+
+
 def system_fingerprint(system: openmm.System) -> str:
     """A digest of a System, the same whatever version of OpenMM writes its XML."""
     xml = _VERSION.sub("", openmm.XmlSerializer.serialize(system))

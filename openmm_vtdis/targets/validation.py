@@ -12,6 +12,7 @@ second look at them shows whether an energy depends on anything but positions.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from openmm_vtdis.targets.agreement import same_energy
 from openmm_vtdis.targets.batched import BatchedEnergy
 from openmm_vtdis.targets.binding import check_bonds
 from openmm_vtdis.targets.contexts import ContextPool
-from openmm_vtdis.targets.user_code import copied, user_forces
+from openmm_vtdis.targets.user_code import copied, functions_of, user_forces
 from openmm_vtdis.topology import check_storable
 from openmm_vtdis.topology.atoms import mass_of
 from openmm_vtdis.units import nanometers
+
+logger = logging.getLogger(__name__)
 
 _LENGTH_SCALES = (0.1, 0.3, 1.0, 3.0)
 """Spacings of the random configurations, in nm: from chemical bonds to reduced units."""
@@ -414,6 +417,37 @@ def _check_repeatable(probe: ForceProbe, x: Tensor, before: Tensor, thermal_ener
             f"system: expected an energy that depends on positions only, got {name}, whose energy "
             f"for the same positions changed by {change:.3g} kJ/mol between two calls"
         )
+
+
+def check_functions(system: openmm.System, x: Tensor) -> None:
+    """Call the functions of PythonForces once, as OpenMM would, which dies of None.
+
+    Raises
+    ------
+    ValueError
+        If one gives something else than an energy and forces. (Exceptions are seen later.)
+    """
+    functions = functions_of(system)
+    if not functions:
+        return
+    empty = openmm.System()
+    for _ in range(system.getNumParticles()):
+        empty.addParticle(1.0)
+    context = openmm.Context(
+        empty, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+    )
+    context.setPositions(pad(x)[0].numpy())
+    state = context.getState(positions=True)
+    for function in functions:
+        try:
+            found = function(state)
+        except Exception as error:
+            logger.debug("a PythonForce raises: %s", error)
+            continue
+        if not isinstance(found, tuple | list) or len(found) != 2 or any(v is None for v in found):
+            raise ValueError(
+                f"system: expected a PythonForce that gives (energy, forces), got {found!r:.80}"
+            )
 
 
 def check_forces(system: openmm.System, probe: ForceProbe, x: Tensor) -> None:

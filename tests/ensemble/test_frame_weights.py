@@ -25,6 +25,9 @@ def test_log_weights_of_frames_are_an_array() -> None:
     assert (lw.std(), lw.var(ddof=1)) == (np.std(lw), np.var(lw.log_weights, ddof=1))
     assert (lw.min(), lw.max(), lw.shape, lw.dtype) == (0.0, lw[2], (3,), np.float64)
     assert lw.tolist() == lw.log_weights.tolist()
+    assert (lw.size, lw.ndim, lw.argmax()) == (3, 1, 2)
+    assert lw.sum(axis=0) == lw.reshape(3, 1).sum() == lw.astype(np.float64).sum()
+    assert not hasattr(lw, "no_such_thing")
     assert len(lw[lw > 5.0]) == 0
     before = np.array(lw)
     with pytest.raises(TypeError, match="immutable"):

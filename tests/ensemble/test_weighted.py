@@ -550,7 +550,7 @@ def test_what_would_lose_something_on_the_way_is_refused(ensemble: WeightedEnsem
         ensemble.with_log_weights(
             np.ma.masked_less(ensemble.log_weights, np.median(ensemble.log_weights))
         )
-    with pytest.raises(TypeError, match="expected an array, got a WeightedEnsemble; give its"):
+    with pytest.raises(TypeError, match="a WeightedEnsemble, whose weights an array does not have"):
         np.asarray(ensemble)
 
 

@@ -271,8 +271,31 @@ def test_rigid_water_whose_constraints_were_deleted() -> None:
     system = field.createSystem(topology)
     while system.getNumConstraints():
         system.removeConstraint(0)
-    with pytest.raises(ValueError, match="holds all particles together"):
+    message = "got bonds without a term: O of HOH 1 - H1 of HOH 1.*rigidWater=False"
+    with pytest.raises(ValueError, match=message):
         DiffusionBoltzmannGenerator(system, topology, network="egnn-1x8")
+
+
+@pytest.mark.parametrize("restrained", ["centroids", "heavy atoms", "RG", "RMSD"])
+def test_restraints_hide_no_deleted_constraints(restrained: str) -> None:
+    """Nor do they pass for bonds of another molecule."""
+    bench, system = alanine_dipeptide(), without_constraints(app.HBonds)
+    heavy = [a.index for a in bench.topology.atoms() if a.element is not app.element.hydrogen]
+    groups = (range(11), range(11, 22)) if restrained == "centroids" else (heavy[:5], heavy[5:])
+    force = openmm.CustomCentroidBondForce(2, "50*distance(g1,g2)^2")
+    for group in groups:
+        force.addGroup(list(group))
+    force.addBond([0, 1], [])
+    if restrained in ("RG", "RMSD"):
+        inner = openmm.RGForce() if restrained == "RG" else openmm.RMSDForce(bench.positions, heavy)
+        force = openmm.CustomCVForce("100*x^2")
+        force.addCollectiveVariable("x", inner)
+    system.addForce(force)
+    with pytest.raises(ValueError, match="got 12 bonds that nothing holds"):
+        OpenMMTarget(system, bench.topology)
+    whole = without_constraints(None)  # control
+    whole.addForce(force.__copy__())
+    OpenMMTarget(whole, bench.topology)
 
 
 def test_bonds_may_be_terms_of_other_kinds() -> None:

@@ -104,6 +104,12 @@ def test_the_energy_of_all_electrons_hides_nothing(
         DiffusionBoltzmannGenerator.load(path, allow_pickle=True)
 
 
+def test_what_is_no_energy_does_not_reach_openmm() -> None:
+    topology, _ = potentials.water()
+    with pytest.raises(ValueError, match=r"gives \(energy, forces\), got \(None, None\)"):
+        OpenMMTarget(potentials.system_with(potentials.Nothing()), topology)
+
+
 def test_sets_have_no_order() -> None:
     one, two = potentials.Springs(), potentials.Springs()
     one.names, two.names = {"a", "b", "c"}, {"c", "b", "a"}  # type: ignore[attr-defined]
@@ -200,7 +206,7 @@ def test_identities_are_of_content() -> None:
 def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path) -> None:
     gen = generator(potentials.Springs())
     path = gen.save(tmp_path / "pf.vtdis")
-    with pytest.raises(ValueError, match="allow_pickle=True only if you trust"):
+    with pytest.raises(ValueError, match=r"allow_pickle=True .* only if you trust"):
         DiffusionBoltzmannGenerator.load(path)
     again = DiffusionBoltzmannGenerator.load(path, allow_pickle=True)
     twice = DiffusionBoltzmannGenerator.load(again.save(tmp_path / "2.vtdis"), allow_pickle=True)
@@ -210,7 +216,7 @@ def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path)
         assert other.target.fingerprint == gen.target.fingerprint
         WeightedEnsemble.concatenate([ensemble, other.sample(20, seed=2 + k, progress=False)])
         assert other.noise(x, seed=0, progress=False).proposal == ensemble.metadata["proposal"]
-    with pytest.raises(ValueError, match="pass allow_pickle=True only if"):
+    with pytest.raises(ValueError, match="pass allow_pickle=True"):
         DiffusionMove(path)
     move = DiffusionMove(path, allow_pickle=True, batch_size=8, seed=0)
     assert pickle.loads(pickle.dumps(move)).allow_pickle
