@@ -307,10 +307,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["analyze", str(folder / "s.nc")], "no such ensemble"),
         (["info", "dw4-smal"], "expected one of aldp-300K, "),
         ([*other, "-t", str(folder / "md.dcd")], "of these samples, of 4 particles in 2 dimen"),
-        (["train", *training(folder), "-p", str(empty)], "empty.pdb: expected a PDB or mmCIF"),
+        (["train", *training(folder), "-p", str(empty)], "empty.pdb: expected a PDB, mmCIF"),
         (
             ["train", *training(folder), "-p", str(folder / "md.dcd")],
-            "md.dcd: expected a PDB or mmCIF",
+            "md.dcd: expected a PDB, mmCIF",
         ),
         (["train", "-s", str(folder / "md.dcd"), *rest], "md.dcd: expected the XML of a System"),
         (["tune", "dw4", "-t", str(folder / "md.dcd")], "expected --output, since dw4 is no file"),
@@ -333,7 +333,9 @@ def test_a_topology_is_read_from_pdb_or_mmcif(tmp_path: Path) -> None:
         atoms = cli.read_topology(str(tmp_path / name)).atoms()
         assert [a.name for a in atoms] == [a.name for a in system.topology.atoms()]
     (tmp_path / "none.cif").write_text("data_x\n")
-    with pytest.raises(ValueError, match=r"none.cif: expected a PDB or mmCIF file, got"):
+    with pytest.raises(
+        ValueError, match=r"none.cif: expected a PDB, mmCIF, prmtop, psf or top file, got"
+    ):
         cli.read_topology(str(tmp_path / "none.cif"))
 
 
