@@ -101,11 +101,11 @@ def _nearly_alike(one: WeightedEnsemble, other: WeightedEnsemble) -> bool:
 
 def _check_independent(ensembles: Sequence[WeightedEnsemble]) -> None:
     """Raise ValueError if a sample with weight stands in two ensembles."""
-    seen: dict[bytes, int] = {}
+    seen: dict[int, int] = {}
     copies: dict[tuple[int, int], int] = {}
     for k, ensemble in enumerate(ensembles):
         alive = np.isfinite(ensemble.log_weights)
-        for key in {frame.tobytes() for frame in ensemble.positions[alive]}:
+        for key in {hash(frame.tobytes()) for frame in ensemble.positions[alive]}:
             first = seen.setdefault(key, k)
             if first != k:
                 copies[first, k] = copies.get((first, k), 0) + 1

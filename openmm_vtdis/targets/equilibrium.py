@@ -216,7 +216,7 @@ def check_apart(name: str, x: Tensor) -> None:
 
 def check_distinct(name: str, x: Tensor) -> None:
     """Warn of frames (n, M, D) of which most are copies of others."""
-    distinct = len({frame.numpy().tobytes() for frame in x.cpu()})
+    distinct = len({hash(frame.tobytes()) for frame in x.cpu().numpy()})
     if len(x) >= _FEW and 2 * distinct < len(x):
         logger.warning(
             "%s: of %d frames only %d are distinct; errors, and figures of held-out frames, take "

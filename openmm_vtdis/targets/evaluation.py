@@ -75,11 +75,15 @@ def energies_of(target: Any, x: Tensor) -> Tensor:
 def check_each_alone(name: str, target: Any, x: Tensor) -> None:
     """Check on a few of (n, M, D) that an energy is a function of its configuration alone.
 
+    Of an OpenMM System that was seen when the target was built.
+
     Raises
     ------
     ValueError
         If it changes with what else is in the batch, or between two calls.
     """
+    if isinstance(target, OpenMMTarget):
+        return
     some = x[:: max(1, len(x) // _FEW)][:_FEW]
     together = energies_of(target, some)
     again = torch.cat([energies_of(target, part) for part in some.flip(0).split(3)]).flip(0)
