@@ -32,6 +32,8 @@ from openmm_vtdis.targets.user_code import check_importable
 T = TypeVar("T")
 
 IMPLICIT_SOLVENTS = ("HCT", "OBC1", "OBC2", "GBn", "GBn2")
+_MOST_MOLECULES = 100_000
+"""Of a kind, in a file: a System here is a molecule or a few."""
 _CIF = (".cif", ".pdbx", ".mmcif")
 _AMBER = (".prmtop", ".parm7", ".prm7")
 
@@ -141,12 +143,26 @@ def _force_field_file(path: str, kind: str, include_dir: str | None) -> Any:
     if kind == "psf":
         return _guarded(path, "a CHARMM psf", app.CharmmPsfFile, path)
     if kind == "gromacs":
+        _guarded(path, "a GROMACS top", _check_numbers, path)
         folder = include_dir or str(Path(path).parent)
         return _guarded(path, "a GROMACS top", app.GromacsTopFile, path, includeDir=folder)
     raise ValueError(
         f"{path}: expected the XML of a System, or an AMBER, CHARMM or GROMACS file, got "
         f"{Path(path).suffix or 'none'}"
     )
+
+
+def _check_numbers(path: str) -> None:
+    """Refuse a top file of more molecules than anybody has, which OpenMM would make one by one."""
+    section = ""
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        words = line.split(";")[0].split()
+        if words and words[0].startswith("["):
+            section = "".join(words)
+        elif section == "[molecules]" and len(words) == 2 and words[1].isdecimal():
+            number = int(words[1]) if len(words[1]) < 20 else _MOST_MOLECULES + 1
+            if number > _MOST_MOLECULES:
+                raise ValueError(f"{words[1]} molecules of {words[0]}, of up to {_MOST_MOLECULES}")
 
 
 def _charmm(parameters: Sequence[str]) -> app.CharmmParameterSet:

@@ -95,6 +95,19 @@ def test_a_top_file_may_be_ambers(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("number", ["99999999999", "100001", "9" * 5_000])
+def test_more_molecules_than_anybody_has(number: str, folder: Path, tmp_path: Path) -> None:
+    """OpenMM makes them one by one, until the memory is full."""
+    text = (folder / "top.top").read_text()
+    path = tmp_path / "many.top"
+    path.write_text(text.replace("HOH 1\n", f"HOH {number}\n"))
+    for read in (reading.read_system, reading.read_topology):
+        with pytest.raises(ValueError, match=r"a GROMACS top, got .* molecules of HOH"):
+            read(str(path))
+    path.write_text(text.replace("HOH 1\n", "HOH 2 ; two\n"))
+    assert reading.read_topology(str(path)).getNumAtoms() == 6
+
+
 def test_what_is_missing_is_named(folder: Path) -> None:
     for read in (reading.read_system, reading.read_topology):
         with pytest.raises(FileNotFoundError, match=r"nowhere.prmtop: no such file"):
