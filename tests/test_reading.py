@@ -14,6 +14,7 @@ import openmm
 import pytest
 import torch
 from openmm import app, unit
+from scipy.io import netcdf_file
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, reading
 from openmm_vtdis.frames import read_frames
@@ -396,3 +397,18 @@ def test_weighted_samples_are_no_md(suffix: str, tmp_path: Path) -> None:
         assert len(read_frames("noise", tmp_path / "md.nc", space, None)) == 40
     with pytest.raises(ValueError, match="expected an array"):
         read_frames("noise", e, space, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_amber_netcdf_is_in_angstrom_times_its_scale(scale: float | None, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 3, 3)).astype(np.float32)
+    with netcdf_file(tmp_path / "md.nc", "w", version=2) as file:
+        for name, size in (("frame", None), ("atom", 3), ("spatial", 3)):
+            file.createDimension(name, size)
+        variable = file.createVariable("coordinates", "f4", ("frame", "atom", "spatial"))
+        if scale is not None:
+            variable.scale_factor = scale
+        variable[:] = 10.0 * x / (scale or 1.0)
+    space = Space(3, 3)
+    found = read_frames("train", tmp_path / "md.nc", space, None)
+    torch.testing.assert_close(found, space.project(torch.tensor(x).double()), atol=1e-6, rtol=0.0)
