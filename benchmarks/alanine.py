@@ -24,7 +24,8 @@ from benchmarks.run import CACHE, SAMPLE_SEED, TEST_SEED, fingerprint_of
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
-from openmm_vtdis.pretrained.reference import (
+from openmm_vtdis.storage.atomic import write_atomically
+from recipes.reference import (
     between_chains,
     chain_lengths,
     cis,
@@ -32,7 +33,6 @@ from openmm_vtdis.pretrained.reference import (
     left_handed,
     reference_frames,
 )
-from openmm_vtdis.storage import write_atomically
 
 LEAST = 10
 """Samples in a region of which a share is worth anything."""

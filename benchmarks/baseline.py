@@ -23,16 +23,16 @@ from torch import Tensor, nn
 
 from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.paths import reverse_paths
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.recording import AFTER
-from openmm_vtdis.diffusion.sampling import reverse_paths
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
-from openmm_vtdis.pretrained.train import compile_layers
+from openmm_vtdis.training.trainer import Trainer, TrainingConfig
+from recipes.train import compile_layers
 
 FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}
 """How the package's networks run; the baseline's are eager, in float32, always."""

@@ -21,9 +21,9 @@ from benchmarks.run import RESULTS, forward_part
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.plotting import ess_curve
-from openmm_vtdis.pretrained.reference import reference_frames
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage.atomic import write_atomically
 from openmm_vtdis.targets import double_well
+from recipes.reference import reference_frames
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000)
 NETWORK, N_ITERATIONS, BATCH_SIZE, N_STEPS, SEED = "egnn-3x64", 4_000, 256, 50, 51

@@ -22,14 +22,9 @@ from openmm import app
 
 from benchmarks.baseline import seconds
 from benchmarks.tables import write_table
-from openmm_vtdis.derivatives import differentiate_twice
-from openmm_vtdis.targets import (
-    BenchmarkSystem,
-    alanine_dipeptide,
-    double_well,
-    lennard_jones,
-)
-from openmm_vtdis.targets.batched import BatchedEnergy
+from openmm_vtdis.core.derivatives import differentiate_twice
+from openmm_vtdis.targets import BenchmarkSystem, alanine_dipeptide, double_well, lennard_jones
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 
 N_CONTEXT = 100
 FORCE_FIELDS = {

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.run import FIT_SEED, TEST_SEED, Bench, make_case
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionKernel
 
 
 @torch.no_grad()

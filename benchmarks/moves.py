@@ -26,9 +26,9 @@ from openmmtools import cache, mcmc, states
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.interop import DiffusionMove
-from openmm_vtdis.pretrained.recipes import build_system
-from openmm_vtdis.pretrained.reference import cis, dihedrals, left_handed
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage.atomic import write_atomically
+from recipes.reference import cis, dihedrals, left_handed
+from recipes.settings import build_system
 
 
 @dataclass

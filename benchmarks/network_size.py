@@ -32,9 +32,9 @@ from benchmarks.run import (
 )
 from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.pretrained.recipes import MODEL_SEED, RECIPES, build_system
-from openmm_vtdis.pretrained.reference import reference_frames
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage.atomic import write_atomically
+from recipes.reference import reference_frames
+from recipes.settings import MODEL_SEED, RECIPES, build_system
 
 NAME, RECIPE = "dw4", RECIPES["dw4"]
 SHIPPED = {RECIPES[name].network: name for name in ("dw4-small", NAME)}

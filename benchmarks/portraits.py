@@ -18,12 +18,13 @@ from openmm import unit
 
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
-from openmm_vtdis.diffusion import adaptive
+from openmm_vtdis.core.rng import make_generator
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import mbar
+from openmm_vtdis.mcmc.hmc import sample_hmc
 from openmm_vtdis.plotting import overlap_matrix, pareto_tail, step_cost, weight_distribution
-from openmm_vtdis.random import make_generator
-from openmm_vtdis.targets import OpenMMTarget, sample_hmc
+from openmm_vtdis.targets import OpenMMTarget
+from openmm_vtdis.tuning import adaptive_schedule
 
 NAME, HOTTER, SEED = "dw4", 3.0, 7
 
@@ -45,9 +46,13 @@ def draw_weights(ensembles: dict[str, WeightedEnsemble], figure: Figure) -> None
 def draw_cost(gen: DiffusionBoltzmannGenerator, x: torch.Tensor, figure: Figure) -> None:
     """Cost of a step over the noise level, measured as ``tune`` does; and the shipped grid."""
     times = gen.kernel.schedule.times
-    levels = Schedule.geometric(adaptive.N_LEVELS - 1, times[0], times[-1]).tensor
-    errors = adaptive.denoising_errors(gen.denoiser, x / gen.length, levels, make_generator(SEED))
-    step_cost(levels, adaptive.step_cost(levels, errors, gen.space.dim), times, figure.subplots())
+    levels = Schedule.geometric(adaptive_schedule.N_LEVELS - 1, times[0], times[-1]).tensor
+    errors = adaptive_schedule.denoising_errors(
+        gen.denoiser, x / gen.length, levels, make_generator(SEED)
+    )
+    step_cost(
+        levels, adaptive_schedule.step_cost(levels, errors, gen.space.dim), times, figure.subplots()
+    )
 
 
 def main() -> None:

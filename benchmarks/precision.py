@@ -20,7 +20,7 @@ from benchmarks.run import SAMPLE_SEED, TEST_SEED
 from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.ensemble import forward_ess, reverse_ess
-from openmm_vtdis.pretrained.reference import reference_frames
+from recipes.reference import reference_frames
 
 SIZES = {"dw4": (25, 4_000), "lj13": (50, 1_000), "aldp-800K": (100, 250)}
 """Steps, and samples in each direction."""

@@ -37,23 +37,23 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
-from openmm_vtdis.archive import describe_kernel
-from openmm_vtdis.diffusion.adaptive import adapt
+from openmm_vtdis.core.rng import make_generator
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
-from openmm_vtdis.diffusion.covariance.jacobian import tangent_basis
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.diffusion.fitting import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange, find_range
-from openmm_vtdis.diffusion.ode import Flow
+from openmm_vtdis.diffusion.flow import Flow
+from openmm_vtdis.diffusion.posteriors.jacobian import tangent_basis
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange, find_range
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.pretrained.recipes import RECIPES
-from openmm_vtdis.pretrained.reference import reference_frames
-from openmm_vtdis.random import make_generator
-from openmm_vtdis.storage import replacing, write_atomically
+from openmm_vtdis.generator.archive import describe_kernel
+from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture
+from openmm_vtdis.tuning.adaptive_schedule import adapt
+from openmm_vtdis.tuning.fit import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
+from openmm_vtdis.tuning.tune import collect
+from recipes.reference import reference_frames
+from recipes.settings import RECIPES
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs") / "benchmarks"

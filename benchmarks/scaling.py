@@ -28,14 +28,14 @@ from matplotlib.ticker import NullFormatter
 
 from benchmarks.tables import DOCS, named, write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.sampling import reverse_paths
+from openmm_vtdis.diffusion.paths import reverse_paths
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.generator.sharded import sample_to_file
 from openmm_vtdis.networks import EGNN
-from openmm_vtdis.shards import sample_to_file
 from openmm_vtdis.targets import double_well
 
 N_PARTICLES, BATCH, STEPS = 22, 32, 4

@@ -21,9 +21,9 @@ from benchmarks.baseline import seconds
 from benchmarks.tables import write_table
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange
-from openmm_vtdis.diffusion.sampling import reverse_paths
+from openmm_vtdis.diffusion.paths import reverse_paths
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 
 METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.run import AS_SHIPPED, CACHE, METHODS, RESULTS
 from openmm_vtdis.plotting import ess_curve, ess_versus_samples, eta_profile
-from openmm_vtdis.storage import write_atomically
+from openmm_vtdis.storage.atomic import write_atomically
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEAD = (

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from benchmarks.run import CACHE, Bench, Method, Row, make_case
 from benchmarks.tables import DOCS, write_table
-from openmm_vtdis.diffusion.covariance.classes import Isotropic
-from openmm_vtdis.diffusion.fitting import MeanGains, Trajectories, fit, fit_sgd, log_weights
+from openmm_vtdis.diffusion.covariance.constant import Isotropic
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.plotting import BLUE, GREEN, ORANGE, RED
+from openmm_vtdis.tuning.fit import MeanGains, Trajectories, fit, fit_sgd, log_weights
 
 N_STEPS, N_REPEATS = 100, 5
 CONVEX = (50, 100, 200, 400, 800, 1_600, 3_200, 16_000)

@@ -20,7 +20,7 @@ from openmmtools.testsystems import TolueneVacuum
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.ensemble.free_energy import statistical_inefficiency
+from openmm_vtdis.ensemble.bar import statistical_inefficiency
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile
 
 OUTPUT = Path("toluene-output")

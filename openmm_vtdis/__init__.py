@@ -12,9 +12,9 @@ importance weights stay flat, and draw weighted samples with exact trajectory we
 """
 
 from openmm_vtdis._version import __version__
-from openmm_vtdis.diffusion.tuning import TuningReport
 from openmm_vtdis.ensemble import Estimate, WeightedEnsemble
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.tuning.tune import TuningReport
 
 __all__ = [
     "DiffusionBoltzmannGenerator",

@@ -8,7 +8,7 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
     openmm-vtdis analyze samples.nc
 
 AMBER's prmtop (``-s molecule.prmtop --implicit-solvent OBC2``), CHARMM's psf and GROMACS's top are
-System and topology both, see :mod:`~openmm_vtdis.reading`.
+System and topology both, see :mod:`~openmm_vtdis.interop.system_files`.
 
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
 line go first. Exit codes: 0; 1 for a training that diverged, or a device without room for a single
@@ -32,13 +32,20 @@ from typing import Any
 
 import torch
 
-from openmm_vtdis import checks, pretrained
+from openmm_vtdis import pretrained
 from openmm_vtdis._version import __version__
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.forks import from_environment
 from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
-from openmm_vtdis.processes import from_environment, group, own_device
-from openmm_vtdis.reading import IMPLICIT_SOLVENTS, has_topology, read_system, read_topology
-from openmm_vtdis.shards import sample_to_file
+from openmm_vtdis.generator.sharded import sample_to_file
+from openmm_vtdis.interop.system_files import (
+    IMPLICIT_SOLVENTS,
+    has_topology,
+    read_system,
+    read_topology,
+)
+from openmm_vtdis.runtime.distributed import group, own_device
 from openmm_vtdis.targets import OpenMMTarget
 
 _DESCRIPTION = "Unbiased Boltzmann samples from diffusion models, for OpenMM."

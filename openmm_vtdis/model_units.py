@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.schedule import default_range
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import Target, energies_of
 from openmm_vtdis.topology import Handedness
 

@@ -34,7 +34,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 from scipy.special import boxcox
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.ensemble.diagnostics import check_log_weights, pareto_k
 
@@ -386,8 +386,8 @@ def step_cost(
     Parameters
     ----------
     levels, cost
-        (L,) each, as :func:`openmm_vtdis.diffusion.adaptive.step_cost` gives it: a step from t_n to
-        t_{n-1} costs C (log t_n / t_{n-1})^2 nats.
+        (L,) each, as :func:`openmm_vtdis.tuning.adaptive_schedule.step_cost` gives it: a step from
+        t_n to t_{n-1} costs C (log t_n / t_{n-1})^2 nats.
     times
         (N + 1,) levels of a grid, drawn as ticks.
     """

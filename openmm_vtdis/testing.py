@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
-from openmm_vtdis.random import Seed, make_generator
-from openmm_vtdis.targets.target import Target
-from openmm_vtdis.targets.validation import random_rotations
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.targets.base import Target
+from openmm_vtdis.targets.openmm.validation import random_rotations
 
 _DIFFERENCE_STEP = 1e-5
 _DIRECTIONS = 4

@@ -12,8 +12,8 @@ from hypothesis import settings
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
 
 settings.register_profile("always", max_examples=60, deadline=None, derandomize=True)

@@ -24,10 +24,11 @@ import openmm
 import torch
 from openmm import app, unit
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, reading
-from openmm_vtdis.frames import read_frames
-from openmm_vtdis.geometry import Space
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.interop import system_files
 from openmm_vtdis.topology import placeholder_topology
+from openmm_vtdis.topology.frames import read_frames
 from tests import potentials
 
 PACKED = "many.xtc"
@@ -164,13 +165,15 @@ def originals(folder: Path) -> dict[str, Callable[[str], object]]:
 
     parameters = [str(folder / "par.prm")]
     readers: dict[str, Callable[[str], object]] = {
-        "top.pdb": reading.read_topology,
-        "top.cif": reading.read_topology,
-        "top.psf": lambda path: reading.read_system(path, parameters=parameters),
-        "par.prm": lambda path: reading.read_system(str(folder / "top.psf"), parameters=[path]),
-        "top.top": reading.read_system,
-        "top.prmtop": reading.read_system,
-        "system.xml": reading.read_system,
+        "top.pdb": system_files.read_topology,
+        "top.cif": system_files.read_topology,
+        "top.psf": lambda path: system_files.read_system(path, parameters=parameters),
+        "par.prm": lambda path: system_files.read_system(
+            str(folder / "top.psf"), parameters=[path]
+        ),
+        "top.top": system_files.read_system,
+        "top.prmtop": system_files.read_system,
+        "system.xml": system_files.read_system,
         "samples.nc": WeightedEnsemble.load,
         "samples.npz": WeightedEnsemble.load,
         "fair.nc": md,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
-from openmm_vtdis.pretrained.recipes import build_system
+from recipes.settings import build_system
 
 FILE = Path(__file__).with_suffix(".json")
 N, N_STEPS = 4, 12

@@ -8,12 +8,18 @@ import pytest
 import torch
 from openmm import unit
 
-from openmm_vtdis import checks
-from openmm_vtdis.frames import read_frames
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.random import make_generator
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.units import (
+    GAS_CONSTANT,
+    kelvin,
+    nanometers,
+    temperature_for,
+    thermal_energy,
+)
 from openmm_vtdis.topology import placeholder_topology
-from openmm_vtdis.units import GAS_CONSTANT, kelvin, nanometers, temperature_for, thermal_energy
+from openmm_vtdis.topology.frames import read_frames
 
 
 def test_units() -> None:

@@ -21,12 +21,12 @@ import pytest
 from openmm import app
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, pretrained
-from openmm_vtdis.diffusion import tuning
-from openmm_vtdis.diffusion.training import Trainer
-from openmm_vtdis.storage import read_archive
+from openmm_vtdis.core.units import thermal_energy
+from openmm_vtdis.storage.archive import read_archive
 from openmm_vtdis.targets import alanine_dipeptide
 from openmm_vtdis.topology import placeholder_topology
-from openmm_vtdis.units import thermal_energy
+from openmm_vtdis.training.trainer import Trainer
+from openmm_vtdis.tuning import tune
 
 STIFFNESS, TEMPERATURE = 300.0, 300.0
 
@@ -229,7 +229,7 @@ def test_an_interrupted_tuning_leaves_the_archive(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tuning, "tune", interrupted)
+        patched.setattr(tune, "tune", interrupted)
         assert run(folder, *command) == 130
     error = capsys.readouterr().err
     assert error.endswith(f"{archive} is as it was. The same command begins again.\n")

@@ -22,17 +22,17 @@ from openmmtools import testsystems
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion import recording
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange
-from openmm_vtdis.diffusion.ode import ode_paths
-from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.flow import ode_paths
+from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.interop import DiffusionMove, score_force
-from openmm_vtdis.pretrained.train import compile_layers
-from openmm_vtdis.targets.batched import BatchedEnergy
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
+from recipes.train import compile_layers
 from tests.conftest import make_oracle, z_of_mean_weight
 from tests.targets.reference import configurations, system_of
 from tests.targets.test_molecular import FORCE_FIELDS, FORCES, N, geometries
@@ -278,7 +278,7 @@ def test_train_tune_sample_and_back_to_the_cpu(precision: str, tmp_path: Path) -
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openmm_vtdis.diffusion.training import Trainer
+    from openmm_vtdis.training.trainer import Trainer
 
     known = DiffusionBoltzmannGenerator.from_pretrained("dw4")
     frames = configurations(400, 4, 2)
@@ -315,7 +315,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 def test_recorded_steps_train_the_same(
     precision: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
+    from openmm_vtdis.training.trainer import Trainer, TrainingConfig
 
     found, losses = [], []
     for after in (10**9, 3):
@@ -339,7 +339,7 @@ def test_recorded_steps_train_the_same(
 
 
 def test_steps_of_training_do_not_wait_for_the_device() -> None:
-    from openmm_vtdis.diffusion.training import READ_EVERY, Trainer, TrainingConfig
+    from openmm_vtdis.training.trainer import READ_EVERY, Trainer, TrainingConfig
 
     gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
     frames = gen.space.standard_normal(500, torch.Generator(CUDA).manual_seed(0))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis.derivatives import Linearised
-from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
+from openmm_vtdis.core.derivatives import Linearised
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance.krylov import krylov_basis
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.diffusion.posteriors.jacobian import denoiser_jacobian
 
 
 def function(x: Tensor) -> Tensor:

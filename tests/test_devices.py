@@ -19,14 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import openmm_vtdis
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.covariance.base import MatrixScatter
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets.batched import BatchedEnergy
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from tests.targets.reference import system_of
 from tests.targets.test_molecular import FORCES, N
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmm_vtdis.eigen import eigh, in_threads
+from openmm_vtdis.core.eigh import eigh, in_threads
 
 
 @pytest.mark.parametrize("n", [1, 2, 37])

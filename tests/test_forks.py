@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, random
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.core import rng
 
 HEAD = """
 import multiprocessing, os, sys
@@ -87,7 +88,7 @@ def test_grandchildren_and_moves_have_numbers_of_their_own(tmp_path: Path) -> No
 def test_processes_of_a_launcher_that_were_seeded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     def fresh() -> int:
         torch.manual_seed(0)
-        return random.make_generator(None).initial_seed()
+        return rng.make_generator(None).initial_seed()
 
     alone = fresh()
     assert alone == fresh()
@@ -276,4 +277,4 @@ def test_what_may_stand_twice() -> None:
 
 
 def test_fork_entropy_is_of_forked_processes_only() -> None:
-    assert random.fork_entropy() == []
+    assert rng.fork_entropy() == []

@@ -23,15 +23,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from openmm_vtdis import (
-    DiffusionBoltzmannGenerator,
-    WeightedEnsemble,
-    archive,
-    cli,
-    shards,
-    storage,
-)
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, storage
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
+from openmm_vtdis.generator import archive, sharded
 from openmm_vtdis.targets import double_well, gaussian_mixture
 from openmm_vtdis.topology import placeholder_topology
 
@@ -366,7 +360,7 @@ def test_the_plan_of_a_run_of_shards(folder: Path) -> None:
     def check(content: bytes) -> None:
         file.write_bytes(content)
         try:
-            shards._check_plan(folder, plan)
+            sharded._check_plan(folder, plan)
         except ValueError as error:
             refused.append(str(error))
         else:
@@ -384,7 +378,7 @@ def test_documents_that_are_nested_too_deeply(folder: Path) -> None:
     deep = "[" * 100_000
     (folder / "plan.json").write_text(deep)
     with pytest.raises(ValueError, match="expected the plan of a run, got something else"):
-        shards._check_plan(folder, {})
+        sharded._check_plan(folder, {})
     (folder / "deep.toml").write_text(f"a = {deep}")
     with pytest.raises(ValueError, match=r"deep.toml: expected TOML, got maximum recursion"):
         cli.parse(["demo", "--config", str(folder / "deep.toml")])

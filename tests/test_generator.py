@@ -16,20 +16,16 @@ from openmm import unit
 from openmmtools.states import ThermodynamicState
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import Isotropic
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, mbar
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.pretrained.train import round_weights
-from openmm_vtdis.targets import (
-    OpenMMTarget,
-    double_well,
-    gaussian_mixture,
-    sample_hmc,
-)
+from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.targets import OpenMMTarget, double_well, gaussian_mixture
 from openmm_vtdis.topology import placeholder_topology
+from recipes.train import round_weights
 from tests.conftest import exact_generator, needs_python_force
 
 

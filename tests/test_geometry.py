@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
 
 SPACES = [Space(4, 2), Space(13, 3), Space(5, 1, centred=False)]
 

@@ -19,7 +19,8 @@ import json, sys
 import numpy as np, torch
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.ensemble import forward_ess, mbar
-from openmm_vtdis.targets import double_well, sample_hmc
+from openmm_vtdis.targets import double_well
+from openmm_vtdis.mcmc.hmc import sample_hmc
 
 found = []
 gen = DiffusionBoltzmannGenerator.from_pretrained("dw4-small")

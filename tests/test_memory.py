@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
 
 PROBE = """
 import resource
@@ -23,7 +23,7 @@ from openmm_vtdis.diffusion import denoiser
 
 if sys.argv[1] == "without":
     denoiser.keep_freed_memory = lambda: None
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks import EGNN
 
 torch.set_num_threads(1)

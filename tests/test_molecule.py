@@ -16,7 +16,7 @@ from openmmtools import testsystems
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.targets import OpenMMTarget, alanine_dipeptide
-from openmm_vtdis.targets.validation import check_structure
+from openmm_vtdis.targets.openmm.validation import check_structure
 
 TEMPERATURE = 800.0
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.targets import Target, double_well, energies_of, gaussian_mixture
 

@@ -15,10 +15,12 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
-from openmm_vtdis.diffusion.training import TrainingLog
-from openmm_vtdis.pretrained import train
-from openmm_vtdis.pretrained.recipes import RECIPES, TEST_SEED, TRAIN_SEED, build_system
-from openmm_vtdis.pretrained.reference import (
+from openmm_vtdis.core.units import thermal_energy
+from openmm_vtdis.mcmc.hmc import ConvergenceReport, ReferenceData
+from openmm_vtdis.targets import BenchmarkSystem
+from openmm_vtdis.training.trainer import TrainingLog
+from recipes import train
+from recipes.reference import (
     BARRIER,
     ROUND,
     basin_frames,
@@ -30,8 +32,7 @@ from openmm_vtdis.pretrained.reference import (
     training_frames,
     unbiased,
 )
-from openmm_vtdis.targets import BenchmarkSystem, ConvergenceReport, ReferenceData
-from openmm_vtdis.units import thermal_energy
+from recipes.settings import RECIPES, TEST_SEED, TRAIN_SEED, build_system
 from tests import pretrained_numbers
 from tests.pretrained_numbers import numbers
 

@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch import distributed
 
-from openmm_vtdis import processes, storage
+from openmm_vtdis import storage
+from openmm_vtdis.core.forks import from_environment
+from openmm_vtdis.runtime import distributed as processes
 from tests.diffusion.test_training import make_trainer
 
 SCRIPT = """
 import sys
 import torch
-from openmm_vtdis import processes
+from openmm_vtdis.runtime import distributed as processes
 from openmm_vtdis.storage import write_archive
 from tests.diffusion.test_training import make_trainer
 
@@ -135,11 +137,11 @@ def test_control_without_the_sum_of_gradients_two_processes_differ(
     """Control: process 0 of two that takes its half of the batch and sums with nobody."""
     alone, half = make_trainer(12), make_trainer(12)
     alone.run(progress=False)
-    monkeypatch.setattr("openmm_vtdis.processes.in_group", lambda: (0, 2))
-    monkeypatch.setattr("openmm_vtdis.processes.sum_over_group", lambda tensors: None)
-    monkeypatch.setattr("openmm_vtdis.processes.copy_from_first", lambda tensors: None)
-    monkeypatch.setattr("openmm_vtdis.processes.any_in_group", lambda flag, device: flag)
-    monkeypatch.setattr("openmm_vtdis.processes.all_alike", lambda text, device: True)
+    monkeypatch.setattr("openmm_vtdis.runtime.distributed.in_group", lambda: (0, 2))
+    monkeypatch.setattr("openmm_vtdis.runtime.distributed.sum_over_group", lambda tensors: None)
+    monkeypatch.setattr("openmm_vtdis.runtime.distributed.copy_from_first", lambda tensors: None)
+    monkeypatch.setattr("openmm_vtdis.runtime.distributed.any_in_group", lambda flag, device: flag)
+    monkeypatch.setattr("openmm_vtdis.runtime.distributed.all_alike", lambda text, device: True)
     half.run(progress=False)
     pairs = zip(
         alone.denoiser.state_dict().values(), half.denoiser.state_dict().values(), strict=True
@@ -150,16 +152,16 @@ def test_control_without_the_sum_of_gradients_two_processes_differ(
 def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert processes.from_environment() == (0, 1)
+    assert from_environment() == (0, 1)
     assert processes.own_device("cpu") == "cpu"
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_NTASKS", "8")  # of an allocation: srun has not started this one
-    assert processes.from_environment() == (0, 1)
+    assert from_environment() == (0, 1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    assert processes.from_environment() == (3, 8)
+    assert from_environment() == (3, 8)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert processes.from_environment() == (1, 2)
+    assert from_environment() == (1, 2)
     monkeypatch.setenv("LOCAL_RANK", "5")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert processes.own_device("cuda") == "cuda:1"

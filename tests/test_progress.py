@@ -7,7 +7,7 @@ import threading
 import pytest
 from tqdm import tqdm
 
-from openmm_vtdis.progress import progress_bar
+from openmm_vtdis.runtime.progress import progress_bar
 
 
 def work(show: bool) -> None:

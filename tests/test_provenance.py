@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.ensemble.provenance import about_flow, about_kernel
 from openmm_vtdis.model_units import ModelUnits
-from openmm_vtdis.provenance import about_flow, about_kernel
 from openmm_vtdis.targets import OpenMMTarget
 
 

@@ -16,11 +16,12 @@ import torch
 from openmm import app, unit
 from scipy.io import netcdf_file
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, reading
-from openmm_vtdis.frames import read_frames
-from openmm_vtdis.geometry import Space
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.interop import system_files
 from openmm_vtdis.targets import OpenMMTarget
 from openmm_vtdis.topology import placeholder_topology
+from openmm_vtdis.topology.frames import read_frames
 from tests import damage, potentials
 from tests.conftest import needs_python_force
 
@@ -41,7 +42,7 @@ def energy(system: openmm.System, x: np.ndarray) -> float:
     return context.getState(energy=True).getPotentialEnergy()._value
 
 
-@pytest.mark.parametrize("solvent", [None, *reading.IMPLICIT_SOLVENTS])
+@pytest.mark.parametrize("solvent", [None, *system_files.IMPLICIT_SOLVENTS])
 def test_amber(solvent: str | None, folder: Path) -> None:
     path = str(folder / "top.prmtop")
     file = app.AmberPrmtopFile(path)
@@ -49,8 +50,8 @@ def test_amber(solvent: str | None, folder: Path) -> None:
     expected = file.createSystem(
         nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False, implicitSolvent=kind
     )
-    system = reading.read_system(path, implicit_solvent=solvent)
-    topology = reading.read_topology(path)
+    system = system_files.read_system(path, implicit_solvent=solvent)
+    topology = system_files.read_topology(path)
     assert topology.getNumBonds() == file.topology.getNumBonds() > 0
     x = np.random.default_rng(0).normal(size=(system.getNumParticles(), 3))
     assert energy(system, x) == energy(expected, x)
@@ -62,13 +63,13 @@ def test_charmm_and_gromacs(folder: Path) -> None:
     with pytest.raises(
         ValueError, match="expected the files of CHARMM's parameters with it, got no"
     ):
-        reading.read_system(psf)
-    charmm = reading.read_system(psf, parameters=[str(folder / "par.prm")])
-    gromacs = reading.read_system(top)
+        system_files.read_system(psf)
+    charmm = system_files.read_system(psf, parameters=[str(folder / "par.prm")])
+    gromacs = system_files.read_system(top)
     _, x = potentials.water()
     for system, path in ((charmm, psf), (gromacs, top)):
         assert system.getNumConstraints() == 0
-        topology = reading.read_topology(path)
+        topology = system_files.read_topology(path)
         assert [atom.name for atom in topology.atoms()] == ["O", "H1", "H2"]
         assert topology.getNumBonds() == 2
         OpenMMTarget(system, topology).check_bound()
@@ -79,20 +80,20 @@ def test_charmm_and_gromacs(folder: Path) -> None:
     expected = 0.5 * k * sum((d - length) ** 2 for d in r) + bent
     assert energy(gromacs, x) == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="expected no implicit solvent, which OpenMM"):
-        reading.read_system(top, implicit_solvent="OBC2")
+        system_files.read_system(top, implicit_solvent="OBC2")
     with pytest.raises(ValueError, match="implicit_solvent: expected one of 'HCT'.* got 'water'"):
-        reading.read_system(psf, implicit_solvent="water", parameters=["x"])
+        system_files.read_system(psf, implicit_solvent="water", parameters=["x"])
     with pytest.raises(ValueError, match="expected no options of a force field with the XML"):
-        reading.read_system(str(folder / "system.xml"), implicit_solvent="OBC2")
+        system_files.read_system(str(folder / "system.xml"), implicit_solvent="OBC2")
 
 
 def test_a_top_file_may_be_ambers(folder: Path) -> None:
     copy = folder / "amber.top"
     copy.write_bytes((folder / "top.prmtop").read_bytes())
-    assert reading.has_topology(str(copy))
+    assert system_files.has_topology(str(copy))
     assert (
-        reading.read_system(str(copy)).getNumParticles()
-        == reading.read_topology(str(copy)).getNumAtoms()
+        system_files.read_system(str(copy)).getNumParticles()
+        == system_files.read_topology(str(copy)).getNumAtoms()
     )
 
 
@@ -102,26 +103,26 @@ def test_more_molecules_than_anybody_has(number: str, folder: Path, tmp_path: Pa
     text = (folder / "top.top").read_text()
     path = tmp_path / "many.top"
     path.write_text(text.replace("HOH 1\n", f"HOH {number}\n"))
-    for read in (reading.read_system, reading.read_topology):
+    for read in (system_files.read_system, system_files.read_topology):
         with pytest.raises(ValueError, match=r"a GROMACS top, got .* molecules of HOH"):
             read(str(path))
     path.write_text(text.replace("HOH 1\n", "HOH 2 ; two\n"))
-    assert reading.read_topology(str(path)).getNumAtoms() == 6
+    assert system_files.read_topology(str(path)).getNumAtoms() == 6
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:
-    for read in (reading.read_system, reading.read_topology):
+    for read in (system_files.read_system, system_files.read_topology):
         with pytest.raises(FileNotFoundError, match=r"nowhere.prmtop: no such file"):
             read("nowhere.prmtop")
     psf = str(folder / "top.psf")
     with pytest.raises(FileNotFoundError, match=r"nowhere.prm: no such file"):
-        reading.read_system(psf, parameters=["nowhere.prm"])
+        system_files.read_system(psf, parameters=["nowhere.prm"])
     with pytest.raises(
         ValueError, match="expected the XML of a System, or an AMBER, CHARMM or GRO"
     ):
-        reading.read_system(str(folder / "top.pdb"))
+        system_files.read_system(str(folder / "top.pdb"))
     with pytest.raises(ValueError, match="expected a PDB, mmCIF, prmtop, psf or top file"):
-        reading.read_topology(str(folder / "system.xml"))
+        system_files.read_topology(str(folder / "system.xml"))
 
 
 @pytest.mark.parametrize("text", ["300", "300K", "300 K", "300k", "300.0kelvin", " 3e2 Kelvin "])
@@ -144,9 +145,9 @@ def test_from_files_of_force_fields_to_an_archive(
     system = str(folder / f"top.{kind}")
     more = {"psf": ["--parameters", str(folder / "par.prm")]}.get(kind, [])
     more += {"prmtop": ["--implicit-solvent", "OBC2"]}.get(kind, [])
-    topology = reading.read_topology(system)
+    topology = system_files.read_topology(system)
     target = OpenMMTarget(
-        reading.read_system(
+        system_files.read_system(
             system,
             implicit_solvent="OBC2" if kind == "prmtop" else None,
             parameters=[str(folder / "par.prm")] if kind == "psf" else (),
@@ -248,7 +249,7 @@ def test_functions_that_cannot_be_imported_here(
     with pytest.raises(ValueError, match="expected a PythonForce whose function can be imported"):
         DiffusionBoltzmannGenerator.load(tmp_path / "a.vtdis", allow_pickle=True)
     with pytest.raises(ValueError, match="expected a PythonForce whose function can be imported"):
-        reading.read_system(str(tmp_path / "s.xml"), allow_pickle=True)
+        system_files.read_system(str(tmp_path / "s.xml"), allow_pickle=True)
     assert cli.main(["info", str(tmp_path / "a.vtdis"), "--allow-pickle"]) == 2
     assert "can be imported here" in capsys.readouterr().err
 

@@ -21,18 +21,14 @@ import openmm
 import pytest
 import torch
 
-from openmm_vtdis import (
-    DiffusionBoltzmannGenerator,
-    WeightedEnsemble,
-    cli,
-    shards,
-    storage,
-)
-from openmm_vtdis.ensemble import io
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.pretrained import reference
-from openmm_vtdis.shards import sample_to_file
-from openmm_vtdis.targets import OpenMMTarget, double_well, sample_hmc
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, storage
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.ensemble import files
+from openmm_vtdis.generator import sharded
+from openmm_vtdis.generator.sharded import sample_to_file
+from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.targets import OpenMMTarget, double_well
+from recipes import reference
 from tests.conftest import exact_generator
 from tests.diffusion.test_training import make_trainer
 
@@ -200,7 +196,7 @@ def test_process_that_finds_its_shards_joined_and_taken_away(
     gen: DiffusionBoltzmannGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process ends the run while this one draws a shard, or writes the plan of the run."""
-    path, draw, write = tmp_path / "samples.nc", gen.sample, shards.write_atomically
+    path, draw, write = tmp_path / "samples.nc", gen.sample, sharded.write_atomically
 
     def end_it() -> None:
         monkeypatch.undo()
@@ -214,7 +210,10 @@ def test_process_that_finds_its_shards_joined_and_taken_away(
         end_it()
         return write(name, content)
 
-    for owner, name, replacement in ((gen, "sample", drawn), (shards, "write_atomically", written)):
+    for owner, name, replacement in (
+        (gen, "sample", drawn),
+        (sharded, "write_atomically", written),
+    ):
         monkeypatch.setattr(owner, name, replacement)
         assert sample_to_file(gen, path, 30, shard_size=10, progress=False)
         assert sorted(tmp_path.iterdir()) == [path]
@@ -286,13 +285,13 @@ def test_joining_holds_one_shard_at_a_time(
 ) -> None:
     """The largest array that is written at once is a shard's."""
     sizes = []
-    append = io._append
+    append = files._append
 
     def counted(file: netCDF4.Dataset, arrays: dict[str, np.ndarray]) -> None:
         sizes.append(len(arrays["positions"]))
         append(file, arrays)
 
-    monkeypatch.setattr(io, "_append", counted)
+    monkeypatch.setattr(files, "_append", counted)
     sample_to_file(gen, tmp_path / "samples.nc", 100, shard_size=10, progress=False)
     assert max(sizes) == 10
 

@@ -13,11 +13,11 @@ from openmmtools import testsystems
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, storage
-from openmm_vtdis.derivatives import differentiate_twice
+from openmm_vtdis.core.derivatives import differentiate_twice
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture
-from openmm_vtdis.targets.validation import random_rotations
+from openmm_vtdis.targets.openmm.validation import random_rotations
 from openmm_vtdis.topology import (
     Handedness,
     bond_features,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, Target, double_well, lennard_jones
 from openmm_vtdis.testing import check_target
 from tests.targets.reference import all_pairs, configurations, system_of

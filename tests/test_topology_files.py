@@ -18,7 +18,7 @@ from openmm_vtdis.topology import (
     topology_from_json,
     topology_to_json,
 )
-from openmm_vtdis.topology.atoms import mass_of
+from openmm_vtdis.topology.graph import mass_of
 from tests.molecules import molecule
 
 NUMBERS = {"QQ": 1002, "QP": 1003}

@@ -11,15 +11,12 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.model_units import ModelUnits
-from openmm_vtdis.targets import (
-    GaussianMixture,
-    OpenMMTarget,
-)
-from openmm_vtdis.targets.validation import random_rotations
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget
+from openmm_vtdis.targets.openmm.validation import random_rotations
 from tests.conftest import exact_generator
 
 COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]

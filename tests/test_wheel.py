@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openmm_vtdis import __version__, pretrained
-from openmm_vtdis.pretrained.recipes import RECIPES
+from recipes.settings import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DIST_INFO = f"openmm_vtdis-{__version__}.dist-info"

@@ -1,0 +1,1 @@
+"""The diffusion: noise levels, denoisers, both processes, their paths, and the flow."""

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.memory import keep_freed_memory
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.runtime.allocator import keep_freed_memory
 
 _ODD_TOLERANCE = 1e-3
 """Relative: networks run in single precision."""

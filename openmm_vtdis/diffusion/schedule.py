@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def make_schedule(
 ) -> Schedule:
     """Return a :class:`Schedule` from a name ("geometric", "karras"), levels, or a schedule.
 
-    "adaptive" gives the geometric grid that :func:`~openmm_vtdis.diffusion.adaptive.adapt` begins
-    with.
+    "adaptive" gives the geometric grid that :func:`~openmm_vtdis.tuning.adaptive_schedule.adapt`
+    begins with.
 
     ``n_steps`` None: 100, or what the levels say.
 

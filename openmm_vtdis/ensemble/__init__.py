@@ -5,6 +5,7 @@ Nothing here knows how the samples were made; any importance sampler can use it.
 
 from __future__ import annotations
 
+from openmm_vtdis.ensemble.bar import FreeEnergy
 from openmm_vtdis.ensemble.diagnostics import (
     Diagnostics,
     Estimate,
@@ -13,8 +14,7 @@ from openmm_vtdis.ensemble.diagnostics import (
     reverse_ess,
 )
 from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
-from openmm_vtdis.ensemble.free_energy import FreeEnergy
-from openmm_vtdis.ensemble.multistate import PooledEnsemble, mbar
+from openmm_vtdis.ensemble.mbar import PooledEnsemble, mbar
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 
 __all__ = [

@@ -25,7 +25,8 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
     log_weights
         (n,) float64, read-only.
     proposal
-        Digest of the proposal density (:mod:`~openmm_vtdis.provenance`); None if it is not known.
+        Digest of the proposal density (:mod:`~openmm_vtdis.ensemble.provenance`); None if it is not
+        known.
 
     Raises
     ------

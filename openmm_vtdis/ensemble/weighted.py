@@ -30,7 +30,10 @@ from numpy.typing import ArrayLike
 from openmm import app, unit
 from scipy.special import logsumexp
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.core.units import nanometers
+from openmm_vtdis.ensemble.bar import FreeEnergy, bar
 from openmm_vtdis.ensemble.diagnostics import (
     Array,
     Diagnostics,
@@ -41,15 +44,12 @@ from openmm_vtdis.ensemble.diagnostics import (
     quiet,
     reverse_ess,
 )
-from openmm_vtdis.ensemble.free_energy import FreeEnergy, bar
-from openmm_vtdis.ensemble.io import Contents, read_ensemble, write_colvar, write_ensemble
+from openmm_vtdis.ensemble.files import Contents, read_ensemble, write_colvar, write_ensemble
 from openmm_vtdis.ensemble.notes import json_copy, kept, parts, pooled, says
 from openmm_vtdis.ensemble.pooling import check_poolable
 from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
-from openmm_vtdis.quiet import quiet_pymbar
-from openmm_vtdis.random import Seed, make_generator
+from openmm_vtdis.runtime.optional_imports import quiet_pymbar
 from openmm_vtdis.topology import mdtraj_topology, placeholder_topology
-from openmm_vtdis.units import nanometers
 
 _OF_ALL_DRAWS = ("log_z", "free_energy", "mbar", "analyze")
 """Estimates to which samples without weight matter."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openmm_vtdis.interop.force import score_force
-from openmm_vtdis.interop.mcmc import DiffusionMove
+from openmm_vtdis.interop.openmmtools import DiffusionMove
+from openmm_vtdis.interop.score_force import score_force
 
 __all__ = ["DiffusionMove", "score_force"]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from openmm_vtdis import checks
-from openmm_vtdis.defaults import package_defaults
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.defaults import package_defaults
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks.egnn import EGNN, EGNNLayer
 from openmm_vtdis.networks.mlp import MLP
 

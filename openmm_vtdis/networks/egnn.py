@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
 from openmm_vtdis.networks.embedding import NoiseEmbedding, RadialBasis
 from openmm_vtdis.networks.pair_head import PairHead
 

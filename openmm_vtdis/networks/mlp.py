@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
 from openmm_vtdis.networks.embedding import NoiseEmbedding
 
 

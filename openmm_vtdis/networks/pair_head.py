@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
 from openmm_vtdis.networks.embedding import NoiseEmbedding, RadialBasis
 
 N_COEFFICIENTS = 4

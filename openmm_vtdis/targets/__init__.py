@@ -1,37 +1,33 @@
 """Targets: a System and a temperature become reduced energies u(x), for batches of configurations.
 
-=========================  ==================================================================
-module                     what it holds
-=========================  ==================================================================
-``target``                 the ``Target`` interface; ``OpenMMTarget``: validation and fallback
-``contexts``               a pool of OpenMM Contexts: the truth
-``batched``, ``lepton``    the same System as batched torch: speed, checked against a Context
-``validation``, ``binding``  what a System must satisfy
-``user_code``              forces that run code of the user's
-``evaluation``             energies of any target, as weights need them
-``terms``, ``translators`` one term and one translator for each kind of force
-``systems``, ``mixture``   benchmark systems: DW-4, LJ-n, ALDP; Gaussian mixtures
-``hmc``                    reference samples
-=========================  ==================================================================
+=====================  ==================================================================
+module                 what it holds
+=====================  ==================================================================
+``base``               the ``Target`` interface
+``openmm``             the density of a System: translated to torch, or by Contexts
+``evaluation``         energies of any target, as weights need them
+``binding``            whether Z is finite
+``frame_checks``       whether frames can be of this density
+``benchmark_systems``  DW-4, LJ-n, ALDP
+``mixture``            Gaussian mixtures
+=====================  ==================================================================
 """
 
-from openmm_vtdis.targets.evaluation import energies_of
-from openmm_vtdis.targets.hmc import ConvergenceReport, ReferenceData, sample_hmc
-from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
-from openmm_vtdis.targets.systems import (
+from openmm_vtdis.targets.base import Target, check_is_target
+from openmm_vtdis.targets.benchmark_systems import (
     BenchmarkSystem,
     alanine_dipeptide,
     double_well,
     lennard_jones,
 )
-from openmm_vtdis.targets.target import OpenMMTarget, Target, check_is_target
+from openmm_vtdis.targets.evaluation import energies_of
+from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
+from openmm_vtdis.targets.openmm.target import OpenMMTarget
 
 __all__ = [
     "BenchmarkSystem",
-    "ConvergenceReport",
     "GaussianMixture",
     "OpenMMTarget",
-    "ReferenceData",
     "Target",
     "alanine_dipeptide",
     "check_is_target",
@@ -39,5 +35,4 @@ __all__ = [
     "energies_of",
     "gaussian_mixture",
     "lennard_jones",
-    "sample_hmc",
 ]

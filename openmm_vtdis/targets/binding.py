@@ -27,10 +27,10 @@ import torch
 from openmm import app
 from torch import Tensor
 
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.random import make_generator
-from openmm_vtdis.targets.user_code import all_forces, user_forces
-from openmm_vtdis.topology.atoms import bonded_graph, name_of
+from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.targets.openmm.user_code import all_forces, user_forces
+from openmm_vtdis.topology.graph import bonded_graph, name_of
 
 logger = logging.getLogger(__name__)
 

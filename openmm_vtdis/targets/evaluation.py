@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_vtdis.targets.agreement import same_energy
-from openmm_vtdis.targets.target import OpenMMTarget
+from openmm_vtdis.targets.base import same_energy
+from openmm_vtdis.targets.openmm.target import OpenMMTarget
 
 logger = logging.getLogger(__name__)
 

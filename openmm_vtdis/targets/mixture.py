@@ -2,7 +2,7 @@ r"""Gaussian mixtures: the target about which everything is known.
 
     pi(x) = sum_k w_k N_x(x; m_k, v_k I),          u(x) = -log pi(x)
 
-N_x is the Gaussian of a :class:`~openmm_vtdis.geometry.Space`. The density is normalised, so that
+N_x is the Gaussian of a :class:`~openmm_vtdis.core.space.Space`. The density is normalised, so that
 log Z = 0 exactly; it can be sampled exactly; and noised by a Gaussian it stays a mixture (v_k grows
 by t^2), which makes its denoiser exact as well. That makes it the oracle of the tests.
 
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.random import Seed, make_generator
-from openmm_vtdis.targets.target import Target
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.targets.base import Target
 
 _ArrayLike = Tensor | np.ndarray | list[float]
 

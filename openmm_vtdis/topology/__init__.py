@@ -3,22 +3,23 @@
 ======================  ===================================================================
 module                  what it holds
 ======================  ===================================================================
-``atoms``               atoms and bonds as a graph; the same atoms in a trajectory?
+``graph``               atoms and bonds as a graph, for networks too; the same in a trajectory?
 ``symmetry``            labels: equivalent atoms share one
 ``stereochemistry``     stereocentres, and folding mirror images
-``features``            elements and bonds, for networks
 ``particles``           all of these in one object
-``documents``           a Topology as JSON
+``json``                a Topology as JSON
+``frames``              configurations from trajectories and arrays
 ======================  ===================================================================
 """
 
-from openmm_vtdis.topology.atoms import (
+from openmm_vtdis.topology.graph import (
+    bond_features,
     check_trajectory_topology,
+    element_features,
     mdtraj_topology,
     placeholder_topology,
 )
-from openmm_vtdis.topology.documents import check_storable, topology_from_json, topology_to_json
-from openmm_vtdis.topology.features import bond_features, element_features
+from openmm_vtdis.topology.json import check_storable, topology_from_json, topology_to_json
 from openmm_vtdis.topology.particles import Particles
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
 from openmm_vtdis.topology.symmetry import (

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from openmm import app
 from torch import Tensor
 
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.topology.atoms import bonded_graph
-from openmm_vtdis.topology.features import bond_features, element_features
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.topology.graph import bond_features, bonded_graph, element_features
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
 from openmm_vtdis.topology.symmetry import check_labels, exchangeable_pairs, symmetry_labels
 

@@ -35,7 +35,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
-from openmm_vtdis.topology.atoms import bonded_graph, name_of
+from openmm_vtdis.topology.graph import bonded_graph, name_of
 
 _STABLE_PYRAMIDS = ("S", "P")
 """Elements whose centres of three neighbours do not invert."""

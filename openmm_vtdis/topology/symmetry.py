@@ -23,8 +23,8 @@ import networkx as nx
 import numpy as np
 from openmm import app
 
-from openmm_vtdis import checks
-from openmm_vtdis.topology.atoms import bonded_graph, name_of
+from openmm_vtdis.core import checks
+from openmm_vtdis.topology.graph import bonded_graph, name_of
 
 
 def symmetry_labels(topology: app.Topology) -> np.ndarray:

@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.diffusion.adaptive import (
-    adapt,
-    denoising_errors,
-    equal_shares,
-    step_cost,
-)
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import gaussian_mixture
+from openmm_vtdis.tuning.adaptive_schedule import adapt, denoising_errors, equal_shares, step_cost
 
 WIDTHS = torch.tensor([0.05, 0.3, 0.3, 1.0, 1.5, 2.0], dtype=torch.float64)
 LEVELS = torch.logspace(-3, 1.5, 200, dtype=torch.float64)

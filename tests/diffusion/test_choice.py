@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion import choice
-from openmm_vtdis.diffusion.choice import Pilot, candidates, explain, price, run_pilots
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange
-from openmm_vtdis.diffusion.sampling import forward_paths
+from openmm_vtdis.diffusion.paths import forward_paths
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
+from openmm_vtdis.tuning import select_covariance
+from openmm_vtdis.tuning.select_covariance import Pilot, candidates, explain, price, run_pilots
 from tests.conftest import Oracle, exact_generator, make_oracle
 
 GRID = Schedule.geometric(12, 0.03, 15.0)
@@ -84,12 +84,14 @@ def test_the_same_seed_makes_the_same_pilots_and_all_see_the_same_noise() -> Non
 def test_the_price_counts_steps_of_either_kind() -> None:
     oracle = make_oracle(4, 2, True)
     kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
-    second = 1.0 + 6 * choice.DIMENSION
+    second = 1.0 + 6 * select_covariance.DIMENSION
     assert price(kernel, "isotropic") == 12.0
-    assert price(kernel, "pairwise") == pytest.approx(12.0 * choice.PAIRWISE)
+    assert price(kernel, "pairwise") == pytest.approx(12.0 * select_covariance.PAIRWISE)
     assert price(kernel, "hessian") == pytest.approx(12.0 * second)
     below = kernel.with_laplace(LaplaceRange(GRID.times[4]), jump=False)
-    assert price(below, "pairwise") == pytest.approx(4.0 * second + 8.0 * choice.PAIRWISE)
+    assert price(below, "pairwise") == pytest.approx(
+        4.0 * second + 8.0 * select_covariance.PAIRWISE
+    )
     assert Pilot(1.0, 12.0).log_yield > Pilot(1.0, 20.0).log_yield
     assert Pilot(1.0, 200.0).log_yield > Pilot(8.0, 12.0).log_yield
 
@@ -120,7 +122,7 @@ def test_tune_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         rigged = {
             kind: Pilot(0.1 if kind == favourite else 5.0, 8.0) for kind in ("isotropic", "hessian")
         }
-        monkeypatch.setattr(choice, "run_pilots", lambda *args, rigged=rigged: rigged)
+        monkeypatch.setattr(select_covariance, "run_pilots", lambda *args, rigged=rigged: rigged)
         assert gen.tune(frames, 8, n_trajectories=200, progress=False).covariance == favourite
         assert (gen.kernel.laplace is not None) == (favourite == "hessian")
     assert gen.tune(frames, 8, "isotropic", n_trajectories=200, progress=False).reason is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import (
     Block,
     ClassCovariance,
@@ -20,7 +21,6 @@ from openmm_vtdis.diffusion.covariance import (
     make_covariance,
 )
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 
 GRID = Schedule.geometric(4, 0.1, 5.0)
 SPACES = [Space(5, 2), Space(5, 3), Space(5, 1, centred=False)]

@@ -9,16 +9,10 @@ import torch
 
 from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
 from openmm_vtdis.diffusion.covariance.base import roughness
-from openmm_vtdis.diffusion.fitting import (
-    Trajectories,
-    fit,
-    fit_sgd,
-    log_weights,
-    objective_value,
-)
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.sampling import forward_paths
+from openmm_vtdis.diffusion.paths import forward_paths
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.tuning.fit import Trajectories, fit, fit_sgd, log_weights, objective_value
 from tests.conftest import Oracle, make_oracle
 
 GRID = Schedule.geometric(12, 0.05, 10.0)

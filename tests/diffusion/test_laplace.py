@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.diffusion import laplace
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.diffusion.covariance import Energy, make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import (
+from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors import laplace
+from openmm_vtdis.diffusion.posteriors.laplace import (
     JUMP_COST,
     TRUST_RADIUS,
     LaplaceRange,
     find_range,
     laplace_posterior,
 )
-from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.mcmc.hmc import sample_hmc
 from openmm_vtdis.model_units import ModelUnits
-from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well, sample_hmc
-from openmm_vtdis.targets.validation import random_rotations
-from openmm_vtdis.units import thermal_energy
+from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well
+from openmm_vtdis.targets.openmm.validation import random_rotations
 from tests.conftest import Oracle, exact_generator, make_oracle, z_of_mean_weight
 from tests.molecules import molecule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openmm_vtdis.diffusion.ode import ode_paths, tangent_basis
+from openmm_vtdis.diffusion.flow import ode_paths, tangent_basis
 from openmm_vtdis.diffusion.schedule import Schedule
 from tests.conftest import Oracle, make_oracle
 

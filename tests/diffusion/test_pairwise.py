@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from openmm_vtdis.core.space import LOG_2PI, Space
 from openmm_vtdis.diffusion.covariance import ReverseStep, make_covariance
-from openmm_vtdis.diffusion.covariance.pairwise import pair_laplacian, posterior_shape
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.pair_training import new_pair_head
-from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors.pairwise import pair_laplacian, posterior_shape
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
-from openmm_vtdis.geometry import LOG_2PI, Space
 from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.networks.pair_head import PairHead, pair_indices
-from openmm_vtdis.targets.validation import random_rotations
+from openmm_vtdis.targets.openmm.validation import random_rotations
+from openmm_vtdis.training.pair_head import new_pair_head
+from openmm_vtdis.training.trainer import Trainer, TrainingConfig
 from tests.conftest import make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(12, 0.03, 15.0)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.fitting import MeanGains, Trajectories, fit
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange
-from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
+from openmm_vtdis.tuning.fit import MeanGains, Trajectories, fit
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)

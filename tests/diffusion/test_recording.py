@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.diffusion import recording, sampling
+from openmm_vtdis.diffusion import paths, recording
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.laplace import LaplaceRange
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.recording import RecordedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
+from openmm_vtdis.training.trainer import Trainer, TrainingConfig
 from tests.conftest import make_oracle
 from tests.tape import Tape, TapedRecording
 
@@ -142,8 +142,8 @@ def test_chains_of_a_recorded_denoiser_are_the_same(
         seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         half_precision = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
         with half_precision:
-            there = sampling.reverse_paths(kernel, 7, seeds[0], 4, progress=False)
-            back = sampling.forward_paths(kernel, frames, seeds[1], None, 2, progress=False)
+            there = paths.reverse_paths(kernel, 7, seeds[0], 4, progress=False)
+            back = paths.forward_paths(kernel, frames, seeds[1], None, 2, progress=False)
         return [there.x, there.log_ratio, back.log_ratio]
 
     eager = chains()
@@ -170,7 +170,7 @@ def test_a_recording_that_computes_nothing_would_be_seen(
     for kind in (TapedRecording, Stale):
         monkeypatch.setattr(recording, "Recording", kind)
         seed = torch.Generator().manual_seed(1)
-        found.append(sampling.reverse_paths(kernel, 4, seed, 4, progress=False).log_ratio)
+        found.append(paths.reverse_paths(kernel, 4, seed, 4, progress=False).log_ratio)
     assert float((found[0] - found[1]).abs().min()) > 1e-2
 
 
@@ -258,11 +258,11 @@ def test_large_batches_and_process_groups_train_without_recordings(
     assert not tapes
     monkeypatch.setattr(recording, "MOST_PAIRS", 16 * 4**2)
     with monkeypatch.context() as patch:
-        patch.setattr("openmm_vtdis.processes.in_group", lambda: (0, 2))
-        patch.setattr("openmm_vtdis.processes.sum_over_group", lambda values: None)
-        patch.setattr("openmm_vtdis.processes.copy_from_first", lambda values: None)
-        patch.setattr("openmm_vtdis.processes.all_alike", lambda *_: True)
-        patch.setattr("openmm_vtdis.processes.any_in_group", lambda value, _: value)
+        patch.setattr("openmm_vtdis.runtime.distributed.in_group", lambda: (0, 2))
+        patch.setattr("openmm_vtdis.runtime.distributed.sum_over_group", lambda values: None)
+        patch.setattr("openmm_vtdis.runtime.distributed.copy_from_first", lambda values: None)
+        patch.setattr("openmm_vtdis.runtime.distributed.all_alike", lambda *_: True)
+        patch.setattr("openmm_vtdis.runtime.distributed.any_in_group", lambda value, _: value)
         trained()
     assert not tapes
     trained()

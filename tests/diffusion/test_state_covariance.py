@@ -9,27 +9,21 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
-from openmm_vtdis.diffusion.covariance.hessian import energy_derivatives
-from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
-from openmm_vtdis.diffusion.covariance.state import EigenScatter, StateCovariance
+from openmm_vtdis.diffusion.covariance.state_dependent import EigenScatter, StateCovariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
-from openmm_vtdis.diffusion.fitting import (
-    Trajectories,
-    fit,
-    fit_sgd,
-    log_weights,
-    objective_value,
-)
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.sampling import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors.hessian import energy_derivatives
+from openmm_vtdis.diffusion.posteriors.jacobian import denoiser_jacobian
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.tuning import collect
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.mcmc.hmc import sample_hmc
 from openmm_vtdis.networks import EGNN
-from openmm_vtdis.targets import sample_hmc
-from openmm_vtdis.targets.validation import random_rotations
+from openmm_vtdis.targets.openmm.validation import random_rotations
+from openmm_vtdis.tuning.fit import Trajectories, fit, fit_sgd, log_weights, objective_value
+from openmm_vtdis.tuning.tune import collect
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(12, 0.03, 15.0)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from openmm_vtdis.diffusion import training
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.training import Trainer, TrainingConfig
 from openmm_vtdis.networks import EGNN
-from openmm_vtdis.storage import read_archive
+from openmm_vtdis.storage.archive import read_archive
+from openmm_vtdis.training import trainer as training
+from openmm_vtdis.training.trainer import Trainer, TrainingConfig
 from tests.conftest import make_oracle
 
 ORACLE = make_oracle(3, 2, True)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion import tuning
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.fitting import Fit, Trajectories
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.diffusion.tuning import TuningConfig, TuningReport
+from openmm_vtdis.tuning import tune
+from openmm_vtdis.tuning.fit import Fit, Trajectories
+from openmm_vtdis.tuning.tune import TuningConfig, TuningReport
 from tests.conftest import make_oracle
 
 ORACLE = make_oracle(3, 2, True)
@@ -25,7 +25,7 @@ def tuned(held_out: Tensor) -> TuningReport:
     family = make_covariance("isotropic", ORACLE.space, [0, 1, 2])
     generator = torch.Generator().manual_seed(2)
     frames = ORACLE.sample(800, seed=0)
-    return tuning.tune(
+    return tune.tune(
         kernel, [family], ORACLE.reduced_energy, frames, held_out, generator,
         TuningConfig(n_trajectories=1_000), "geometric", progress=False,
     )[1]  # fmt: skip
@@ -42,13 +42,13 @@ def test_the_report_is_on_the_held_out_frames() -> None:
 def test_the_fit_is_stopped_by_trajectories_that_it_does_not_see(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fit, seen = tuning.fit, []
+    fit, seen = tune.fit, []
 
     def watched(family: Any, train: Trajectories, *rest: Any) -> Fit[Any]:
         seen.append((train.base, rest[-1].base))
         return fit(family, train, *rest)
 
-    monkeypatch.setattr(tuning, "fit", watched)
+    monkeypatch.setattr(tune, "fit", watched)
     tuned(ORACLE.sample(200, seed=1))
     ((train, validation),) = seen
     assert (len(train), len(validation)) == (700, 100)

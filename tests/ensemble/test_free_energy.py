@@ -14,10 +14,10 @@ from openmm import unit
 from openmmtools.states import ThermodynamicState
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import Estimate, FreeEnergy, mbar
-from openmm_vtdis.ensemble.free_energy import bar
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.ensemble.bar import bar
 from openmm_vtdis.targets import GaussianMixture
 from tests.conftest import exact_generator, springs
 
@@ -417,7 +417,7 @@ def test_pymbar_leaves_no_trace() -> None:
     bar(*work(50, 0.5, 9))
     assert np.geterr() == before
     code = (
-        "import numpy as np; from openmm_vtdis.ensemble.free_energy import bar;"
+        "import numpy as np; from openmm_vtdis.ensemble.bar import bar;"
         "x = np.random.default_rng(0).normal(size=50); bar(x - 0.5, x + 0.5)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

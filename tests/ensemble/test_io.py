@@ -19,7 +19,7 @@ from openmmtools import testsystems
 
 from openmm_vtdis import storage
 from openmm_vtdis.ensemble import WeightedEnsemble
-from openmm_vtdis.ensemble.io import _checksum
+from openmm_vtdis.ensemble.files import _checksum
 from openmm_vtdis.topology import placeholder_topology, topology_to_json
 
 SUFFIXES = (".nc", ".npz")
@@ -121,7 +121,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage.os, "replace", fail)
+    monkeypatch.setattr(storage.atomic.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         particles[:2].save(path)
     assert os.listdir(tmp_path) == [path.name]

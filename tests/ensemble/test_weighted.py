@@ -16,13 +16,7 @@ from hypothesis.extra import numpy as npst
 from openmm import unit
 from openmmtools.states import ThermodynamicState
 
-from openmm_vtdis.ensemble import (
-    Diagnostics,
-    WeightedEnsemble,
-    forward_ess,
-    pareto_k,
-    reverse_ess,
-)
+from openmm_vtdis.ensemble import Diagnostics, WeightedEnsemble, forward_ess, pareto_k, reverse_ess
 from openmm_vtdis.targets import double_well
 from openmm_vtdis.topology import placeholder_topology
 

@@ -14,11 +14,11 @@ import torch
 from openmm import app, unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.interop import score_force
 from openmm_vtdis.targets import GaussianMixture
-from openmm_vtdis.units import thermal_energy
 from tests.conftest import exact_generator, needs_python_force
 
 SIGMA, LENGTH, KT = 0.35, 0.7, thermal_energy(300.0)

@@ -21,12 +21,13 @@ from pymbar import timeseries
 from scipy.stats import ks_2samp
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
+from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.interop import DiffusionMove
-from openmm_vtdis.interop import mcmc as module
-from openmm_vtdis.targets import double_well, sample_hmc
+from openmm_vtdis.interop import openmmtools as module
+from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.targets import double_well
 from openmm_vtdis.topology import Handedness, stereocentres, symmetry_labels
-from openmm_vtdis.units import thermal_energy
 from tests.molecules import molecule
 
 TEMPERATURE, STIFFNESS = 300.0, 300.0

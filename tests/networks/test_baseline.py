@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baseline import EdgeListEGNN, sample
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
-from openmm_vtdis.diffusion.sampling import reverse_paths
+from openmm_vtdis.diffusion.paths import reverse_paths
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.networks import EGNN
 
 

@@ -18,12 +18,13 @@ from openmmtools import cache, states
 from scipy import stats
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.ensemble import Estimate
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.interop import DiffusionMove
-from openmm_vtdis.interop import mcmc as module
-from openmm_vtdis.targets import GaussianMixture, sample_hmc
-from openmm_vtdis.units import thermal_energy
+from openmm_vtdis.interop import openmmtools as module
+from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.targets import GaussianMixture
 from tests.conftest import springs
 from tests.statistical.judge import collect, faults
 

@@ -17,9 +17,9 @@ import torch
 from scipy import stats
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import Estimate, mbar
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
 from tests.conftest import springs
 from tests.statistical.judge import collect, fault, faults, seen

@@ -23,9 +23,9 @@ from scipy import stats
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.diffusion.kernel import DiffusionKernel
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.ensemble import mbar
-from openmm_vtdis.geometry import Space
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture
 from tests.conftest import exact_generator

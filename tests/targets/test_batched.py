@@ -9,11 +9,12 @@ import openmm
 import pytest
 import torch
 
-from openmm_vtdis.derivatives import differentiate_twice
-from openmm_vtdis.targets import Target, batched, lennard_jones, terms
-from openmm_vtdis.targets.batched import BatchedEnergy
-from openmm_vtdis.targets.internal import distance
-from openmm_vtdis.targets.terms import Sum, Term, Untranslatable, translates
+from openmm_vtdis.core.derivatives import differentiate_twice
+from openmm_vtdis.targets import Target, lennard_jones
+from openmm_vtdis.targets.openmm import terms, torch_energy
+from openmm_vtdis.targets.openmm.term_geometry import distance
+from openmm_vtdis.targets.openmm.terms import Sum, Term, Untranslatable, translates
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from tests.targets.reference import (
     all_pairs,
     bonds,
@@ -225,7 +226,7 @@ def test_chunks_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> No
     x = 2 * configurations(25, 13)
     energy = BatchedEnergy(system)
     whole = (*energy.energy_and_force(x), *energy.derivatives(x))
-    monkeypatch.setitem(batched._CHUNK_ELEMENTS, "cpu", 78 * 4)  # 78 pairs: 4 samples at once
+    monkeypatch.setitem(torch_energy._CHUNK_ELEMENTS, "cpu", 78 * 4)  # 78 pairs: 4 samples at once
     pieces = (*energy.energy_and_force(x), *energy.derivatives(x))
     for a, b in zip(whole, pieces, strict=True):
         assert torch.allclose(a, b, rtol=1e-13)

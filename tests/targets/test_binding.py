@@ -13,7 +13,7 @@ from openmm import app, unit
 from scipy.integrate import quad
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets import (
     GaussianMixture,
     OpenMMTarget,

@@ -8,7 +8,7 @@ import openmm
 import pytest
 import torch
 
-from openmm_vtdis.targets.contexts import ContextPool
+from openmm_vtdis.targets.openmm.contexts import ContextPool
 from tests.targets.reference import all_pairs, by_openmm, configurations, many_body, system_of
 
 LENNARD_JONES = "4*(r^-12-r^-6)"

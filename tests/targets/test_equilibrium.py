@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.units import thermal_energy
+from openmm_vtdis.mcmc.hmc import sample_hmc
 from openmm_vtdis.targets import (
     GaussianMixture,
     OpenMMTarget,
     Target,
     alanine_dipeptide,
     gaussian_mixture,
-    sample_hmc,
 )
-from openmm_vtdis.targets.equilibrium import (
+from openmm_vtdis.targets.frame_checks import (
     _spread_at_rest,
     check_equilibrium,
     check_exploded,
@@ -30,7 +31,6 @@ from openmm_vtdis.targets.equilibrium import (
     virial_ratio,
 )
 from openmm_vtdis.topology.particles import Particles
-from openmm_vtdis.units import thermal_energy
 from tests.targets.reference import system_of
 
 STIFFNESS = 800.0

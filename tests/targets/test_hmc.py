@@ -10,10 +10,10 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import GaussianMixture, Target, double_well, lennard_jones, sample_hmc
-from openmm_vtdis.targets import hmc as hmc_module
-from openmm_vtdis.targets.hmc import ReferenceData, split_r_hat
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.mcmc import hmc as hmc_module
+from openmm_vtdis.mcmc.hmc import ReferenceData, sample_hmc, split_r_hat
+from openmm_vtdis.targets import GaussianMixture, Target, double_well, lennard_jones
 
 LIMIT = 4.0
 

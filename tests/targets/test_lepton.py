@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from openmm_vtdis.targets import lepton
-from openmm_vtdis.targets.lepton import FUNCTIONS, Expression
+from openmm_vtdis.targets.openmm import lepton
+from openmm_vtdis.targets.openmm.lepton import FUNCTIONS, Expression
 
 POINT = {"x": 0.7, "y": 0.3, "z": -0.4}
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets import GaussianMixture, gaussian_mixture
 from openmm_vtdis.testing import check_target
 from tests.targets.reference import configurations

@@ -13,13 +13,13 @@ from openmm import app, unit
 from openmmtools import testsystems
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmm_vtdis.derivatives import differentiate_twice
-from openmm_vtdis.targets.batched import BatchedEnergy
-from openmm_vtdis.targets.curvature import Curvature
-from openmm_vtdis.targets.internal import angle, dihedral
-from openmm_vtdis.targets.tabulated import lookup, spline
-from openmm_vtdis.targets.translators.bonded import bicubic, evaluate_map
-from openmm_vtdis.targets.translators.implicit import _Chain
+from openmm_vtdis.core.derivatives import differentiate_twice
+from openmm_vtdis.targets.openmm.tabulated import lookup, spline
+from openmm_vtdis.targets.openmm.term_geometry import angle, dihedral
+from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
+from openmm_vtdis.targets.openmm.translators.bonded import bicubic, evaluate_map
+from openmm_vtdis.targets.openmm.translators.implicit import _Chain
 from tests.targets.reference import by_openmm, configurations, system_of
 
 N = 6
@@ -260,7 +260,7 @@ def test_a_force_agrees_with_openmm(force: Callable[[], openmm.Force]) -> None:
 
 
 def test_negative_control_a_wrong_constant_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openmm_vtdis.targets.translators.nonbonded.COULOMB", 138.935456)
+    monkeypatch.setattr("openmm_vtdis.targets.openmm.translators.nonbonded.COULOMB", 138.935456)
     with pytest.raises(AssertionError):
         agree(system_of(nonbonded(), n_particles=N), configurations(5, N))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis import units
+from openmm_vtdis.core import units
 from openmm_vtdis.targets import BenchmarkSystem, double_well, lennard_jones
 from openmm_vtdis.testing import check_target
 from tests.targets.reference import by_openmm, configurations

@@ -11,12 +11,14 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, units
-from openmm_vtdis.geometry import Space
-from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones, terms, validation
-from openmm_vtdis.targets.batched import BatchedEnergy
-from openmm_vtdis.targets.curvature import Curvature
-from openmm_vtdis.targets.translators import custom
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.core import units
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones
+from openmm_vtdis.targets.openmm import terms, validation
+from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
+from openmm_vtdis.targets.openmm.translators import custom
 from openmm_vtdis.testing import check_target
 from openmm_vtdis.topology import topology_to_json
 from tests.molecules import molecule
@@ -295,7 +297,7 @@ def test_fallback_says_which_force(caplog: pytest.LogCaptureFixture) -> None:
     system = system_of(all_pairs(LENNARD_JONES), many_body())
     with caplog.at_level(logging.WARNING):
         target = OpenMMTarget(system, topology_of(4))
-    assert [record.name for record in caplog.records] == ["openmm_vtdis.targets.target"]
+    assert [record.name for record in caplog.records] == ["openmm_vtdis.targets.openmm.target"]
     assert "CustomManyParticleForce" in caplog.text
     assert target.backend == "contexts"
     x = configurations(4)

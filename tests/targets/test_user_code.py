@@ -17,8 +17,8 @@ import torch
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.targets import OpenMMTarget
-from openmm_vtdis.targets.contexts import ContextPool
-from openmm_vtdis.targets.user_code import content_digest, system_fingerprint, user_forces
+from openmm_vtdis.targets.openmm.contexts import ContextPool
+from openmm_vtdis.targets.openmm.user_code import content_digest, system_fingerprint, user_forces
 from tests import potentials
 from tests.conftest import needs_python_force
 
@@ -67,7 +67,7 @@ def test_what_copies_share_is_seen_before_it_is_believed(monkeypatch: pytest.Mon
     system = potentials.system_with(potentials.Shared())
     with pytest.raises(ValueError, match="code that may run in 4 threads, got PythonForce"):
         OpenMMTarget(system, topology, n_threads=4)
-    monkeypatch.setattr("openmm_vtdis.targets.contexts.copied", lambda system: system)
+    monkeypatch.setattr("openmm_vtdis.targets.openmm.contexts.copied", lambda system: system)
     with pytest.raises(ValueError, match="code that may run in 4 threads, got PythonForce"):
         OpenMMTarget(potentials.system_with(potentials.Keeping()), topology, n_threads=4)
 
@@ -117,7 +117,7 @@ def test_sets_have_no_order() -> None:
     assert content_digest(one) == content_digest(two)
     script = (
         "from tests import potentials; import torch; torch.manual_seed(0);"
-        "from openmm_vtdis.targets.user_code import content_digest;"
+        "from openmm_vtdis.targets.openmm.user_code import content_digest;"
         "p = potentials.Springs(); p.names = {'a', 'b', 'c', 'd'}; print(content_digest(p))"
     )
     found = {

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance.base import (
     Covariance,
     Energy,
@@ -19,14 +20,13 @@ from openmm_vtdis.diffusion.covariance.base import (
     ReverseStep,
     Scatter,
 )
-from openmm_vtdis.diffusion.covariance.classes import Block, ClassCovariance, Diagonal, Isotropic
-from openmm_vtdis.diffusion.covariance.hessian import Hessian
+from openmm_vtdis.diffusion.covariance.constant import Block, ClassCovariance, Diagonal, Isotropic
 from openmm_vtdis.diffusion.covariance.krylov import Krylov
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
-from openmm_vtdis.diffusion.covariance.pairwise import Pairwise
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
 from openmm_vtdis.diffusion.covariance.tweedie import Tweedie
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.diffusion.posteriors.hessian import Hessian
+from openmm_vtdis.diffusion.posteriors.pairwise import Pairwise
 
 __all__ = [
     "FAMILIES",

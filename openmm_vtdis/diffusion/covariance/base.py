@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
-from openmm_vtdis import checks
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.space import LOG_2PI, Space
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.geometry import LOG_2PI, Space
 
 Energy = Callable[[Tensor], Tensor]
 """Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64.

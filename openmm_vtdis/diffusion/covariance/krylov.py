@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance.base import Ranked, ReverseStep
-from openmm_vtdis.diffusion.covariance.jacobian import linearised
-from openmm_vtdis.diffusion.covariance.state import StateCovariance
-from openmm_vtdis.geometry import Space
+from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
+from openmm_vtdis.diffusion.posteriors.jacobian import linearised
 
 _BREAKDOWN = 1e-10
 """A new direction this short, next to its image, is no direction: the space is invariant."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import Ranked
-from openmm_vtdis.diffusion.covariance.classes import ClassCovariance
+from openmm_vtdis.diffusion.covariance.constant import ClassCovariance
 from openmm_vtdis.diffusion.schedule import Schedule
 
 

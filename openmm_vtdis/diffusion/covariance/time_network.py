@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance.classes import Diagonal
+from openmm_vtdis.diffusion.covariance.constant import Diagonal
 from openmm_vtdis.diffusion.schedule import Schedule, widening
 
 

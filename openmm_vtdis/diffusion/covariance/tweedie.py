@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import ReverseStep
-from openmm_vtdis.diffusion.covariance.jacobian import denoiser_jacobian
-from openmm_vtdis.diffusion.covariance.state import StateCovariance
+from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
+from openmm_vtdis.diffusion.posteriors.jacobian import denoiser_jacobian
 
 
 class Tweedie(StateCovariance):

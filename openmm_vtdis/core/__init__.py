@@ -1,0 +1,1 @@
+"""What everything else stands on: spaces, units, checks, random numbers, derivatives."""

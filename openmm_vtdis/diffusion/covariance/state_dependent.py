@@ -1,0 +1,220 @@
+r"""Covariances that depend on the state: the shape of the reverse kernel, one by one.
+
+The exact reverse density is that of x_{n-1} = r x_n + (1 - r) x_0 + sqrt(v_n) xi with x_0 drawn
+from the posterior given x_n. Its mean is the mu_n of Eq. 20. With C(x_n) = Cov[x_0 | x_n] / t_n^2
+its covariance is
+
+    Sigma_n(x_n) = v_n I + (1 - r)^2 t_n^2 C = v_n [ I + (1 - r) / r C ],
+
+and the Gaussian with these two moments is the one closest to the truth (in KL from it). A family
+says how it estimates C, a symmetric matrix in reduced coordinates; its negative eigenvalues are set
+to zero, and two functions of the noise level are tuned:
+
+    Sigma_n(x_n) = v_n [ a(t_n) I + c(t_n) (1 - r) / r C_+ ],         a = c = 1 untuned.
+
+log a and log c are linear in log t between fixed knots, half a decade apart, so that few numbers
+are fitted. A penalty keeps a knot where the trajectories say nothing of it, or nothing worth a
+hundredth of a nat: a coarse grid has few levels between knots, and what they leave open would be
+met by another grid. On that, c stays as it is; a - 1 stands for the denoiser's error, whose part of
+the variance grows like (1 - r) / r, and is carried over in proportion.
+
+In the eigenbasis of C the log density needs the eigenvalues and the squares of the residual's
+components: these 2 d numbers a step are the statistics. If C turns with the configuration, so does
+Sigma.
+
+Where the kernel goes by the Laplace approximation of the posterior
+(:mod:`~openmm_vtdis.diffusion.posteriors.laplace`), its C is taken, whatever the family.
+
+A C that is not finite, as at a configuration that is not, counts as zero ("pairwise": as the
+identity): that trajectory ends with weight zero by itself, and the rest of its batch goes on.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_vtdis.core.eigh import eigh
+from openmm_vtdis.core.space import LOG_2PI, Space
+from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
+from openmm_vtdis.diffusion.schedule import Schedule
+
+_FIRST_KNOT, _KNOTS_PER_DECADE, N_KNOTS = -3.0, 2.0, 11
+"""log10 of the first knot's noise level; knots reach to 100."""
+_PENALTY = 0.01
+"""Nats for a knot that is off by a factor e, and for two neighbours that differ by one."""
+
+
+@dataclass(frozen=True)
+class EigenScatter:
+    """Gaussian with a covariance of its own for every sample, given by its eigenvectors.
+
+    Attributes
+    ----------
+    vectors
+        (B, d, d), eigenvectors in the columns, in reduced coordinates.
+    variances
+        (B, d) positive.
+    """
+
+    space: Space
+    vectors: Tensor
+    variances: Tensor
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, M, D) float64, n = B."""
+        noise = self.space.reduce(self.space.standard_normal(n, generator)).flatten(1)
+        reduced = self.vectors @ (self.variances.sqrt() * noise)[:, :, None]
+        return self.space.expand(reduced.reshape(n, self.space.rank, self.space.n_dims))
+
+    def log_prob(self, residual: Tensor) -> Tensor:
+        """(B, M, D) -> (B,) float64."""
+        square = components(self.space, self.vectors, residual).square()
+        terms = square / self.variances + self.variances.log() + LOG_2PI
+        return -0.5 * terms.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class CholeskyScatter:
+    """Gaussian with a covariance of its own for every sample, given by its Cholesky factor.
+
+    Attributes
+    ----------
+    factor
+        (B, d, d) lower triangular, in reduced coordinates. Unchecked, so that a GPU need not wait
+        for the answer: draws and densities use the same factor and weights are exact whatever it
+        is, or NaN where it is singular.
+    """
+
+    space: Space
+    factor: Tensor
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, M, D) float64, n = B."""
+        noise = self.space.reduce(self.space.standard_normal(n, generator)).flatten(1)
+        reduced = self.factor @ noise[:, :, None]
+        return self.space.expand(reduced.reshape(n, self.space.rank, self.space.n_dims))
+
+    def log_prob(self, residual: Tensor) -> Tensor:
+        """(B, M, D) -> (B,) float64."""
+        reduced = self.space.reduce(residual.to(torch.float64)).flatten(1)
+        white = torch.linalg.solve_triangular(self.factor, reduced[:, :, None], upper=False)
+        log_det = torch.diagonal(self.factor, dim1=1, dim2=2).abs().log().sum(dim=1)
+        square = white.square().sum(dim=(1, 2))
+        return -0.5 * (square + self.space.dim * LOG_2PI) - log_det
+
+
+def finite_or_zero(matrices: Tensor) -> Tensor:
+    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
+    finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
+    return torch.where(finite, matrices, 0.0)
+
+
+def components(space: Space, vectors: Tensor, residual: Tensor) -> Tensor:
+    """Residuals (B, M, D) in bases (B, d, d): (B, d)."""
+    reduced = space.reduce(residual.to(torch.float64)).flatten(1)
+    return (vectors.mT @ reduced[:, :, None])[:, :, 0]
+
+
+class StateCovariance(Covariance):
+    """Sigma_n(x_n) = v_n [a I + c (1 - r) / r C_+]; see the module.
+
+    Parameters: log a and log c at the knots, (1, 2 K).
+    """
+
+    positive: ClassVar[bool] = False
+    """Whether C is positive definite by construction, also where the network is not finite: a
+    Cholesky factor then does."""
+
+    @abstractmethod
+    def shape(self, step: ReverseStep) -> Tensor:
+        """C at x_n: (B, d, d) float64, symmetric."""
+
+    def at(self, step: ReverseStep) -> Scatter:
+        a, gain = self._factors(step)
+        if self.positive and step.posterior is None:
+            matrix = self.shape(step).mul_(gain * step.variance)
+            matrix.diagonal(dim1=1, dim2=2).add_(a * step.variance)
+            return CholeskyScatter(self.space, torch.linalg.cholesky_ex(matrix).L)
+        values, vectors = self.spectrum(step)
+        return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
+
+    def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
+        """(B, 2 d): eigenvalues of C_+, and squares of the components of R over v_n."""
+        values, vectors = self.spectrum(step)
+        square = components(self.space, vectors, residual).square() / step.variance
+        return torch.cat([values, square], dim=1)
+
+    def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
+        values, square = statistics.chunk(2, dim=-1)
+        a, c = self._scales(parameters, schedule.pairs)
+        scale = a[:, None] + (c * schedule.widening)[:, None] * values
+        terms = (square / scale + scale.log()).sum(dim=(1, 2))
+        v = schedule.variances
+        return 0.5 * (terms + self.space.dim * (v.log() + LOG_2PI).sum())
+
+    def initial(self, statistics: Tensor, schedule: Schedule) -> Tensor:
+        """a = c = 1: what an exact denoiser wants."""
+        return self.ddpm_parameters(schedule)
+
+    def ddpm_parameters(self, schedule: Schedule) -> Tensor:
+        """a = c = 1. (Not DDPM, whose c is zero: a point that log c cannot leave.)"""
+        return torch.zeros(1, 2 * N_KNOTS, dtype=torch.float64)
+
+    def eta(self, schedule: Schedule) -> Tensor:
+        """The part of the variance that does not depend on the state, a(t_n): (N, K)."""
+        a, _ = self._scales(self.parameters, schedule.pairs)
+        return a[:, None].expand(-1, len(set(self.labels)))
+
+    def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
+        logs = parameters.reshape(2, N_KNOTS)
+        return _PENALTY * (logs.square().sum() + logs.diff(dim=1).square().sum())
+
+    def resampled(self, old: Schedule, new: Schedule) -> Self:
+        """The excess of a over one (or of 1/a) in proportion to (1 - r) / r; c as it is."""
+        levels = torch.logspace(
+            _FIRST_KNOT, _FIRST_KNOT + (N_KNOTS - 1) / _KNOTS_PER_DECADE, N_KNOTS,
+            dtype=torch.float64,
+        )  # fmt: skip
+        wider, narrower = (grid.interpolated(grid.widening.log(), levels) for grid in (new, old))
+        log_a, log_c = self.parameters[0].chunk(2)
+        excess = log_a.abs().expm1() * (wider - narrower).exp()
+        log_a = torch.sign(log_a) * excess.log1p()
+        return self.with_parameters(torch.cat([log_a, log_c])[None])
+
+    def with_parameters(self, parameters: Tensor) -> Self:
+        return type(self)(self.space, self.labels, parameters)
+
+    def spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of C at x_n."""
+        if step.posterior is not None:
+            return step.posterior.values, step.posterior.vectors
+        values, vectors = eigh(finite_or_zero(self.shape(step)))
+        return values.clamp_min(0.0), vectors
+
+    def _factors(self, step: ReverseStep) -> tuple[float, float]:
+        """Of I and of C_+ at one step: :meth:`_scales`, without a tensor's overhead."""
+        logs = self.parameters.detach().numpy().reshape(2, N_KNOTS)
+        a, c = np.exp(logs @ _hats(np.array([step.t]))[:, 0]).tolist()
+        return a, c * (1.0 - step.ratio) / step.ratio
+
+    def _scales(self, parameters: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """a and c at levels (N, 2) = (t_{n-1}, t_n): (N,) each."""
+        hats = torch.from_numpy(_hats(levels[:, 1].numpy()))
+        a, c = (parameters.reshape(2, N_KNOTS) @ hats).exp()
+        return a, c
+
+
+def _hats(t: np.ndarray) -> np.ndarray:
+    """Shares of the knots in a function at noise levels (N,): (K, N), two that sum to one in each.
+
+    Linear in log t between the knots, constant beyond them.
+    """
+    position = (np.log10(t) - _FIRST_KNOT) * _KNOTS_PER_DECADE
+    apart = np.arange(N_KNOTS)[:, None] - position.clip(0.0, N_KNOTS - 1.0)
+    return np.maximum(1.0 - np.abs(apart), 0.0)

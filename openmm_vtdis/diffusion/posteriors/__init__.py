@@ -1,0 +1,1 @@
+"""Estimates of p(x_0 | x_n)."""

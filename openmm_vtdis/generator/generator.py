@@ -1,0 +1,605 @@
+"""The class that users meet: train, tune, sample, reweight.
+
+:class:`DiffusionBoltzmannGenerator` wires targets, networks, diffusion and ensembles together, and
+holds no mathematics of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_vtdis import pretrained
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.defaults import keeps_to_the_cpu
+from openmm_vtdis.core.derivatives import differentiation
+from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.diffusion import flow
+from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser, check_mirror_symmetry
+from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
+from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
+from openmm_vtdis.ensemble.provenance import about_flow, about_kernel
+from openmm_vtdis.generator.archive import GeneratorArchive, warn_if_not_storable
+from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
+from openmm_vtdis.networks import network_for
+from openmm_vtdis.runtime import allocator
+from openmm_vtdis.storage.fingerprint import stream_of
+from openmm_vtdis.targets import OpenMMTarget, Target, check_is_target
+from openmm_vtdis.targets.frame_checks import check_equilibrium, check_exchangeable, check_exploded
+from openmm_vtdis.topology import Handedness, Particles
+from openmm_vtdis.topology.frames import Frames, read_frames, split_in_time
+from openmm_vtdis.training.pair_head import forget_pair_head, new_pair_head
+from openmm_vtdis.training.trainer import Trainer, TrainingConfig, TrainingLog
+from openmm_vtdis.tuning import tune
+from openmm_vtdis.tuning.select_covariance import candidates
+from openmm_vtdis.tuning.tune import TuningConfig, TuningReport
+
+_STEREOCHEMISTRY = ("reference", "any")
+
+
+class DiffusionBoltzmannGenerator:
+    """Unbiased, weighted samples of a Boltzmann distribution from a diffusion model (VT-DIS).
+
+    Frames, ``traj`` of the methods, are an mdtraj Trajectory, files that mdtraj reads, or an array
+    (n, M, D) in nm. ``seed`` is an integer, a torch.Generator or None; ``batch_size`` says how many
+    configurations are treated at once (None: what suits the device); ``progress`` shows a bar.
+
+    Parameters
+    ----------
+    system
+        OpenMM System without constraints, virtual sites or periodic boundaries.
+    topology
+        Its Topology. Optional if all particles are identical.
+    temperature
+        Temperature quantity, or a number in kelvin.
+    n_dims
+        3, or 2 for a System that lives at z = 0.
+    network
+        A size such as "egnn-4x128" (the default of particles in a space without a centre is
+        "mlp-7x512"), or a torch module (x (B, M, D), log t (B,)) -> (B, M, D), which :meth:`save`
+        can store if it is one of the package's own.
+    labels
+        (M,) integers overriding the symmetry labels: particles with one label are interchangeable.
+    stereochemistry
+        "reference": the target is the density of the stereoisomer that the training frames show,
+        and mirror images are folded onto it (:mod:`~openmm_vtdis.topology.stereochemistry`).
+        "any": all stereoisomers.
+    backend, n_threads, positions
+        How energies are evaluated, and where the System is tried; see
+        :class:`~openmm_vtdis.targets.OpenMMTarget`.
+    device
+        Where the network runs.
+    seed
+        Of the network's first weights. None: torch's global stream.
+
+    Raises
+    ------
+    ValueError
+        For a System that the method cannot treat, or one that :meth:`save` could not store; the
+        message says what to change.
+
+    Notes
+    -----
+    Generators can be pickled and copied, also those that :meth:`save` cannot store.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        topology: app.Topology | None = None,
+        temperature: unit.Quantity | float = 300.0 * unit.kelvin,
+        *,
+        n_dims: int = 3,
+        network: str | torch.nn.Module | None = None,
+        labels: Sequence[int] | None = None,
+        stereochemistry: str = "reference",
+        backend: str = "auto",
+        n_threads: int | None = None,
+        positions: object = None,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"n_threads": n_threads, "positions": positions}
+        target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims, **options)
+        self._set_up(target, network, labels, stereochemistry, device, seed)
+
+    @keeps_to_the_cpu
+    def _set_up(
+        self,
+        target: Target,
+        network: str | torch.nn.Module | None,
+        labels: Sequence[int] | None,
+        stereochemistry: str,
+        device: torch.device | str,
+        seed: int | None,
+    ) -> None:
+        self.stereochemistry = checks.choice("stereochemistry", stereochemistry, _STEREOCHEMISTRY)
+        check_is_target(target)
+        self.target = target
+        self.space = target.space
+        self.device = checks.device(device)
+        is_system = isinstance(target, OpenMMTarget)
+        self.particles = Particles.of(self.topology, self.space, labels, alike=is_system)
+        network = network_for(network, self.labels, self.space, seed, self.particles.features)
+        warn_if_not_storable(target, network)
+        self.network = network.to(self.device)
+        self.handedness: Handedness | None = None
+        self.length: float | None = None
+        self.kernel: DiffusionKernel | None = None
+        self.training_log: TrainingLog | None = None
+        self._denoiser: Denoiser = PreconditionedDenoiser(self.network, self.space)
+
+    # -- other ways in ------------------------------------------------------------------------
+    @classmethod
+    def from_target(
+        cls,
+        target: Target,
+        network: str | torch.nn.Module | None = None,
+        labels: Sequence[int] | None = None,
+        stereochemistry: str = "reference",
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+    ) -> DiffusionBoltzmannGenerator:
+        """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry.
+
+        :meth:`save` stores those of an :class:`~openmm_vtdis.targets.OpenMMTarget` only; the others
+        can be pickled, if their target can.
+        """
+        self = cls.__new__(cls)
+        self._set_up(target, network, labels, stereochemistry, device, seed)
+        return self
+
+    @classmethod
+    @keeps_to_the_cpu
+    def from_denoiser(
+        cls,
+        target: Target,
+        denoiser: Denoiser,
+        length: float = 1.0,
+        labels: Sequence[int] | None = None,
+    ) -> DiffusionBoltzmannGenerator:
+        """A generator around a known denoiser in units of ``length`` nm; needs no training."""
+        if denoiser.space != target.space:
+            raise ValueError(
+                f"denoiser: expected one on the target's space, {target.space}, got one on "
+                f"{denoiser.space}"
+            )
+        self = cls.from_target(target, network=torch.nn.Identity(), labels=labels)
+        self._denoiser = denoiser
+        self.length = checks.positive_number("length", length)
+        return self
+
+    @classmethod
+    def from_thermodynamic_state(
+        cls, state: Any, topology: app.Topology | None = None, **options: Any
+    ) -> DiffusionBoltzmannGenerator:
+        """An untrained generator for an ``openmmtools.states.ThermodynamicState``."""
+        if not hasattr(state, "get_system"):
+            got = type(state).__name__
+            raise ValueError(f"state: expected an openmmtools ThermodynamicState, got {got}")
+        system = state.get_system(remove_thermostat=True)
+        return cls(system, topology, state.temperature, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, device: torch.device | str = "cpu"
+    ) -> DiffusionBoltzmannGenerator:
+        """A shipped generator, tuned; ``openmm_vtdis.pretrained.names()`` lists them."""
+        return cls.load(pretrained.path(name), device=device)
+
+    # -- properties ---------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        state = self.kernel or ("untrained" if self.length is None else "not tuned")
+        return f"{type(self).__name__}({self.target!r}, {state})"
+
+    @property
+    def topology(self) -> app.Topology | None:
+        """The Topology given at construction."""
+        return getattr(self.target, "topology", None)
+
+    @property
+    def labels(self) -> list[int]:
+        """(M,) class of each particle."""
+        return self.particles.labels
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature in kelvin."""
+        return self.target.temperature
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """D(x, t) in model units."""
+        return self._denoiser
+
+    @property
+    def model_energy(self) -> ModelEnergy:
+        """Minus the log density in model units up to log Z, a function with derivatives."""
+        return self._units.energy
+
+    # -- training -----------------------------------------------------------------------------
+    @keeps_to_the_cpu
+    @differentiation()
+    def train(
+        self,
+        traj: Frames,
+        n_iterations: int = 20_000,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        held_out: float = 0.2,
+        checkpoint_seconds: float = 120.0,
+        evaluate_every: int = 500,
+        progress: bool = True,
+        **settings: Any,
+    ) -> TrainingLog:
+        """Fit the denoiser to equilibrium configurations by denoising score matching.
+
+        Parameters
+        ----------
+        traj
+            Unweighted samples at this generator's temperature.
+        n_iterations
+            Optimiser steps.
+        checkpoint
+            File to write every ``checkpoint_seconds`` and to resume from if it exists.
+        held_out
+            Fraction of the frames, the last ones in time, kept for the held-out loss, which is
+            logged every ``evaluate_every`` steps. The default keeps those ``tune`` reports on.
+        settings
+            Further fields of :class:`~openmm_vtdis.training.trainer.TrainingConfig`.
+
+        Returns
+        -------
+        TrainingLog
+            Loss history. Training discards an earlier tuning and pair head, and keeps an earlier
+            length unit. If it fails or is interrupted the generator is what it was before, and the
+            checkpoint, if there is one, holds the rest.
+
+        Raises
+        ------
+        ValueError
+            If the frames are of another molecule or not finite, have more than one handedness or
+            rigid bonds, or some are exploded.
+        """
+        frames = self._frames("train", traj, minimum=10)
+        handedness = self._reference("train", frames)
+        check_equilibrium("train", self.target, frames, self.particles.bonds)
+        check_exchangeable(self.target, frames, self.particles.pairs)
+        config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
+        if not isinstance(self._denoiser, PreconditionedDenoiser):
+            raise ValueError("train: expected a network, got a generator of a fixed denoiser")
+        fitted, test = split_in_time(frames, held_out)
+        length = self.length if self.length is not None else data_length(self.space, fitted)
+        trainer = Trainer(self._denoiser, fitted / length, test / length, config)
+        log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
+        self.length, self.training_log, self.handedness = length, log, handedness
+        self.kernel = None
+        forget_pair_head(self.network)
+        return log
+
+    @keeps_to_the_cpu
+    @differentiation()
+    def train_covariance(
+        self,
+        traj: Frames,
+        n_iterations: int = 3_000,
+        *,
+        n_hidden: int = 64,
+        checkpoint: str | os.PathLike[str] | None = None,
+        held_out: float = 0.2,
+        progress: bool = True,
+        **settings: Any,
+    ) -> TrainingLog:
+        """Fit the pair head for ``tune(..., covariance="pairwise")``; the denoiser stays as it is.
+
+        Parameters
+        ----------
+        traj, checkpoint, held_out, settings
+            As for :meth:`train`; the batch size is 256 and the learning rate 2e-3 by default.
+        n_iterations
+            Optimiser steps, far fewer than the denoiser needs.
+        n_hidden
+            Width of the head.
+
+        Returns
+        -------
+        TrainingLog
+            History of the loss, see :mod:`~openmm_vtdis.training.pair_head`. If it fails or is
+            interrupted the generator is what it was before.
+        """
+        length = self._trained("train_covariance")
+        frames = self._frames("train_covariance", traj, minimum=10) / length
+        settings = {"batch_size": 256, "learning_rate": 2e-3, **settings}
+        config = TrainingConfig.of("train_covariance", n_iterations=n_iterations, **settings)
+        with new_pair_head(self._denoiser, n_hidden, config.seed) as objective:
+            trainer = Trainer(objective, *split_in_time(frames, held_out), config)
+            log = trainer.run(checkpoint, progress=progress)
+        self.kernel = None
+        return log
+
+    # -- tuning -------------------------------------------------------------------------------
+    @keeps_to_the_cpu
+    @differentiation()
+    def tune(
+        self,
+        traj: Frames,
+        n_steps: int | None = None,
+        covariance: str = "auto",
+        objective: str = "alpha2",
+        schedule: str | Schedule | Sequence[float] = "adaptive",
+        n_trajectories: int = 10_000,
+        *,
+        t_min: float | None = None,
+        t_max: float | None = None,
+        rho: float = 7.0,
+        rank: int = 4,
+        laplace: bool = True,
+        tune_mean: bool = False,
+        method: str = "convex",
+        sgd_iterations: int = 5000,
+        sgd_batch_size: int = 512,
+        batch_size: int | None = None,
+        seed: Seed = 0,
+        progress: bool = True,
+    ) -> TuningReport:
+        """Choose the grid and fit the reverse covariance, so that importance weights stay flat.
+
+        Parameters
+        ----------
+        traj
+            Equilibrium configurations. The last fifth in time is held out for the report (and, if
+            the same frames went to ``train`` with its default, unseen by the network too).
+        n_steps
+            N >= 2, network evaluations per sample. None: 100, or what an explicit schedule says.
+        covariance
+            "auto" (most effective samples for the work,
+            :mod:`~openmm_vtdis.tuning.select_covariance`), "isotropic", "diagonal", "block",
+            "full", "low-rank" (``rank``), "time-network", "tweedie" (the denoiser's Jacobian: d
+            times the cost), "krylov" (``rank`` products with it), "hessian" (the energy's), or
+            "pairwise" (after :meth:`train_covariance`).
+        objective
+            "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
+        schedule
+            "adaptive" (measured: every step costs the same), "geometric", "karras" (with ``rho``),
+            or the N + 1 noise levels in model units (of ``self.length`` nm).
+        n_trajectories
+            Forward trajectories in all, at least 100: 2/10 are for the report, 1/10 stop the fit.
+        t_min, t_max
+            Ends of the grid in model units; by default from the forces on the data.
+        laplace
+            With "tweedie", "krylov", "hessian" or "pairwise": go by the energy, not the network,
+            where that is measured to be better (:mod:`~openmm_vtdis.diffusion.posteriors.laplace`).
+        tune_mean, method, sgd_iterations, sgd_batch_size
+            As of :class:`~openmm_vtdis.tuning.tune.TuningConfig`.
+        """
+        self._trained("tune")
+        config = TuningConfig(
+            objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
+        )
+        differentiable = self.target.twice_differentiable
+        families = candidates(
+            covariance, objective, self._denoiser, self.labels, differentiable, rank
+        )
+        generator, size = make_generator(seed, self.device), self._size(batch_size)
+        frames = self._frames("tune", traj, minimum=10)
+        check_equilibrium("tune", self.target, frames, self.particles.bonds)
+        self.handedness = self._reference("tune", frames)
+        frames, held_out = split_in_time(frames / self._trained("tune"), 0.2)
+        ends, name = (t_min, t_max), schedule if isinstance(schedule, str) else None
+        if name and None in ends:
+            ends = self._units.default_range(frames, *ends)
+        grid = make_schedule(schedule, n_steps, *ends, rho)
+        kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
+        laplace = checks.boolean("laplace", laplace) and differentiable
+        self.kernel, report = tune.tune(
+            kernel, families, self.model_energy, frames, held_out, generator, config, name, laplace,
+            size, progress,
+        )  # fmt: skip
+        return report
+
+    # -- sampling -----------------------------------------------------------------------------
+    @keeps_to_the_cpu
+    def sample(
+        self,
+        n: int,
+        *,
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> WeightedEnsemble:
+        """Draw n weighted samples by the tuned reverse diffusion.
+
+        ``n_steps`` other than the tuned number: at least 2 (3 if the grid begins with a jump of the
+        Laplace approximation), and not with "block", "full" or "low-rank".
+
+        A sample whose energy is NaN or infinite gets log w = -inf and is counted by
+        ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same
+        samples for the same ``batch_size``.
+        """
+        kernel = self._tuned("sample", n_steps)
+        n = checks.positive_integer("n", n)
+        generator, size = make_generator(seed, self.device), self._size(batch_size)
+        about = {**about_kernel(self._units, kernel), "streams": [stream_of(generator, n, size)]}
+        paths = reverse_paths(kernel, n, generator, size, progress)
+        return self._units.ensemble(paths.x, paths.log_ratio, self.topology, about)
+
+    @keeps_to_the_cpu
+    def sample_ode(
+        self,
+        n: int,
+        divergence: str = "exact",
+        *,
+        solver: str = "heun",
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> WeightedEnsemble:
+        """Draw n weighted samples by the probability-flow ODE, the costly baseline.
+
+        Parameters
+        ----------
+        divergence
+            "exact" (d products with the Jacobian a step) or "hutchinson" (one; biased weights).
+            Both are off by the solver's error, which no diagnostic sees: take enough ``n_steps``.
+        solver
+            "heun" or "rk4" on the tuned grid (or one of ``n_steps``, with the same ends), or
+            adaptive "dopri5".
+        """
+        grid = self._tuned("sample_ode").flow_schedule(n_steps)
+        n = checks.positive_integer("n", n)
+        generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
+        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
+        about["streams"] = [stream_of(generator, n, size)]
+        x, log_p = flow.ode_paths(
+            self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
+            batch_size=size, progress=progress,
+        )  # fmt: skip
+        return self._units.ensemble(x, -log_p, self.topology, about)
+
+    @keeps_to_the_cpu
+    def noise(
+        self,
+        traj: Frames,
+        *,
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> FrameLogWeights:
+        """Trajectory log weights of target configurations, noised by q: an array (n,) float64.
+
+        ``openmm_vtdis.ensemble.forward_ess`` of the result is the forward ESS; together with
+        ``sample()``, of the same ``n_steps``, they give log Z by BAR (``ensemble.free_energy``).
+        """
+        kernel = self._tuned("noise", n_steps)
+        x = self._frames("noise", traj)
+        check_exploded("noise", self.target, x)
+        generator, size = make_generator(seed, self.device), self._size(batch_size)
+        paths = forward_paths(kernel, x / self._trained("noise"), generator, None, size, progress)
+        about = about_kernel(self._units, kernel)
+        return self._units.frame_log_weights(x.to(self.device), paths.log_ratio, about["proposal"])
+
+    @keeps_to_the_cpu
+    def noise_ode(
+        self,
+        traj: Frames,
+        divergence: str = "exact",
+        *,
+        solver: str = "heun",
+        n_steps: int | None = None,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> FrameLogWeights:
+        """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
+        grid = self._tuned("noise_ode").flow_schedule(n_steps)
+        x, length = self._frames("noise_ode", traj), self._trained("noise_ode")
+        generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
+        _, log_p = flow.ode_paths(
+            self._denoiser, grid, generator, x_0=x / length, divergence=divergence,
+            solver=solver, batch_size=size, progress=progress,
+        )  # fmt: skip
+        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
+        return self._units.frame_log_weights(x.to(self.device), -log_p, about["proposal"])
+
+    # -- archive ------------------------------------------------------------------------------
+    @keeps_to_the_cpu
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one file with the System, Topology, network and tuning; see :mod:`archive`."""
+        self._trained("save")
+        return GeneratorArchive.of(self).write(path)
+
+    @classmethod
+    @keeps_to_the_cpu
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        backend: str = "auto",
+        n_threads: int | None = None,
+        allow_pickle: bool = False,
+    ) -> DiffusionBoltzmannGenerator:
+        """Read an archive written by :meth:`save`.
+
+        Parameters
+        ----------
+        backend, n_threads
+            As of the constructor.
+        allow_pickle
+            A System that holds a PythonForce is unpickled by OpenMM, which can run any code, and is
+            refused unless this is set.
+
+        Raises
+        ------
+        ValueError
+            For a truncated or foreign file, a newer format, a PythonForce, or one whose code
+            computes other energies than when it was saved.
+        """
+        archive = GeneratorArchive.read(path, allow_pickle)
+        self = cls.from_target(
+            archive.target(backend=backend, n_threads=n_threads),
+            archive.network,
+            archive.labels,
+            archive.stereochemistry,
+            device,
+        )
+        self.handedness = archive.reference(self.particles.stereocentres)
+        self.length = archive.length
+        self.kernel = archive.kernel(self._denoiser, self.model_energy)
+        return self
+
+    # -- internals ----------------------------------------------------------------------------
+    @property
+    def _units(self) -> ModelUnits:
+        """The target in the units of the trained model."""
+        return ModelUnits(self.target, self._trained("this"), self.handedness)
+
+    def _trained(self, action: str) -> float:
+        if self.length is None:
+            raise ValueError(f"{action}: expected a trained generator; call train() first")
+        return self.length
+
+    def _tuned(self, action: str, n_steps: int | None = None) -> DiffusionKernel:
+        self._trained(action)
+        if self.kernel is None:
+            raise ValueError(f"{action}: expected a tuned generator; call tune() first")
+        return self.kernel if n_steps is None else self.kernel.resampled(n_steps)
+
+    def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
+        kelvin = self.target.temperature
+        frames = read_frames(name, traj, self.space, self.topology, minimum, kelvin)
+        if self.handedness is not None:
+            self.handedness.check(name, frames)
+        return frames
+
+    def _reference(self, name: str, frames: Tensor) -> Handedness | None:
+        """The handedness of the target: as it is, or that of the frames."""
+        found = self.handedness
+        if found is None and self.stereochemistry == "reference":
+            found = self.particles.handedness(name, frames)
+            if found is not None:
+                check_mirror_symmetry(self._denoiser)
+        return found
+
+    def _size(self, batch_size: int | None, divisor: int = 1) -> int:
+        """The user's batch size, checked, or the default over ``divisor``."""
+        if batch_size is None:
+            return max(1, self.batch_size() // divisor)
+        return checks.positive_integer("batch_size", batch_size)
+
+    def batch_size(self) -> int:
+        """What suits the device, see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
+        width = getattr(self.network, "config", {}).get("n_hidden", 64)
+        return allocator.batch_size(self.device, self.space.n_particles, width)

@@ -1,0 +1,226 @@
+"""Many samples into one file: in bounded memory, by any number of processes, and never lost.
+
+The samples are cut into shards. Shard k has a seed of its own, k after one that is made of the
+run's, so that it is the same whoever draws it and whenever. It is written under its final name once
+whole, in a folder beside the output (``samples.nc.shards``); a run that was killed finds what is
+there and draws the rest. Process i of N draws the shards i, i + N, ...; any that finds all shards
+there joins them, and takes the folder away. The result does not depend on how many processes there
+were, or on how often they were killed. Every shard, and the result, carries the plan of its run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openmm_vtdis import storage
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.ensemble import WeightedEnsemble
+from openmm_vtdis.ensemble.files import join_ensembles, read_metadata
+from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.generator.archive import describe_kernel
+from openmm_vtdis.runtime.progress import progress_bar
+from openmm_vtdis.storage.atomic import write_atomically
+from openmm_vtdis.storage.documents import differences, parse_json
+from openmm_vtdis.storage.fingerprint import digest
+from openmm_vtdis.targets import OpenMMTarget
+
+_PLAN = "plan.json"
+
+
+def sample_to_file(
+    gen: DiffusionBoltzmannGenerator,
+    path: str | os.PathLike[str],
+    n: int,
+    *,
+    n_steps: int | None = None,
+    seed: int = 0,
+    shard_size: int = 500,
+    batch_size: int | None = None,
+    process: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> bool:
+    """Draw n weighted samples into ``path`` (.nc or .npz); the same call goes on where it stopped.
+
+    Parameters
+    ----------
+    gen
+        A tuned generator.
+    path, n
+        File to write, and number of samples in it.
+    n_steps, batch_size, progress
+        As for ``gen.sample``.
+    seed
+        An integer: no run of shards begins without one.
+    shard_size
+        Samples in a shard: what is in memory at once (all of them are while an .npz is joined), and
+        what a killed run can lose.
+    process
+        (i, N): this is process i of N. All need the same folder.
+
+    Returns
+    -------
+    bool
+        Whether the file is complete; False where other processes still draw.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` is there and not of this run, or the shards beside it are of another (generator,
+        seed, sizes).
+    """
+    path = Path(os.path.realpath(path))
+    n = checks.positive_integer("n", n)
+    shard_size = checks.positive_integer("shard_size", shard_size)
+    pair = isinstance(process, tuple | list) and len(process) == 2
+    i, n_processes = process if pair else (0, 0)
+    if not 0 <= i < n_processes:
+        raise ValueError(f"process: expected (i, N) with 0 <= i < N, got {process}")
+    if path.suffix.lower() not in (".nc", ".npz"):
+        raise ValueError(f"{path}: expected a file name that ends in .nc or .npz")
+    checks.output_file("path", path)
+    if not isinstance(seed, int | np.integer):
+        raise ValueError(f"seed: expected an integer, got {seed!r}")
+    make_generator(seed)
+    size = gen.batch_size() if batch_size is None else batch_size
+    size = checks.positive_integer("batch_size", size)
+    sizes = {
+        "n": n,
+        "shard_size": shard_size,
+        "batch_size": min(size, shard_size),
+        "seed": int(seed),
+    }
+    plan = _plan(gen, n_steps, sizes)
+    folder = Path(f"{path}.shards")
+    if path.exists():
+        return _finished(path, folder, plan)
+    try:
+        done = _draw_and_join(gen, path, folder, plan, process, progress)
+    except (OSError, ValueError):
+        if not path.exists():
+            raise
+        done = True  # another process has joined the shards, and taken them away meanwhile
+    return done and _finished(path, folder, plan)
+
+
+def _draw_and_join(
+    gen: DiffusionBoltzmannGenerator,
+    path: Path,
+    folder: Path,
+    plan: dict[str, Any],
+    process: tuple[int, int],
+    progress: bool,
+) -> bool:
+    """Draw what is missing of this process's shards; join them if all are there.
+
+    Returns whether the file is there. Whatever another process that joined them first may have
+    taken away is met as an OSError or ValueError.
+    """
+    _check_plan(folder, plan)
+    i, n_processes = process
+    n, size = plan["n"], plan["shard_size"]
+    n_shards = -(-n // size)
+    files = [folder / f"{k:06d}{path.suffix}" for k in range(n_shards)]
+    first = int(np.random.SeedSequence(plan["seed"]).generate_state(1)[0])
+    with progress_bar(n_shards, "sampling", progress and i == 0, "shard") as bar:
+        bar.update(sum(file.exists() for file in files))
+        for k in range(i, n_shards, n_processes):
+            if path.exists():
+                return True
+            if not files[k].exists():
+                part = gen.sample(
+                    min(size, n - k * size), n_steps=plan["n_steps"], seed=(first + k) % 2**32,
+                    batch_size=plan["batch_size"], progress=False,
+                )  # fmt: skip
+                part.with_metadata({**part.metadata, "plan": plan}).save(files[k])
+                bar.update()
+    if all(file.exists() for file in files):
+        _join(path, files)
+    return path.exists()
+
+
+def _finished(path: Path, folder: Path, plan: dict[str, Any]) -> bool:
+    """True for a result of this plan, whose shards may go; an error for any other file."""
+    try:
+        there = read_metadata(path).get("plan")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: exists, and cannot be read; give another name") from error
+    if there != plan:
+        raise ValueError(f"{path}: exists; give another name")
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _join(path: Path, files: list[Path]) -> None:
+    """All shards in one file, which is made among them."""
+    joined = files[0].with_name(f"joined-{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix.lower() == ".nc":
+            join_ensembles(joined, files)
+        else:
+            parts = [WeightedEnsemble.load(file) for file in files]
+            WeightedEnsemble.concatenate(parts).save(joined)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove that shard and run again, others are kept") from error
+    if not path.exists():
+        os.replace(joined, path)
+
+
+def _plan(
+    gen: DiffusionBoltzmannGenerator, n_steps: int | None, sizes: dict[str, int]
+) -> dict[str, Any]:
+    """What the shards of one run have in common, as JSON."""
+    if gen.kernel is None:
+        raise ValueError("sample_to_file: expected a tuned generator; call tune() first")
+    if n_steps is not None:
+        n_steps = checks.positive_integer("n_steps", n_steps)
+    steps = gen.kernel.resampled(n_steps or gen.kernel.schedule.n_steps).schedule.n_steps
+    return {**sizes, "n_steps": steps, "generator": _identity(gen)}
+
+
+def _identity(gen: DiffusionBoltzmannGenerator) -> str:
+    """A digest of all that an archive would hold; of what it computes if it cannot have one."""
+    kernel = gen.kernel
+    if isinstance(gen.target, OpenMMTarget):
+        with tempfile.TemporaryDirectory() as folder:
+            tensors, metadata = storage.read_archive(gen.save(f"{folder}/gen.vtdis"), "generator")
+        metadata["system"] = gen.target.fingerprint  # a pickle in its XML is never the same
+        return digest(json.dumps(metadata, sort_keys=True), *(tensors[k] for k in sorted(tensors)))
+    times = kernel.schedule.times  # type: ignore[union-attr]
+    x = gen.space.standard_normal(8, make_generator(0, gen.device))
+    y = (gen.length or 1.0) * x
+    found = [y, gen.target.reduced_energy(y)]
+    with torch.no_grad():
+        for t in (times[0], times[len(times) // 2], times[-1]):
+            found.append(gen.denoiser(x, torch.full((8,), t).to(x)))
+    found += [kernel.covariance.parameters, kernel.mean_gains]  # type: ignore[union-attr]
+    return digest(json.dumps(describe_kernel(kernel)), *found)  # type: ignore[arg-type]
+
+
+def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Write the plan, or compare it with the one that is there."""
+    file = folder / _PLAN
+    if file.exists():
+        try:
+            changed = differences(parse_json(file.read_text()), plan)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{file}: expected the plan of a run, got something else ({error}); remove the "
+                "folder"
+            ) from error
+        if changed:
+            raise ValueError(
+                f"{folder}: expected shards of this run, got some that differ in {changed}; give "
+                "another output, or remove the folder"
+            )
+        return
+    folder.mkdir(exist_ok=True)
+    write_atomically(file, json.dumps(plan).encode())

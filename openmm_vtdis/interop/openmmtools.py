@@ -1,0 +1,322 @@
+r"""A Monte Carlo move for openmmtools that proposes independent samples of the generator.
+
+In the extended space of a configuration and its noising path, a state k has the density
+``exp(-u_k(x)) q(path | x)``, and the generator draws from a density p of both. With the ratio
+
+    log w_k = log q - log p - u_k(x),
+
+a new path for the current x is a Gibbs step, and replacing both by what the generator drew, with
+the probability min(1, w' / w), is an independence Metropolis-Hastings step: together they leave
+``exp(-u_k)`` invariant, for any network. The generator knows log w of its own Hamiltonian and
+temperature; u_0(x) - u_k(x) makes it that of any other state, so that one generator serves all
+replicas of a temperature ladder. Velocities are independent of positions and stay as they are.
+(Those of OpenMM's leapfrog integrators stand half a step behind, and then only nearly so: between
+proposals, pieces of dynamics of a few steps have an error of the first order in the time step.)
+
+A generator of one stereoisomer (``stereochemistry="reference"``) proposes no other, and dynamics,
+which knows nothing of that, may invert a stereocentre. The move leaves a configuration outside of
+the isomer as it is. So the densities inside and outside both stay as they are, and with them that
+of *all* stereoisomers, which dynamics samples; configurations that are inside are samples of the
+isomer. (In the density of the isomer, a proposal is worth infinitely more than what is outside.
+But taking it would be a flow into the isomer that balances nothing: together with dynamics, which
+leads out, it would leave neither density as it is.)
+
+Proposals are drawn in batches and used in turn. A move is copied and stored often: it holds the
+path and the digest of the generator's file, while the generator itself, with its batch of
+proposals, is kept once per process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+from mpiplus import get_mpicomm
+from openmm import unit
+
+from openmm_vtdis import pretrained
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import fork_entropy, make_generator
+from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.runtime.optional_imports import quiet_pymbar
+from openmm_vtdis.topology.frames import check_flat
+
+with quiet_pymbar():  # which openmmtools imports
+    from openmmtools.mcmc import MCMCMove
+
+logger = logging.getLogger(__name__)
+
+
+class Proposals:
+    """A generator, its random numbers, and what it has drawn ahead."""
+
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        batch_size: int,
+        n_steps: int | None,
+        seed: int | None,
+        allow_pickle: bool = False,
+        n_before: int = 0,
+    ) -> None:
+        self.gen = DiffusionBoltzmannGenerator.load(path, device=device, allow_pickle=allow_pickle)
+        if self.gen.kernel is None:
+            raise ValueError(f"{path}: expected a tuned generator; call tune() before save()")
+        self.batch_size, self.n_steps = batch_size, n_steps
+        # A run that is resumed must not propose again what its states have come from, nor a replica
+        # what one in another process is offered: exchanges would see the two as alike
+        entropy = None if seed is None else [seed, n_before, _mpi_rank(), *fork_entropy()]
+        sequence = np.random.SeedSequence(entropy)
+        self.torch_rng = make_generator(int(sequence.generate_state(1)[0]), self.gen.device)
+        self.rng = np.random.default_rng(sequence)
+        self._stock: list[tuple[np.ndarray, float]] = []
+
+    def draw(self) -> tuple[np.ndarray, float]:
+        """A fresh configuration (M, D) in nm, and its log w + u_0."""
+        if not self._stock:
+            ensemble = self.gen.sample(
+                self.batch_size, n_steps=self.n_steps, seed=self.torch_rng, progress=False
+            )
+            with np.errstate(invalid="ignore"):
+                ratio = ensemble.log_weights + ensemble.reduced_energies
+            ratio[~np.isfinite(ensemble.log_weights)] = -math.inf
+            self._stock = list(zip(ensemble.positions, ratio, strict=True))
+        return self._stock.pop()
+
+    def is_inside(self, x: np.ndarray) -> bool:
+        """Whether a configuration (M, D) in nm is of the stereoisomer that is drawn, if of one."""
+        handedness = self.gen.handedness
+        return handedness is None or int(handedness.agreement(torch.tensor(x[None]))) == 1
+
+    def renew(self, x: np.ndarray) -> float:
+        """log w + u_0 of a configuration (M, D) in nm with a fresh noising path."""
+        frame = x[None]
+        log_w = self.gen.noise(frame, n_steps=self.n_steps, seed=self.torch_rng, progress=False)
+        return float(log_w[0] + self.gen.target.reduced_energy(torch.tensor(frame))[0])
+
+
+_COUNTS = ("n_proposed", "n_accepted", "n_outside")
+_PROPOSALS: dict[tuple[Any, ...], Proposals] = {}
+"""One entry for each process, file and setting: what a forked one inherits is its parent's."""
+
+
+class DiffusionMove(MCMCMove):  # type: ignore[misc]
+    """Independence Metropolis-Hastings with a generator's trajectory weights.
+
+    Use it alone, in a ``SequenceMove`` between Langevin moves, or in a ``MultiStateSampler`` or
+    ``ReplicaExchangeSampler``, whose storage and resuming it supports.
+
+    Parameters
+    ----------
+    archive
+        File of a tuned generator (``gen.save``), or the name of a shipped one. It has to stay where
+        it is.
+    n_proposals
+        Proposals tried in each call, one after the other. The current configuration is noised
+        once a call, at all noise levels together. That takes as long as one or two proposals,
+        which are drawn in batches: a price that several of them share.
+    batch_size
+        Proposals drawn at once, and used in turn.
+    n_steps
+        Network evaluations of a proposal, if other than the tuned number.
+    device
+        Where the network runs.
+    seed
+        Of the random numbers, which all copies of the move in a process share; processes that share
+        replicas by MPI draw their own, and so do a resumed run and a forked process.
+    allow_pickle
+        As of :meth:`DiffusionBoltzmannGenerator.load`; kept with the move where it is stored.
+
+    Attributes
+    ----------
+    n_proposed, n_accepted
+        Proposals since the move was made.
+    n_outside
+        Calls that proposed nothing and left the configuration as it was, since it was of another
+        stereoisomer than the generator's samples. The first one of a move is logged as a warning.
+
+    Raises
+    ------
+    ValueError
+        If the archive is not one of a tuned generator, or, on applying it, has changed; or if a
+        state is of other particles, has constraints, or, for a generator in two dimensions, has
+        left the plane, as OpenMM's dynamics does.
+    """
+
+    def __init__(
+        self,
+        archive: str | os.PathLike[str],
+        n_proposals: int = 1,
+        batch_size: int = 256,
+        *,
+        n_steps: int | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(archive, str | os.PathLike):
+            raise ValueError(
+                "archive: expected the path of a generator's file, as save() writes it, got "
+                f"{type(archive).__name__}"
+            )
+        if not Path(archive).is_file():
+            if str(archive) not in pretrained.names():
+                raise FileNotFoundError(
+                    f"{archive}: no such archive; save() of a generator writes one, and the names "
+                    f"{', '.join(pretrained.names())} stand for those that ship"
+                )
+            archive = pretrained.path(str(archive))
+        self.archive = str(Path(archive).resolve())
+        self.sha256 = _digest(self.archive)
+        self.n_proposals = checks.positive_integer("n_proposals", n_proposals)
+        self.batch_size = checks.positive_integer("batch_size", batch_size)
+        if n_steps is not None:
+            checks.positive_integer("n_steps", n_steps, minimum=2)
+        if seed is not None:
+            checks.positive_integer("seed", seed, minimum=0)
+        self.n_steps, self.device, self.seed = n_steps, device, seed
+        self.allow_pickle = checks.boolean("allow_pickle", allow_pickle)
+        self.n_proposed = self.n_accepted = self.n_outside = 0
+        self._proposals()
+
+    def apply(
+        self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None
+    ) -> None:
+        """Try ``n_proposals`` replacements of the configuration of ``sampler_state``."""
+        proposals = self._proposals()
+        space = proposals.gen.space
+        _check_state(thermodynamic_state, sampler_state, space.n_particles)
+        before = np.asarray(sampler_state.positions.value_in_unit(unit.nanometer))
+        centre = before.mean(axis=0)
+        check_flat("DiffusionMove", before - centre, space.n_dims)
+        if not proposals.is_inside(before[:, : space.n_dims]):
+            self._count_outside()
+            return
+        context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
+        sampler_state.apply_to_context(context, ignore_velocities=True)
+        current = thermodynamic_state.reduced_potential(context)
+        log_w = proposals.renew(before[:, : space.n_dims]) - current
+        chosen = None
+        for _ in range(self.n_proposals):
+            x, ratio = proposals.draw()
+            self.n_proposed += 1
+            if ratio == -math.inf:
+                continue
+            positions = np.broadcast_to(centre, before.shape).copy()
+            positions[:, : space.n_dims] += x
+            context.setPositions(positions)
+            new = ratio - _reduced_potential(thermodynamic_state, context)
+            if math.isfinite(new) and math.log(1.0 - proposals.rng.random()) < new - log_w:
+                log_w, chosen = new, positions
+                self.n_accepted += 1
+        if chosen is not None:
+            context.setPositions(chosen)
+            sampler_state.positions = chosen * unit.nanometer
+        else:
+            context.setPositions(before)
+        sampler_state.update_from_context(context, ignore_velocities=True)
+
+    def _count_outside(self) -> None:
+        """Count a configuration of another stereoisomer, and warn of the first."""
+        if self.n_outside == 0:
+            logger.warning(
+                "DiffusionMove: a stereocentre has another handedness than the samples of %s, so "
+                "that nothing is proposed; the move leaves such configurations as they are and "
+                "counts them in n_outside. If another move inverts stereocentres, lower the "
+                'temperature, or use a generator of stereochemistry="any"',
+                self.archive,
+            )
+        self.n_outside += 1
+
+    # -- statistics, copies and storage ---------------------------------------------------------
+    @property
+    def statistics(self) -> dict[str, int]:
+        """``n_proposed``, ``n_accepted`` and ``n_outside``, as openmmtools stores them."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+    @statistics.setter
+    def statistics(self, value: dict[str, int]) -> None:
+        for name in _COUNTS:
+            setattr(self, name, value[name])
+
+    @property
+    def fraction_accepted(self) -> float:
+        """Accepted over proposed; NaN before the first proposal."""
+        return self.n_accepted / self.n_proposed if self.n_proposed else math.nan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "archive": self.archive,
+            "sha256": self.sha256,
+            "n_proposals": self.n_proposals,
+            "batch_size": self.batch_size,
+            "n_steps": self.n_steps,
+            "device": self.device,
+            "seed": self.seed,
+            "allow_pickle": self.allow_pickle,
+            **self.statistics,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _proposals(self) -> Proposals:
+        """The generator of this process, loaded when it is first asked for."""
+        settings = (self.batch_size, self.n_steps, self.seed, self.allow_pickle)
+        key = (os.getpid(), self.archive, self.sha256, self.device, *settings)
+        if key not in _PROPOSALS:
+            if _digest(self.archive) != self.sha256:
+                raise ValueError(
+                    f"{self.archive}: expected the generator that this move was made with, got a "
+                    "file that has changed since; make a new move"
+                )
+            _PROPOSALS[key] = Proposals(
+                Path(self.archive), self.device, *settings, n_before=self.n_proposed
+            )
+        return _PROPOSALS[key]
+
+
+def _reduced_potential(thermodynamic_state: Any, context: openmm.Context) -> float:
+    """u of a proposal; infinite where a force raises an exception: it is rejected then."""
+    try:
+        return float(thermodynamic_state.reduced_potential(context))
+    except openmm.OpenMMException as error:
+        logger.warning("DiffusionMove: a proposal without an energy is rejected: %s", error)
+        return math.inf
+
+
+def _mpi_rank() -> int:
+    """Number of this process among those that openmmtools spreads replicas over."""
+    communicator = get_mpicomm()
+    return 0 if communicator is None else int(communicator.rank)
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _check_state(thermodynamic_state: Any, sampler_state: Any, n_particles: int) -> None:
+    """Raise ValueError for other particles, constraints, or a pressure."""
+    if sampler_state.n_particles != n_particles:
+        raise ValueError(
+            f"DiffusionMove: expected a state of {n_particles} particles, those of the generator, "
+            f"got {sampler_state.n_particles}"
+        )
+    if thermodynamic_state.pressure is not None:
+        raise ValueError("DiffusionMove: expected a state without pressure, got one with")
+    n = thermodynamic_state.get_system(remove_thermostat=True).getNumConstraints()
+    if n:
+        raise ValueError(
+            f"DiffusionMove: expected a System without constraints, got {n}; build it with "
+            "constraints=None"
+        )

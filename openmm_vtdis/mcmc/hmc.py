@@ -1,0 +1,514 @@
+r"""Reference samples by Hamiltonian Monte Carlo, many independent chains in one batch.
+
+Each chain x is a particle of unit mass in the potential u. With momentum p ~ N_x(0, I) on the
+target's space, L leapfrog steps of size h::
+
+    p <- p + h/2 f(x);   x <- x + h p;   p <- p + h/2 f(x),          f = -du/dx,
+
+propose a new configuration, accepted with probability min(1, exp(H_old - H_new)),
+``H = u(x) + |p|^2 / 2``. It leaves pi ∝ exp(-u) invariant exactly, whatever h and L. A non-finite
+energy is never accepted.
+
+During burn-in h is adapted until 80 % of the proposals are accepted; then it is frozen at its mean
+over the second half. Around it h is drawn anew for every proposal of every chain, within 50 %, so
+that a chain in a narrow place (two particles in contact) gets out with a small one; and L within
+25 % of ``n_leapfrog``, so that no periodic orbit resonates with it. Neither draw looks at x: both
+keep pi invariant.
+
+With a ladder of temperatures 1 = T_1 < T_2 < ..., in units of the target's, every chain is one for
+each of them, with the density exp(-u / T_k) and the step size h sqrt(T_k). After every proposal
+neighbours i and j exchange their configurations with probability
+
+    min(1, exp((1/T_i - 1/T_j) (u_i - u_j)))
+
+(parallel tempering: Swendsen and Wang, Phys. Rev. Lett. 57, 2607, 1986), the first, third, ... pair
+and the second, fourth, ... in turns. What is hot crosses barriers; samples are those of T_1.
+
+The samples come with a check that needs no reference value: integrating by parts::
+
+    < x . grad u > = d,      d = the dimension of the space,
+
+for every Boltzmann density. Standard errors are taken from the spread *between* chains, which are
+independent whatever the correlation along them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis import storage
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.defaults import keeps_to_the_cpu
+from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.runtime.progress import progress_bar
+from openmm_vtdis.targets.base import Target
+
+logger = logging.getLogger(__name__)
+
+_TARGET_ACCEPTANCE = 0.8
+_ADAPTATION_RATE = 0.5
+_LEAPFROG_SPREAD = 0.25
+_STEP_SPREAD = 0.5
+_DESCENT_STEPS = 300
+_DESCENT_RATE = 1e-2
+_DESCENT_LIMIT = 0.02
+"""Gradient descent from a random start: nm per (kT/nm), and nm at most, of one particle a step."""
+
+
+@dataclass(frozen=True)
+class ConvergenceReport:
+    """How well HMC did: compare ``virial`` with ``dim``, and ``r_hat`` with 1.
+
+    Attributes
+    ----------
+    n_chains, n_samples
+        Independent chains, and samples kept of each.
+    acceptance
+        Mean acceptance probability after burn-in, over all temperatures.
+    step_size
+        The adapted step size h.
+    energy, energy_stderr, energy_std
+        Mean of u in kT, its standard error (from the spread between chains), and the standard
+        deviation of u itself.
+    virial, virial_stderr
+        Mean of x . grad u, and its standard error. The exact value is ``dim``.
+    dim
+        Degrees of freedom d.
+    r_hat
+        Split R-hat of u; NaN with fewer than 4 samples per chain.
+    exchanges
+        Of a ladder of temperatures: the share of accepted exchanges of each pair of neighbours; NaN
+        where a pair never had its turn.
+    """
+
+    n_chains: int
+    n_samples: int
+    acceptance: float
+    step_size: float
+    energy: float
+    energy_stderr: float
+    energy_std: float
+    virial: float
+    virial_stderr: float
+    dim: int
+    r_hat: float
+    exchanges: tuple[float, ...] = ()
+
+    @property
+    def virial_z(self) -> float:
+        """(virial - d) in standard errors: beyond 4 means the samples are wrong."""
+        return (self.virial - self.dim) / self.virial_stderr
+
+    def __str__(self) -> str:
+        rows = [
+            ("chains x samples", f"{self.n_chains} x {self.n_samples}"),
+            ("acceptance", f"{self.acceptance:.3f} at step size {self.step_size:.4g}"),
+            ("<u>", f"{self.energy:.4f} ± {self.energy_stderr:.4f} kT, std {self.energy_std:.4f}"),
+            (
+                "<x·∇u>",
+                f"{self.virial:.4f} ± {self.virial_stderr:.4f}, exact {self.dim} "
+                f"(z = {self.virial_z:+.1f})",
+            ),
+            ("split R-hat of u", f"{self.r_hat:.4f}"),
+        ]
+        if self.exchanges:
+            rows.append(("exchanges", ", ".join(f"{share:.1%}" for share in self.exchanges)))
+        return "\n".join(f"{name:<18}{value}" for name, value in rows)
+
+
+@dataclass(frozen=True)
+class ReferenceData:
+    """Samples of a target from independent chains.
+
+    Attributes
+    ----------
+    positions
+        (n_chains * n_samples, M, D) in nm, float64, on the target's space. Chain by chain: row
+        ``c * n_samples + k`` is sample k of chain c, so that a split of the rows at a multiple of
+        ``n_samples`` is a split between *chains* (training and test frames that share no chain).
+    reduced_energies
+        (n_chains * n_samples,) in kT.
+    report
+        How far they can be trusted.
+    """
+
+    positions: Tensor
+    reduced_energies: Tensor
+    report: ConvergenceReport
+
+    def __post_init__(self) -> None:
+        n = self.report.n_chains * self.report.n_samples
+        if len(self.positions) != n or tuple(self.reduced_energies.shape) != (n,):
+            raise ValueError(
+                f"positions and reduced_energies: expected {n} rows, got {len(self.positions)} "
+                f"and shape {tuple(self.reduced_energies.shape)}"
+            )
+
+
+@dataclass
+class _State:
+    """The chains, of all temperatures: positions (L C, M, D), energies (L C,), forces."""
+
+    x: Tensor
+    u: Tensor
+    f: Tensor
+
+
+@dataclass
+class _Run:
+    """Where the chains are, what was kept of them, and where the step size went.
+
+    Of C chains on a ladder of L temperatures row ``k C + c`` of the state is chain c at T_k.
+    """
+
+    state: _State
+    positions: Tensor
+    energies: Tensor
+    virials: Tensor
+    start: Tensor
+    """Energies (L C,) that the chains began with."""
+    exchanged: Tensor
+    """Sums of acceptance probabilities (L - 1,) after burn-in."""
+    step_size: float
+    iteration: int = 0
+    n_kept: int = 0
+    acceptance: float = 0.0
+    """The sum over proposals after burn-in."""
+    log_steps: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, state: _State, n_levels: int, n_samples: int, step_size: float) -> _Run:
+        shape = (len(state.x) // n_levels, n_samples)
+        exchanged = torch.zeros(n_levels - 1, dtype=torch.float64)
+        positions = torch.empty(*shape, *state.x.shape[1:], dtype=torch.float64)
+        energies, virials = (torch.empty(shape, dtype=torch.float64) for _ in range(2))
+        return cls(state, positions, energies, virials, state.u, exchanged, step_size)
+
+    def count(self, probability: float, exchanged: Tensor, burn_in: int, thin: int) -> None:
+        """After a proposal, and exchanges (L - 1,), that had these acceptance probabilities."""
+        self.iteration += 1
+        if self.iteration <= burn_in:
+            gain = _ADAPTATION_RATE / math.sqrt(self.iteration)
+            self.step_size *= math.exp(gain * (probability - _TARGET_ACCEPTANCE))
+            if self.iteration > burn_in // 2:
+                self.log_steps.append(math.log(self.step_size))
+            if self.iteration == burn_in:
+                self.step_size = math.exp(sum(self.log_steps) / len(self.log_steps))
+            return
+        self.acceptance += probability
+        self.exchanged += exchanged
+        if (self.iteration - burn_in) % thin == 0:
+            x, u, f = (values[: len(self.energies)] for values in vars(self.state).values())
+            self.positions[:, self.n_kept] = x
+            self.energies[:, self.n_kept] = u
+            self.virials[:, self.n_kept] = -(x * f).sum(dim=(1, 2))
+            self.n_kept += 1
+
+    def save(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
+        """Write all of it and the state of the random numbers, atomically."""
+        kept = {name: getattr(self, name)[:, : self.n_kept] for name in _KEPT}
+        others = {
+            "start": self.start,
+            "exchanged": self.exchanged,
+            "generator": generator.get_state(),
+        }
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        storage.write_archive(
+            path, "hmc", {**vars(self.state), **kept, **others}, {"run": about, **numbers}
+        )
+
+    def restore(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
+        """Go on from a checkpoint of this very run."""
+        tensors, metadata = storage.read_archive(path, "hmc")
+        changed = storage.differences(metadata["run"], about)
+        if not (changed or torch.allclose(tensors["start"], self.start, rtol=1e-6)):
+            changed = "the target or the starting configurations"
+        if changed:
+            raise ValueError(
+                f"{path}: expected a checkpoint of this run, got one that differs in {changed}; "
+                "give another checkpoint path or the same arguments"
+            )
+        for name in _NUMBERS:
+            setattr(self, name, metadata[name])
+        for name in _KEPT:
+            getattr(self, name)[:, : self.n_kept] = tensors[name]
+        self.state = _State(*(tensors[name] for name in ("x", "u", "f")))
+        self.exchanged = tensors["exchanged"]
+        generator.set_state(tensors["generator"])
+
+
+_KEPT = ("positions", "energies", "virials")
+_NUMBERS = ("step_size", "iteration", "n_kept", "acceptance", "log_steps")
+
+
+@keeps_to_the_cpu
+def sample_hmc(
+    target: Target,
+    n_chains: int = 2_000,
+    n_samples: int = 10,
+    *,
+    burn_in: int = 500,
+    thin: int = 10,
+    step_size: float = 0.1,
+    n_leapfrog: int = 10,
+    ladder: Sequence[float] = (1.0,),
+    initial: Tensor | None = None,
+    seed: Seed = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 120.0,
+    progress: bool = True,
+) -> ReferenceData:
+    """Draw reference samples of ``target``.
+
+    Parameters
+    ----------
+    target
+        Any target with forces.
+    n_chains
+        Independent chains, advanced together.
+    n_samples
+        Samples kept of each chain.
+    burn_in
+        Proposals before the first sample, in which the step size adapts.
+    thin
+        Proposals per sample.
+    step_size
+        Where the adaptation of h starts, nm.
+    n_leapfrog
+        Mean number of leapfrog steps L of a proposal.
+    ladder
+        Temperatures of parallel tempering in multiples of the target's, rising from 1. The work
+        is that of ``n_chains`` chains for each.
+    initial
+        Starting configurations (n_chains, M, D), or one (M, D) for all, in nm. None: Gaussian
+        clouds of 1 nm, relaxed by gradient descent.
+    seed
+        Integer, torch.Generator (CPU) or None; an integer where there is a checkpoint.
+    checkpoint
+        A file to which all is written every ``checkpoint_seconds``, and at the end. If it exists,
+        the run goes on from there, and ends in the same samples bit for bit.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        On bad arguments, if a chain starts at a non-finite energy, or if the checkpoint belongs to
+        another run (arguments, target or starting configurations differ).
+    """
+    n_chains = checks.positive_integer("n_chains", n_chains, minimum=2)
+    n_samples = checks.positive_integer("n_samples", n_samples)
+    burn_in = checks.positive_integer("burn_in", burn_in, minimum=0)
+    thin = checks.positive_integer("thin", thin)
+    n_leapfrog = checks.positive_integer("n_leapfrog", n_leapfrog)
+    step_size = checks.positive_number("step_size", step_size)
+    levels = _levels(ladder)
+    path = checks.checkpoint(checkpoint, checkpoint_seconds)
+    if path is not None:
+        seed = checks.positive_integer("seed", seed, minimum=0)
+    generator = make_generator(seed)
+    start = _start(target, n_chains, len(levels), initial, generator)
+    run = _Run.begin(start, len(levels), n_samples, step_size)
+    about = {
+        "n_chains": n_chains, "n_samples": n_samples, "burn_in": burn_in, "thin": thin,
+        "step_size": step_size, "n_leapfrog": n_leapfrog, "ladder": levels.tolist(), "seed": seed,
+    }  # fmt: skip
+    if path is not None and path.exists():
+        run.restore(path, generator, about)
+    saved = time.monotonic()
+    total = burn_in + n_samples * thin
+    bar = progress_bar(total, "HMC", progress, initial=run.iteration)
+    while run.iteration < total:
+        probability = _propose(target, run.state, levels, run.step_size, n_leapfrog, generator)
+        exchanged = _exchange(run.state, levels, run.iteration % 2, generator)
+        run.count(probability, exchanged, burn_in, thin)
+        bar.update()
+        due = time.monotonic() - saved >= checkpoint_seconds or run.iteration == total
+        if path is not None and due:
+            run.save(path, generator, about)
+            saved = time.monotonic()
+    bar.close()
+    pairs = range(len(levels) - 1)
+    turns = [len(range(burn_in + (burn_in + pair) % 2, total, 2)) for pair in pairs]
+    report = _report(
+        run.energies,
+        run.virials,
+        target.space.dim,
+        run.acceptance / (n_samples * thin),
+        run.step_size,
+        tuple((run.exchanged / torch.tensor(turns)).tolist()),
+    )
+    logger.info("HMC of %r:\n%s", target, report)
+    return ReferenceData(run.positions.flatten(0, 1), run.energies.flatten(), report)
+
+
+def _levels(ladder: Sequence[float]) -> Tensor:
+    """Temperatures (L,) in units of the target's, checked."""
+    levels = torch.as_tensor(checks.real_array("ladder", ladder))
+    rising = levels.ndim == 1 and len(levels) > 0 and bool((levels.diff() > 0.0).all())
+    if not (rising and float(levels[0]) == 1.0 and math.isfinite(float(levels[-1]))):
+        raise ValueError(
+            "ladder: expected temperatures in multiples of the target's that rise from 1, such as "
+            f"(1.0, 1.3, 1.7), got {ladder!r}"
+        )
+    return levels
+
+
+def _propose(
+    target: Target,
+    state: _State,
+    levels: Tensor,
+    step_size: float,
+    n_leapfrog: int,
+    generator: torch.Generator,
+) -> float:
+    """One proposal for every chain, accepted or not, in place; the mean acceptance probability."""
+    temperatures = levels.repeat_interleave(len(state.x) // len(levels))
+    beta = 1.0 / temperatures
+    scale = beta[:, None, None]
+    spread = int(_LEAPFROG_SPREAD * n_leapfrog)
+    n_steps = n_leapfrog + int(torch.randint(-spread, spread + 1, (), generator=generator))
+    x, f = state.x, state.f
+    p = target.space.standard_normal(len(x), generator)
+    kinetic = 0.5 * p.square().sum(dim=(1, 2))
+    jitter = torch.rand(len(x), 1, 1, generator=generator, dtype=torch.float64)
+    h = step_size * temperatures.sqrt()[:, None, None] * (1.0 + _STEP_SPREAD * (2.0 * jitter - 1.0))
+    p = p + 0.5 * h * scale * f
+    for step in range(n_steps):
+        x = x + h * p
+        u, f = target.reduced_energy_and_force(x)
+        f = target.space.project(f)
+        p = p + (1.0 if step < n_steps - 1 else 0.5) * h * scale * f
+    log_ratio = (beta * state.u + kinetic) - (beta * u + 0.5 * p.square().sum(dim=(1, 2)))
+    log_ratio = torch.where(torch.isfinite(u), log_ratio, -torch.inf).nan_to_num(-torch.inf)
+    accepted = _accept(log_ratio, generator)
+    state.x = torch.where(accepted[:, None, None], target.space.project(x), state.x)
+    state.u = torch.where(accepted, u, state.u)
+    state.f = torch.where(accepted[:, None, None], f, state.f)
+    return float(log_ratio.clamp(max=0.0).exp().mean())
+
+
+def _exchange(state: _State, levels: Tensor, first: int, generator: torch.Generator) -> Tensor:
+    """Exchange neighbours on the ladder, every second pair from ``first`` on, in place.
+
+    Acceptance probabilities (L - 1,), averaged over the chains; 0 where it is not a pair's turn.
+    """
+    probabilities = torch.zeros(len(levels) - 1, dtype=torch.float64)
+    lower = torch.arange(len(levels) - 1)[first::2]
+    if len(lower) == 0:
+        return probabilities
+    u = state.u.view(len(levels), -1)
+    beta = (1.0 / levels)[:, None]
+    log_ratio = (beta[lower] - beta[lower + 1]) * (u[lower] - u[lower + 1])
+    accepted = _accept(log_ratio, generator)
+    rows = torch.arange(u.numel()).view_as(u)
+    order = rows.clone()
+    order[lower] = torch.where(accepted, rows[lower + 1], rows[lower])
+    order[lower + 1] = torch.where(accepted, rows[lower], rows[lower + 1])
+    for name, values in list(vars(state).items()):
+        setattr(state, name, values[order.flatten()])
+    probabilities[lower] = log_ratio.clamp(max=0.0).exp().mean(dim=1)
+    return probabilities
+
+
+def _accept(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
+    """Metropolis: accept with probability min(1, exp(log_ratio)); bool of the same shape."""
+    uniform = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64)
+    return uniform.log() < log_ratio
+
+
+def _start(
+    target: Target,
+    n_chains: int,
+    n_levels: int,
+    initial: Tensor | None,
+    generator: torch.Generator,
+) -> _State:
+    space = target.space
+    if initial is None:
+        x = _relax(target, space.standard_normal(n_chains, generator))
+    else:
+        initial = torch.as_tensor(initial, dtype=torch.float64)
+        if initial.ndim == 2:
+            initial = initial.expand(n_chains, *initial.shape)
+        x = checks.configurations("initial", initial, space.n_particles, space.n_dims)
+        if len(x) != n_chains:
+            raise ValueError(f"initial: expected {n_chains} configurations, got {len(x)}")
+        x = space.project(x)
+    u, f = target.reduced_energy_and_force(x)
+    finite = torch.isfinite(u) & torch.isfinite(f).all(dim=2).all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"initial: expected finite energies and forces, got {int((~finite).sum())} of "
+            f"{n_chains} chains without; give other starting configurations"
+        )
+    f = space.project(f)
+    return _State(x.repeat(n_levels, 1, 1), u.repeat(n_levels), f.repeat(n_levels, 1, 1))
+
+
+def _relax(target: Target, x: Tensor) -> Tensor:
+    """Walk downhill from (C, M, D), no particle by more than a small distance per step."""
+    for _ in range(_DESCENT_STEPS):
+        _, f = target.reduced_energy_and_force(x)
+        length = f.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        move = f * (_DESCENT_LIMIT / length).clamp(max=_DESCENT_RATE)
+        x = target.space.project(x + move.nan_to_num(0.0))
+    return x
+
+
+def _report(
+    energies: Tensor,
+    virials: Tensor,
+    dim: int,
+    acceptance: float,
+    step_size: float,
+    exchanges: tuple[float, ...] = (),
+) -> ConvergenceReport:
+    """energies, virials (C, K)."""
+    n_chains, n_samples = energies.shape
+
+    def stderr(values: Tensor) -> float:
+        return float(values.mean(dim=1).std()) / math.sqrt(n_chains)
+
+    return ConvergenceReport(
+        n_chains=n_chains,
+        n_samples=n_samples,
+        acceptance=acceptance,
+        step_size=step_size,
+        energy=float(energies.mean()),
+        energy_stderr=stderr(energies),
+        energy_std=float(energies.std()),
+        virial=float(virials.mean()),
+        virial_stderr=stderr(virials),
+        dim=dim,
+        r_hat=split_r_hat(energies),
+        exchanges=exchanges,
+    )
+
+
+def split_r_hat(values: Tensor) -> float:
+    """Split R-hat (Gelman et al., BDA3, Sec. 11.4) of (C, K) values.
+
+    NaN where K < 4 or nothing varies.
+
+    Every chain is cut in two, and the variance between the halves compared with that within.
+    """
+    half = values.shape[1] // 2
+    if half < 2:
+        return math.nan
+    halves = torch.cat([values[:, :half], values[:, -half:]])
+    within = float(halves.var(dim=1).mean())
+    between = half * float(halves.mean(dim=1).var())
+    if within == 0.0:
+        return math.inf if between > 0.0 else math.nan
+    return math.sqrt(((half - 1) / half * within + between / half) / within)

@@ -1,0 +1,1 @@
+"""What the machine needs: processes, GPUs, memory, progress."""

@@ -1,0 +1,24 @@
+"""Files of the package's own, whole and without pickles, and the identities that they carry."""
+
+from openmm_vtdis.storage.archive import (
+    FORMAT_VERSION,
+    read_archive,
+    select_prefix,
+    write_archive,
+)
+from openmm_vtdis.storage.atomic import replacing, write_atomically
+from openmm_vtdis.storage.documents import differences, mentions, parse_json
+from openmm_vtdis.storage.fingerprint import digest
+
+__all__ = [
+    "FORMAT_VERSION",
+    "differences",
+    "digest",
+    "mentions",
+    "parse_json",
+    "read_archive",
+    "replacing",
+    "select_prefix",
+    "write_archive",
+    "write_atomically",
+]

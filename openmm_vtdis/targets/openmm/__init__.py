@@ -1,0 +1,1 @@
+"""The Boltzmann density of an OpenMM System."""

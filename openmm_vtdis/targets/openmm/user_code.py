@@ -1,0 +1,161 @@
+"""Forces that run code of the user's: which ones, and what tells one such System from another.
+
+A PythonForce calls a Python object; TorchForce, PlumedForce and whatever else a plugin adds hold
+code that OpenMM does not know. Of such code nobody can say that it may run in several threads at
+once, that it keeps nothing between two calls, or which particles it binds.
+
+A System's XML holds the pickle of a PythonForce's function, in which one and the same object has
+other bytes whenever it is written (addresses, shared strings). The identity of such a System is
+therefore made of the function's *content*: classes by their names, arrays and tensors by their
+numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+
+from openmm_vtdis.storage.fingerprint import digest
+
+_PAYLOAD = re.compile(r'\bfunction="([0-9a-fA-F]*)"')
+_VERSION = re.compile(r' openmmVersion="[^"]*"')
+
+
+def all_forces(system: openmm.System) -> Iterator[openmm.Force]:
+    """The forces of a System, and those inside of CustomCVForces and ATMForces."""
+    waiting = list(system.getForces())
+    while waiting:
+        force = waiting.pop(0)
+        yield force
+        if isinstance(force, openmm.CustomCVForce):
+            number = force.getNumCollectiveVariables()
+            waiting += [force.getCollectiveVariable(k) for k in range(number)]
+        elif isinstance(force, openmm.ATMForce):
+            waiting += [force.getForce(k) for k in range(force.getNumForces())]
+
+
+def user_forces(system: openmm.System) -> list[str]:
+    """Class names of the forces that run code which is not OpenMM's own."""
+    found = []
+    for force in all_forces(system):
+        kind = type(force)
+        own = kind.__module__.startswith("openmm.") and kind is not openmm.Force
+        if not own or kind.__name__ == "PythonForce":
+            found.append(kind.__name__)
+    return found
+
+
+def copied(system: openmm.System) -> openmm.System:
+    """A copy, in which functions of the user's are copies too.
+
+    Raises
+    ------
+    ValueError
+        If it holds something that OpenMM cannot write, and so neither copy nor store.
+    """
+    try:
+        return openmm.XmlSerializer.clone(system)
+    except openmm.OpenMMException as error:
+        names = user_forces(system)
+        hint = ""
+        if "PythonForce" in names:
+            hint = (
+                "; the function of a PythonForce must be one that pickle can write: a function or "
+                "an instance of a class at the top level of a module, no lambda, and no function "
+                "inside another"
+            )
+        raise ValueError(
+            f"system: expected a System that OpenMM can copy and write to XML, got one it cannot "
+            f"({error}){hint}"
+        ) from error
+
+
+def check_importable(xml: str) -> None:
+    """Read the functions of PythonForces in a System's XML, before OpenMM does.
+
+    It ends the process if one is of a module that cannot be imported here.
+
+    Raises
+    ------
+    ValueError
+        With what is missing. Only for XML that is trusted: this unpickles it.
+    """
+    for payload in _PAYLOAD.findall(xml):
+        try:
+            pickle.loads(bytes.fromhex(payload))
+        except Exception as error:
+            raise ValueError(
+                f"expected a PythonForce whose function can be imported here, got "
+                f"{type(error).__name__}: {error}; put the module that it is of where Python finds "
+                "it (a function of a script, __main__, is known to that script alone)"
+            ) from error
+
+
+def functions_of(system: openmm.System) -> list[Any]:
+    """Copies of the functions of its PythonForces; the System has been copied in this process."""
+    if "PythonForce" not in user_forces(system):
+        return []
+    payloads = _PAYLOAD.findall(openmm.XmlSerializer.serialize(system))
+    return [pickle.loads(bytes.fromhex(payload)) for payload in payloads]
+
+
+def of_a_script(system: openmm.System) -> bool:
+    """Whether a PythonForce has a function of the script that runs, which no other program has."""
+    if "PythonForce" not in user_forces(system):
+        return False
+    payloads = _PAYLOAD.findall(openmm.XmlSerializer.serialize(system))
+    return any(b"__main__" in bytes.fromhex(payload) for payload in payloads)
+
+
+def system_fingerprint(system: openmm.System) -> str:
+    """A digest of a System, the same whatever version of OpenMM writes its XML."""
+    xml = _VERSION.sub("", openmm.XmlSerializer.serialize(system))
+    if "PythonForce" in user_forces(system):
+        xml = _PAYLOAD.sub(lambda found: f'function="{_content(bytes.fromhex(found[1]))}"', xml)
+    return digest(xml)
+
+
+def _content(pickled: bytes) -> str:
+    """A digest of what a pickle holds; of its bytes if that cannot be walked through.
+
+    The System has been copied in this process before, so that this pickle has been read already.
+    """
+    with contextlib.suppress(Exception):
+        return content_digest(pickle.loads(pickled))
+    return hashlib.sha256(pickled).hexdigest()
+
+
+def content_digest(thing: Any) -> str:
+    """A digest of an object's classes and numbers, whatever the addresses of its parts."""
+    buffer = io.BytesIO()
+    pickler = _ByContent(buffer, protocol=4)
+    pickler.fast = True  # nothing is told apart by being the same object
+    try:
+        pickler.dump(thing)
+    except (ValueError, RecursionError):  # an object that holds itself
+        buffer = io.BytesIO()
+        _ByContent(buffer, protocol=4).dump(thing)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+class _ByContent(pickle.Pickler):
+    """Writes tensors, arrays and sets as digests of their content."""
+
+    def persistent_id(self, thing: Any) -> Any:
+        if isinstance(thing, torch.Tensor):
+            return "tensor", str(thing.dtype), digest(thing)
+        if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
+            content = hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()
+            return "array", str(thing.dtype), thing.shape, content
+        if isinstance(thing, set | frozenset):  # whose order is another in every process
+            return "set", sorted(content_digest(part) for part in thing)
+        return None

@@ -1,5 +1,0 @@
-"""OpenMM's forces as batched torch, one translator each; importing this registers them all."""
-
-from openmm_vtdis.targets.translators import bonded, custom, implicit, nonbonded
-
-__all__ = ["bonded", "custom", "implicit", "nonbonded"]

@@ -1,0 +1,290 @@
+r"""Tuning from frames to a kernel: simulate forward trajectories once, fit, judge on others.
+
+Trajectories that are fitted, and those that stop the fit early, start from one set of frames; those
+of the report start from another, which no fit sees. What is kept of a trajectory is the part of its
+log weight that does not depend on the covariance, and the family's sufficient statistics, so that
+memory grows with trajectories x steps and not with positions
+(:mod:`~openmm_vtdis.tuning.fit` has the optimisation).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_vtdis.core import checks
+from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
+from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
+from openmm_vtdis.diffusion.denoiser import pair_head
+from openmm_vtdis.diffusion.paths import forward_paths
+from openmm_vtdis.diffusion.posteriors.laplace import N_FRAMES as LAPLACE_FRAMES
+from openmm_vtdis.diffusion.posteriors.laplace import find_range
+from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.tuning import select_covariance
+from openmm_vtdis.tuning.adaptive_schedule import N_FRAMES as GRID_FRAMES
+from openmm_vtdis.tuning.adaptive_schedule import adapt
+from openmm_vtdis.tuning.fit import (
+    OBJECTIVES,
+    Fit,
+    MeanGains,
+    Trajectories,
+    check_finite,
+    fit,
+    fit_sgd,
+    log_weights,
+    objective_value,
+)
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """Settings of one tuning run.
+
+    Attributes
+    ----------
+    objective
+        "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
+    n_trajectories
+        Forward trajectories in all: 7/10 fitted, 1/10 for early stopping, 2/10 for the report.
+    tune_mean
+        Fit the mean coefficients k_n first, in a pass of its own.
+    method
+        "convex" (one pass, L-BFGS) or "sgd" (the paper's: Adam on fresh trajectories).
+    sgd_iterations, sgd_batch_size
+        Steps of the latter, and fresh trajectories in each.
+    """
+
+    objective: str = "alpha2"
+    n_trajectories: int = 10_000
+    tune_mean: bool = False
+    method: str = "convex"
+    sgd_iterations: int = 5000
+    sgd_batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        checks.choice("objective", self.objective, (*OBJECTIVES, "ddpm"))
+        checks.choice("method", self.method, ("convex", "sgd"))
+        checks.positive_integer("n_trajectories", self.n_trajectories, minimum=100)
+        if checks.boolean("tune_mean", self.tune_mean) and self.objective == "ddpm":
+            raise ValueError('tune_mean: expected False with objective="ddpm", which tunes nothing')
+        checks.positive_integer("sgd_iterations", self.sgd_iterations)
+        checks.positive_integer("sgd_batch_size", self.sgd_batch_size)
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """What :meth:`~openmm_vtdis.DiffusionBoltzmannGenerator.tune` did.
+
+    Attributes
+    ----------
+    forward_ess_train, forward_ess_test
+        Forward ESS (fractions) on the trajectories that were fitted and on held-out ones, which
+        start from other frames. Where the two differ, n_trajectories is too small.
+    eta
+        (N, K) variance of the reverse kernel in units of the DDPM variance, per step and class.
+    times
+        (N + 1,) noise levels, in units of the model's length.
+    objective
+        "alpha2", "kl" or "ddpm".
+    covariance
+        Name of the family; "block" for "full", which is that with every particle a class.
+    reason
+        Why "auto" chose it; None where it was asked for by name.
+    n_network_evaluations
+        Of the trajectories (what was measured before them comes on top).
+    n_trajectories
+        Trajectories simulated in all, held-out ones included.
+    n_iterations, fit_seconds, seconds
+        Of the optimiser; its wall time; wall time of the whole call.
+    """
+
+    forward_ess_train: float
+    forward_ess_test: float
+    eta: np.ndarray
+    times: np.ndarray
+    objective: str
+    covariance: str
+    reason: str | None
+    n_network_evaluations: int
+    n_trajectories: int
+    n_iterations: int
+    fit_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.covariance}, {self.objective}, {len(self.times) - 1} steps: forward ESS "
+            f"{self.forward_ess_test:.2%} held out ({self.forward_ess_train:.2%} fitted), "
+            f"{self.n_trajectories} trajectories, {self.n_iterations} iterations in "
+            f"{self.fit_seconds:.2f} s, {self.seconds:.0f} s in all"
+        )
+        return text if self.reason is None else f"{text}\n{self.reason}"
+
+
+def _prepare(
+    kernel: DiffusionKernel,
+    families: Sequence[Covariance],
+    frames: Tensor,
+    generator: torch.Generator,
+    schedule: str | None,
+    laplace: bool,
+    n_frames: int,
+    batch_size: int,
+    progress: bool,
+) -> tuple[DiffusionKernel, Covariance, str | None]:
+    """What is measured before the fit: an adaptive grid, the range of the Laplace approximation,
+    and which covariance is best.
+
+    Returns the kernel, the family, and why it was chosen (None if there was no choice).
+    ``n_frames``: to measure on, no more than this many.
+    """
+    if schedule == "adaptive":
+        n = min(GRID_FRAMES, n_frames)
+        kernel = kernel.with_schedule(
+            adapt(kernel.schedule, kernel.denoiser, frames, generator, batch_size, progress, n)
+        )
+    low, high = kernel.schedule.times[0], min(kernel.schedule.times[-1], 1.0)
+    kernels = {family.kind: kernel for family in families}
+    by_state = [family.kind for family in families if isinstance(family, StateCovariance)]
+    if by_state and laplace and low < high and kernel.energy is not None:
+        found = find_range(
+            kernel.energy, kernel.denoiser, frames, low, high, generator, batch_size, progress,
+            min(LAPLACE_FRAMES, n_frames),
+        )  # fmt: skip
+        better = kernel.with_laplace(found, jump=schedule is not None)
+        kernels |= dict.fromkeys(by_state, better)
+    if len(families) == 1:
+        return kernels[families[0].kind], families[0], None
+    n = min(select_covariance.N_PILOT, n_frames)
+    pilots = select_covariance.run_pilots(
+        kernels, families, kernel.energy, frames, generator, n, batch_size, progress  # type: ignore[arg-type]
+    )  # fmt: skip
+    best = max(families, key=lambda family: pilots[family.kind].log_yield)
+    return kernels[best.kind], best, select_covariance.explain(pilots)
+
+
+def collect(
+    kernel: DiffusionKernel,
+    family: Fittable,
+    energy: Energy,
+    frames: Tensor,
+    n: int,
+    generator: torch.Generator,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Trajectories:
+    """Simulate n forward trajectories from frames (model units) drawn with replacement."""
+    index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
+    x = frames[index.to(frames.device)].to(generator.device, torch.float64)
+    paths = forward_paths(kernel, x, generator, family, batch_size, progress)
+    data = Trajectories(paths.log_forward - energy(x).detach().cpu(), paths.statistics)  # type: ignore[arg-type]
+    check_finite(data)
+    return data
+
+
+def tune(
+    kernel: DiffusionKernel,
+    families: Sequence[Covariance],
+    energy: Energy,
+    frames: Tensor,
+    held_out: Tensor,
+    generator: torch.Generator,
+    config: TuningConfig,
+    schedule: str | None = "adaptive",
+    laplace: bool = True,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> tuple[DiffusionKernel, TuningReport]:
+    """Choose grid and family, and fit the covariance, and the mean if asked, to a kernel.
+
+    Parameters
+    ----------
+    kernel
+        Denoiser and grid; its covariance is replaced.
+    families
+        Covariances to choose from, or the only one; their own parameters are ignored.
+    energy
+        Of the target, in model units.
+    frames, held_out
+        (n, M, D) equilibrium configurations in model units: to fit, and for the report.
+    schedule
+        Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
+    laplace
+        Whether families that depend on the state may go by the energy at low noise.
+
+    Returns
+    -------
+    tuple
+        The fitted kernel, and the report.
+    """
+    began = time.perf_counter()
+    if config.objective == "ddpm" and families[0].kind != "isotropic":
+        raise ValueError(
+            'covariance: expected "isotropic" with objective="ddpm", which tunes nothing'
+        )
+    if any(family.uses_pairs for family in families):
+        pair_head(kernel.denoiser)  # before anything is measured
+    kernel, family, reason = _prepare(
+        kernel, families, frames, generator, schedule, laplace, config.n_trajectories, batch_size,
+        progress,
+    )  # fmt: skip
+    n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10
+    n_fit = config.n_trajectories - n_test
+    n_simulated = 0
+
+    def simulate(kind: Fittable, n: int, pool: Tensor, show: bool = progress) -> Trajectories:
+        nonlocal n_simulated
+        n_simulated += n
+        return collect(kernel, kind, energy, pool, n, generator, batch_size, show)
+
+    if config.tune_mean:
+        gains = MeanGains(family.space, family.labels, torch.zeros(1, 1))
+        data = simulate(gains, n_fit, frames)
+        train, validation = data[:-n_validation], data[-n_validation:]
+        mean = fit(gains, train, kernel.schedule, config.objective, validation)
+        kernel = kernel.with_gains(mean.fitted.gains)
+    data = simulate(family, n_fit, frames)
+    train, validation = data[:-n_validation], data[-n_validation:]
+    grid = kernel.schedule
+    if config.objective == "ddpm":
+        best = Fit(family.with_parameters(family.ddpm_parameters(grid)), math.nan, 0, 0.0)
+    elif config.method == "convex":
+        best = fit(family, train, grid, config.objective, validation)
+    else:
+        best = fit_sgd(
+            family,
+            lambda n: simulate(family, n, frames, show=False),
+            grid,
+            family.ddpm_parameters(grid),
+            config.objective,
+            config.sgd_iterations,
+            config.sgd_batch_size,
+            progress=progress,
+        )
+    test = simulate(family, n_test, held_out)
+    return kernel.with_covariance(best.fitted), TuningReport(
+        forward_ess_train=_forward_ess(log_weights(best.fitted, train, grid)),
+        forward_ess_test=_forward_ess(log_weights(best.fitted, test, grid)),
+        eta=best.fitted.eta(grid).detach().numpy(),
+        times=np.asarray(grid.times),
+        objective=config.objective,
+        covariance=family.kind,
+        reason=reason,
+        n_network_evaluations=n_simulated * grid.n_steps,
+        n_trajectories=n_simulated,
+        n_iterations=best.n_iterations,
+        fit_seconds=best.seconds,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _forward_ess(log_w: Tensor) -> float:
+    """1 / (mean w mean 1/w) over forward trajectories (paper, Eq. 11), as a fraction."""
+    log_inverse = objective_value(log_w, "alpha2") + objective_value(-log_w, "alpha2")
+    return float(torch.exp(-log_inverse))
