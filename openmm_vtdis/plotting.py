@@ -25,7 +25,7 @@ This module needs matplotlib (``pip install openmm-vtdis[plot]``); the package d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,8 +35,9 @@ from numpy.typing import ArrayLike
 from scipy.special import boxcox
 
 from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import check_log_weights, forward_ess, reverse_ess
 from openmm_vtdis.ensemble import WeightedEnsemble
-from openmm_vtdis.ensemble.diagnostics import check_log_weights, pareto_k
+from openmm_vtdis.ensemble.diagnostics import pareto_k
 
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 PALETTE = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
@@ -191,10 +192,10 @@ def ess_versus_samples(
         curves = {}
         if label in forward_log_weights:
             lw = check_log_weights(forward_log_weights[label])
-            curves["forward"] = _running(_log_forward_ess(lw), n_points)
+            curves["forward"] = _running(forward_ess, lw, n_points)
         if label in log_weights:
             lw = check_log_weights(log_weights[label])
-            curves["reverse"] = _running(_log_reverse_ess(lw), n_points)
+            curves["reverse"] = _running(reverse_ess, lw, n_points)
         _solid_and_dashed(ax, label, curves, None)
     ax.set_xscale("log")
     ax.set(xlabel="number of samples $M$")
@@ -504,28 +505,10 @@ def _energy_range(
     return low - margin, high + margin
 
 
-def _log_forward_ess(lw: np.ndarray) -> np.ndarray:
-    """log forward ESS of the first 1 .. n log weights; -inf from the first weight of zero on."""
-    alive = np.logical_and.accumulate(lw > -math.inf)
-    log_m = np.log(np.arange(1, len(lw) + 1))
-    log_ess = np.full(len(lw), -math.inf)
-    kept, n = lw[alive], int(alive.sum())
-    log_ess[:n] = 2.0 * log_m[:n] - np.logaddexp.accumulate(kept) - np.logaddexp.accumulate(-kept)
-    return log_ess
-
-
-def _log_reverse_ess(lw: np.ndarray) -> np.ndarray:
-    """log reverse ESS of the first 1 .. n log weights; -inf while all of them are zero."""
-    log_m = np.log(np.arange(1, len(lw) + 1))
-    first, second = np.logaddexp.accumulate(lw), np.logaddexp.accumulate(2.0 * lw)
-    alive = first > -math.inf
-    log_ess = np.full(len(lw), -math.inf)
-    log_ess[alive] = 2.0 * first[alive] - second[alive] - log_m[alive]
-    return log_ess
-
-
-def _running(log_ess: np.ndarray, n_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample sizes spread over log m from 10 (or 1) to n, and the ESS there."""
-    n = len(log_ess)
-    m = np.unique(np.geomspace(min(10, n), n, n_points).round().astype(int))
-    return m, np.exp(log_ess[m - 1])
+def _running(
+    ess: Callable[[np.ndarray], float], lw: np.ndarray, n_points: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample sizes m spread over log m from 10 (or 1) to n, and the ESS of the first m."""
+    n = len(lw)
+    sizes = np.unique(np.geomspace(min(10, n), n, n_points).round().astype(int))
+    return sizes, np.array([ess(lw[:m]) for m in sizes])

@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 NAMES = ("dw4", "lj13", "aldp-800K")
-BY_EIGENVECTORS = ("hessian", "krylov", "tweedie", "laplace")
+BY_EIGENVECTORS = ("hessian", "tweedie", "laplace")
 """Families whose draws depend on the signs of eigenvectors, which are any; densities do not."""
 FAMILIES = (
     "isotropic", "diagonal", "block", "full", "low-rank", "time-network", "pairwise",

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from scipy.integrate import simpson
 from torch import Tensor
-from torchdiffeq import odeint
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.derivatives import Linearised
@@ -32,7 +31,7 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.runtime.progress import progress_bar
 
 DIVERGENCES = ("exact", "hutchinson")
-SOLVERS = ("heun", "rk4", "dopri5")
+SOLVERS = ("heun", "rk4")
 
 
 class Flow:
@@ -62,23 +61,19 @@ class Flow:
         return velocity.value, -divergence.to(torch.float64)
 
 
-def integrate(
-    flow: Flow, x: Tensor, levels: list[float], solver: str, tolerance: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+def integrate(flow: Flow, x: Tensor, levels: list[float], solver: str) -> tuple[Tensor, Tensor]:
     """Integrate along increasing or decreasing noise levels: end point and change of log p.
 
     Parameters
     ----------
     levels
         Noise levels t in the order of integration. "heun" (order 2) and "rk4" (order 4) take one
-        step between neighbours; "dopri5" goes from the first to the last with its own steps.
+        step between neighbours.
 
     The fixed-step methods advance x in t, dx/dt = (x - D) / t (Karras et al. 2022, Alg. 1), which
     is exact where D is constant, and so at both ends of the grid. The divergence, which costs most,
     is taken at the levels only, and integrated over log t by Simpson's rule.
     """
-    if solver == "dopri5":
-        return _integrate_adaptively(flow, x, levels, tolerance)
 
     def slope(t: float, y: Tensor) -> Tensor:
         return flow.velocity(math.log(t), y) / t
@@ -98,20 +93,6 @@ def integrate(
     rates.append(flow.velocity_and_rate(math.log(levels[-1]), x)[1])
     change = simpson(torch.stack(rates).cpu().numpy(), x=np.log(levels), axis=0)
     return x, torch.as_tensor(change, device=x.device)
-
-
-def _integrate_adaptively(
-    flow: Flow, x: Tensor, levels: list[float], tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """x and log p together, in log t, by torchdiffeq's dopri5."""
-    ends = torch.tensor([levels[0], levels[-1]], dtype=torch.float64, device=x.device).log()
-
-    def field(s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return flow.velocity_and_rate(float(s), state[0])
-
-    change = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    path, log_p = odeint(field, (x, change), ends, method="dopri5", rtol=tolerance, atol=tolerance)
-    return path[-1], log_p[-1]
 
 
 @torch.no_grad()

@@ -39,13 +39,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.ensemble.diagnostics import (
-    Array,
-    Estimate,
-    check_log_weights,
-    log_mean_weight,
-    quiet,
-)
+from openmm_vtdis.core.ess import Array, check_log_weights, quiet
+from openmm_vtdis.ensemble.diagnostics import Estimate, log_mean_weight
 from openmm_vtdis.runtime.optional_imports import quiet_pymbar
 
 LEAST_COMMON, LARGE = 10.0, 0.1

@@ -23,7 +23,8 @@ from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-Array = np.ndarray
+from openmm_vtdis.core.ess import check_log_weights, quiet, reverse_ess
+
 _LARGEST_SHARE = 0.1
 """Of all weight, that a single sample may carry where weights are reliable."""
 _FINITE_VARIANCE = 0.5
@@ -32,11 +33,6 @@ MINIMUM_FOR_PARETO = 25
 """Fewest finite log weights that :func:`pareto_k` fits a tail to."""
 _ALONE = 1.5
 """Effective samples below which one has nearly all the weight, and no error is known."""
-
-
-quiet = np.errstate(all="ignore")
-"""Decorates what computes with weights, which underflow and are infinite as a matter of course,
-whatever the caller has told numpy to do about that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,54 +195,6 @@ class Diagnostics:
             f"weight {share}, Pareto k {self.pareto_k:.2f} "
             f"({wanted}), {self.n_zero_weight} of weight zero{zero}: {verdict}"
         )
-
-
-def check_log_weights(log_weights: ArrayLike) -> Array:
-    """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
-    try:
-        lw = np.asarray(log_weights, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            "log_weights: expected an array (n,), as noise() gives it for frames, got "
-            f"{type(log_weights).__name__}"
-        ) from error
-    if lw.ndim != 1 or len(lw) == 0:
-        raise ValueError(f"log_weights: expected shape (n,) with n >= 1, got {lw.shape}")
-    bad = np.flatnonzero(np.isnan(lw) | np.isposinf(lw))
-    if len(bad):
-        raise ValueError(
-            "log_weights: expected finite numbers or -inf, got NaN or +inf in "
-            f"{len(bad)} of {len(lw)} samples, the first at index {bad[0]}"
-        )
-    return lw
-
-
-@quiet
-def forward_ess(log_weights: ArrayLike) -> float:
-    """Forward ESS, a fraction, from the log weights (n,) of noised *target* samples (Eq. 11).
-
-    A weight of zero, which no target sample should have, makes 1/w infinite and the ESS zero.
-
-    >>> round(forward_ess(np.log([3.0, 1.0])), 3)
-    0.75
-    """
-    lw = check_log_weights(log_weights)
-    if np.isneginf(lw).any():
-        return 0.0
-    return float(np.exp(2.0 * math.log(len(lw)) - logsumexp(lw) - logsumexp(-lw)))
-
-
-@quiet
-def reverse_ess(log_weights: ArrayLike) -> float:
-    """Reverse ESS, a fraction, from the log weights (n,) of generated samples (Eq. 12).
-
-    >>> round(reverse_ess(np.log([3.0, 1.0])), 3)
-    0.8
-    """
-    lw = check_log_weights(log_weights)
-    if np.isneginf(lw).all():
-        return 0.0
-    return float(np.exp(2.0 * logsumexp(lw) - logsumexp(2.0 * lw) - math.log(len(lw))))
 
 
 def is_alone(log_weights: ArrayLike) -> bool:

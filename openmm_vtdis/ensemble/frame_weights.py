@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from openmm_vtdis.ensemble.diagnostics import Array, check_log_weights
+from openmm_vtdis.core.ess import Array, check_log_weights
 
 _JOINING = (np.concatenate, np.append, np.hstack)
 

@@ -25,9 +25,10 @@ from scipy.special import logsumexp
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.defaults import keeps_to_the_cpu
+from openmm_vtdis.core.ess import Array, check_log_weights, quiet
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble.bar import LEAST_COMMON, check_overlap, statistical_inefficiency
-from openmm_vtdis.ensemble.diagnostics import Array, Estimate, check_log_weights, quiet
+from openmm_vtdis.ensemble.diagnostics import Estimate
 from openmm_vtdis.ensemble.notes import says
 from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble

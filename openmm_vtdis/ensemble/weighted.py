@@ -31,19 +31,11 @@ from openmm import app, unit
 from scipy.special import logsumexp
 
 from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import Array, check_log_weights, quiet, reverse_ess
 from openmm_vtdis.core.rng import Seed, make_generator
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble.bar import FreeEnergy, bar
-from openmm_vtdis.ensemble.diagnostics import (
-    Array,
-    Diagnostics,
-    Estimate,
-    check_log_weights,
-    is_alone,
-    log_mean_weight,
-    quiet,
-    reverse_ess,
-)
+from openmm_vtdis.ensemble.diagnostics import Diagnostics, Estimate, is_alone, log_mean_weight
 from openmm_vtdis.ensemble.files import Contents, read_ensemble, write_colvar, write_ensemble
 from openmm_vtdis.ensemble.notes import json_copy, kept, parts, pooled, says
 from openmm_vtdis.ensemble.pooling import check_poolable

@@ -364,8 +364,8 @@ class DiffusionBoltzmannGenerator:
             "auto" (most effective samples for the work,
             :mod:`~openmm_vtdis.tuning.select_covariance`), "isotropic", "diagonal", "block",
             "full", "low-rank" (``rank``), "time-network", "tweedie" (the denoiser's Jacobian: d
-            times the cost), "krylov" (``rank`` products with it), "hessian" (the energy's), or
-            "pairwise" (after :meth:`train_covariance`).
+            times the cost), "hessian" (the energy's), or "pairwise" (after
+            :meth:`train_covariance`).
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
@@ -376,7 +376,7 @@ class DiffusionBoltzmannGenerator:
         t_min, t_max
             Ends of the grid in model units; by default from the forces on the data.
         laplace
-            With "tweedie", "krylov", "hessian" or "pairwise": go by the energy, not the network,
+            With "tweedie", "hessian" or "pairwise": go by the energy, not the network,
             where that is measured to be better (:mod:`~openmm_vtdis.diffusion.posteriors.laplace`).
         tune_mean, method, sgd_iterations, sgd_batch_size
             As of :class:`~openmm_vtdis.tuning.tune.TuningConfig`.
@@ -453,8 +453,7 @@ class DiffusionBoltzmannGenerator:
             "exact" (d products with the Jacobian a step) or "hutchinson" (one; biased weights).
             Both are off by the solver's error, which no diagnostic sees: take enough ``n_steps``.
         solver
-            "heun" or "rk4" on the tuned grid (or one of ``n_steps``, with the same ends), or
-            adaptive "dopri5".
+            "heun" or "rk4", on the tuned grid or one of ``n_steps`` with the same ends.
         """
         grid = self._tuned("sample_ode").flow_schedule(n_steps)
         n = checks.positive_integer("n", n)

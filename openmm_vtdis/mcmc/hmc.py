@@ -43,7 +43,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from arviz_stats.base import array_stats
 from torch import Tensor
 
 from openmm_vtdis import storage
@@ -491,24 +493,14 @@ def _report(
         virial=float(virials.mean()),
         virial_stderr=stderr(virials),
         dim=dim,
-        r_hat=split_r_hat(energies),
+        r_hat=_split_r_hat(energies),
         exchanges=exchanges,
     )
 
 
-def split_r_hat(values: Tensor) -> float:
-    """Split R-hat (Gelman et al., BDA3, Sec. 11.4) of (C, K) values.
-
-    NaN where K < 4 or nothing varies.
-
-    Every chain is cut in two, and the variance between the halves compared with that within.
-    """
-    half = values.shape[1] // 2
-    if half < 2:
+def _split_r_hat(values: Tensor) -> float:
+    """Split R-hat (Gelman et al., BDA3, Sec. 11.4) of (C, K); NaN for K < 4 or where all is one."""
+    if values.shape[1] < 4 or float(values.std()) == 0.0:
         return math.nan
-    halves = torch.cat([values[:, :half], values[:, -half:]])
-    within = float(halves.var(dim=1).mean())
-    between = half * float(halves.mean(dim=1).var())
-    if within == 0.0:
-        return math.inf if between > 0.0 else math.nan
-    return math.sqrt(((half - 1) / half * within + between / half) / within)
+    with np.errstate(divide="ignore"):  # infinite where chains stand still, each elsewhere
+        return float(array_stats.rhat(values.numpy(), chain_axis=0, draw_axis=1, method="split"))

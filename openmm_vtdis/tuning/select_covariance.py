@@ -10,9 +10,9 @@ network evaluations, so that the same seed makes the same choice::
     hessian     1 + d DIMENSION a step; if the energy can be differentiated twice
 
 and a step that goes by the Laplace approximation costs what one of "hessian" does. Both constants
-are rounded from ``benchmarks/step_time.py``. "tweedie" and "krylov" are no candidates, at 1.5
-evaluations, and 2.5, for each product with the Jacobian; the others, "diagonal" to "time-network",
-are for comparison.
+are rounded from ``benchmarks/step_time.py``. "tweedie" is no candidate, at 1.5
+evaluations for each product with the Jacobian; the others, "diagonal" to "time-network", are for
+comparison.
 """
 
 from __future__ import annotations

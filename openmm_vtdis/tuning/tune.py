@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import forward_ess
 from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
 from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
 from openmm_vtdis.diffusion.denoiser import pair_head
@@ -38,7 +39,6 @@ from openmm_vtdis.tuning.fit import (
     fit,
     fit_sgd,
     log_weights,
-    objective_value,
 )
 
 
@@ -269,8 +269,8 @@ def tune(
         )
     test = simulate(family, n_test, held_out)
     return kernel.with_covariance(best.fitted), TuningReport(
-        forward_ess_train=_forward_ess(log_weights(best.fitted, train, grid)),
-        forward_ess_test=_forward_ess(log_weights(best.fitted, test, grid)),
+        forward_ess_train=forward_ess(log_weights(best.fitted, train, grid).detach().numpy()),
+        forward_ess_test=forward_ess(log_weights(best.fitted, test, grid).detach().numpy()),
         eta=best.fitted.eta(grid).detach().numpy(),
         times=np.asarray(grid.times),
         objective=config.objective,
@@ -282,9 +282,3 @@ def tune(
         fit_seconds=best.seconds,
         seconds=time.perf_counter() - began,
     )
-
-
-def _forward_ess(log_w: Tensor) -> float:
-    """1 / (mean w mean 1/w) over forward trajectories (paper, Eq. 11), as a fraction."""
-    log_inverse = objective_value(log_w, "alpha2") + objective_value(-log_w, "alpha2")
-    return float(torch.exp(-log_inverse))

@@ -51,8 +51,8 @@ def test_candidates_are_what_the_generator_has() -> None:
     assert kinds("auto", "kl", *rest, True) == ["isotropic", "pairwise", "hessian"]
     assert kinds("auto", "ddpm", *rest, True) == ["isotropic"]
     assert kinds("tweedie", "alpha2", *rest, True) == ["tweedie"]
-    (krylov,) = candidates("krylov", "alpha2", *rest, False, 3)
-    assert krylov.options == {"rank": 3}
+    (low_rank,) = candidates("low-rank", "alpha2", *rest, False, 3)
+    assert low_rank.options == {"rank": 3}
     with pytest.raises(ValueError, match="covariance: expected one of"):
         kinds("best", "alpha2", *rest, True)
 

@@ -56,11 +56,6 @@ def test_density_of_given_samples_agrees_with_generating_them() -> None:
     torch.testing.assert_close(again, log_p, atol=0.1, rtol=0.0)
 
 
-def test_adaptive_solver_agrees_with_a_fine_grid() -> None:
-    error = errors(make_oracle(3, 2, True), 10, solver="dopri5")
-    assert float(error.abs().mean()) < 0.1
-
-
 def test_hutchinson_is_unbiased_for_the_log_density() -> None:
     oracle = make_oracle(3, 2, True)
     grid = Schedule.geometric(20, 0.005, 400.0)

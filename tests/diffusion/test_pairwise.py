@@ -339,7 +339,7 @@ def test_the_training_of_a_head_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 
 # -- one bad configuration --------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["tweedie", "krylov", "hessian", "pairwise"])
+@pytest.mark.parametrize("kind", ["tweedie", "hessian", "pairwise"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_configuration_that_is_not_finite_stays_alone(kind: str, bad: float) -> None:
     kernel = pairwise_kernel(Space(4, 2))

@@ -61,7 +61,6 @@ CASES = {
     ),
     "time-network, from 20 to 14 steps": Case("time-network", n_steps=14),
     "tweedie": by_state("tweedie"),
-    "krylov": by_state("krylov"),
     "hessian": by_state("hessian"),
     "hessian without Laplace": by_state("hessian", laplace=False),
     "hessian with its jump, from 20 to 26 steps": by_state("hessian", n_steps=26),

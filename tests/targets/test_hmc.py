@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.mcmc import hmc as hmc_module
-from openmm_vtdis.mcmc.hmc import ReferenceData, sample_hmc, split_r_hat
+from openmm_vtdis.mcmc.hmc import ReferenceData, sample_hmc
 from openmm_vtdis.targets import GaussianMixture, Target, double_well, lennard_jones
 
 LIMIT = 4.0
@@ -238,10 +238,13 @@ def test_chains_that_disagree_are_seen() -> None:
 
 
 def test_split_r_hat_by_hand() -> None:
+    def r_hat(values: torch.Tensor) -> float:
+        return hmc_module._report(values, values, 1, 0.8, 0.1).r_hat
+
     # Halves (0, 2), (1, 3), (0, 2), (1, 3): W = 2, means 1, 2, 1, 2: B = 2 * 1/3.
     values = torch.tensor([[0.0, 2.0, 1.0, 3.0], [0.0, 2.0, 1.0, 3.0]])
-    assert split_r_hat(values) == pytest.approx(math.sqrt((0.5 * 2 + 1 / 3) / 2))
-    assert math.isnan(split_r_hat(values[:, :3]))
+    assert r_hat(values) == pytest.approx(math.sqrt((0.5 * 2 + 1 / 3) / 2))
+    assert math.isnan(r_hat(values[:, :3]))
 
 
 def test_report_reads_well() -> None:

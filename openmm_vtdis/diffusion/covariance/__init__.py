@@ -21,7 +21,6 @@ from openmm_vtdis.diffusion.covariance.base import (
     Scatter,
 )
 from openmm_vtdis.diffusion.covariance.constant import Block, ClassCovariance, Diagonal, Isotropic
-from openmm_vtdis.diffusion.covariance.krylov import Krylov
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
 from openmm_vtdis.diffusion.covariance.tweedie import Tweedie
@@ -38,7 +37,6 @@ __all__ = [
     "Fittable",
     "Hessian",
     "Isotropic",
-    "Krylov",
     "LowRank",
     "MatrixScatter",
     "Pairwise",
@@ -51,7 +49,7 @@ __all__ = [
     "make_covariance",
 ]
 
-_ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Krylov, Hessian, Pairwise)
+_ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Hessian, Pairwise)
 FAMILIES: dict[str, type[Covariance]] = {cls.kind: cls for cls in _ALL}
 """Families by name, for :func:`make_covariance` and archives."""
 
