@@ -74,7 +74,7 @@ def samples(
     name: str, gen: DiffusionBoltzmannGenerator, n: int, progress: bool
 ) -> WeightedEnsemble:
     """n weighted samples, drawn once."""
-    path = CACHE / f"{name}-samples-{gen.kernel.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}.nc"
+    path = CACHE / f"{name}-samples-{gen.process.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}.nc"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         gen.sample(n, seed=SAMPLE_SEED, progress=progress).save(path)
@@ -144,7 +144,9 @@ def coverage(gen: DiffusionBoltzmannGenerator, reference: Reference, n: int, pro
     }
     rng = np.random.default_rng(TEST_SEED)
     chosen = [rng.permutation(np.nonzero(inside)[0])[:n] for inside in basins.values()]
-    log_w = gen.noise(reference.frames[np.concatenate(chosen)], seed=TEST_SEED, progress=progress)
+    log_w = gen.log_weights(
+        reference.frames[np.concatenate(chosen)], seed=TEST_SEED, progress=progress
+    )
     parts = np.split(log_w, np.cumsum([len(index) for index in chosen])[:-1])
     text = "| held-out frames | | log w above the first row's (quartiles) |\n|---|---|---|\n"
     for (label, inside), part in zip(basins.items(), parts, strict=True):

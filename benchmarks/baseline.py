@@ -26,7 +26,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import reverse_paths
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.recording import AFTER
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN
@@ -105,7 +105,7 @@ class EdgeListEGNN(nn.Module):
 
 
 def sample(
-    denoiser: PreconditionedDenoiser, schedule: Schedule, n: int, generator: torch.Generator
+    denoiser: PreconditionedDenoiser, schedule: Schedule, n: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The reverse process with DDPM's variance, step by step as the paper's equations stand.
 
@@ -113,7 +113,7 @@ def sample(
     """
     space: Space = denoiser.space
     times = schedule.times
-    x = times[-1] * space.standard_normal(n, generator)
+    x = times[-1] * space.standard_normal(n, rng)
     log_ratio = -space.isotropic_log_prob(x, times[-1] ** 2)
     for t, s in zip(times[:0:-1], times[-2::-1], strict=True):
         ratio = (s / t) ** 2
@@ -121,7 +121,7 @@ def sample(
         with torch.no_grad():
             denoised = space.project(denoiser(x, torch.full((n,), t).to(x)))
         mean = ratio * x + (1.0 - ratio) * denoised
-        before = mean + variance**0.5 * space.standard_normal(n, generator)
+        before = mean + variance**0.5 * space.standard_normal(n, rng)
         log_ratio += space.isotropic_log_prob(x - before, t**2 - s**2)
         log_ratio -= space.isotropic_log_prob(before - mean, variance)
         x = before
@@ -135,8 +135,8 @@ def training_step(
     precision: str = "float32",
 ) -> Callable[[], None]:
     """One step of training on Gaussians, whose configuration does not matter for the time."""
-    generator = torch.Generator(device).manual_seed(0)
-    frames = denoiser.space.standard_normal(2 * batch_size, generator, torch.float32)
+    rng = torch.Generator(device).manual_seed(0)
+    frames = denoiser.space.standard_normal(2 * batch_size, rng, torch.float32)
     config = TrainingConfig(1_000, batch_size, precision=precision)
     trainer = Trainer(denoiser, frames, frames[:batch_size], config)
 
@@ -177,12 +177,12 @@ def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.
         for _ in range(2)
     )
     grid = Schedule.geometric(STEPS[device.type], 0.1, 10.0)
-    kernel = DiffusionKernel.ddpm(gen.denoiser, grid)
+    process = DiffusionProcess.ddpm(gen.denoiser, grid)
 
     def samples() -> None:
         with half_precision(form, device):
             seeded = torch.Generator(device).manual_seed(0)
-            reverse_paths(kernel, batch_size, seeded, batch_size, False)
+            reverse_paths(process, batch_size, seeded, batch_size, False)
 
     work = {
         "training": (

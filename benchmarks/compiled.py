@@ -23,8 +23,8 @@ def works(
     denoiser: PreconditionedDenoiser, batch_size: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
     """An evaluation of the network, and a training step."""
-    generator = torch.Generator(device).manual_seed(0)
-    x = denoiser.space.standard_normal(batch_size, generator)
+    rng = torch.Generator(device).manual_seed(0)
+    x = denoiser.space.standard_normal(batch_size, rng)
     t = torch.ones(batch_size, dtype=x.dtype, device=device)
 
     @torch.no_grad()

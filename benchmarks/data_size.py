@@ -44,7 +44,7 @@ def measure(n: int, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
         "held_out_loss": log.held_out_losses[-1],
         "best_held_out_loss": min(log.held_out_losses),
         "own_ess": report.forward_ess_test,
-        **forward_part(gen.noise(test[:10_000], seed=SEED, progress=False)),
+        **forward_part(gen.log_weights(test[:10_000], seed=SEED, progress=False)),
     }
 
 

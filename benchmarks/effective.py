@@ -100,8 +100,8 @@ def measure(
     weights = DiffusionBoltzmannGenerator.from_pretrained(plain_name)
     network = EdgeListEGNN(weights.network).to(device)  # type: ignore[arg-type]
     plain = PreconditionedDenoiser(network, gen.space).eval()
-    assert weights.kernel is not None
-    times = weights.kernel.schedule.times
+    assert weights.process is not None
+    times = weights.process.schedule.times
     ours, theirs = best(name, AS_SHIPPED), best(plain_name, PAPERS, ADAPTIVE)
     assert ours is not None
     assert theirs is not None

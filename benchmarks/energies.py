@@ -140,8 +140,8 @@ def main() -> None:
         print(text.splitlines()[-1], flush=True)
     write_table("hessians", text + last, device)
 
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(options.frames, 22, 3, generator=generator).double()
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(options.frames, 22, 3, generator=rng).double()
     x = torch.tensor(alanine_dipeptide().positions) + 0.005 * noise
     names = list(contexts(alanine_dipeptide().system, device))
     head = [*(f"{name} / s" for name in names), "batched / s", *(f"to {name}" for name in names)]

@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.run import FIT_SEED, TEST_SEED, Bench, make_case
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 
 
 @torch.no_grad()
-def products(kernel: DiffusionKernel, x: Tensor, seed: int, batch_size: int) -> Tensor:
+def products(process: DiffusionProcess, x: Tensor, seed: int, batch_size: int) -> Tensor:
     """Mean inner products of (x_{n-1} - x_n, b, h) for each step but the last: (N - 1, 3, 3)."""
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(kernel.schedule.n_steps - 1, 3, 3, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    total = torch.zeros(process.schedule.n_steps - 1, 3, 3, dtype=torch.float64)
     for chunk in x.split(batch_size):
-        before, level = chunk, kernel.sample_forward(1, chunk, generator)
-        denoised = kernel.step(1, level).denoised
-        for n in range(1, kernel.schedule.n_steps):
-            after = kernel.sample_forward(n + 1, level, generator)
-            later = kernel.step(n + 1, after).denoised
+        before, level = chunk, process.sample_forward(1, chunk, rng)
+        denoised = process.step(1, level).denoised
+        for n in range(1, process.schedule.n_steps):
+            after = process.sample_forward(n + 1, level, rng)
+            later = process.step(n + 1, after).denoised
             rows = torch.stack([before - level, denoised - level, later - denoised])
             flat = rows.flatten(2)
             total[n - 1] += torch.einsum("ibk,jbk->ij", flat, flat)
@@ -75,14 +75,14 @@ def main() -> None:
         case = make_case(name)
         bench, gen = Bench(case, options), case.gen
         for n_steps in options.steps:
-            kernel = bench.ddpm(n_steps, "adaptive")
+            process = bench.ddpm(n_steps, "adaptive")
             tables = []
             for frames, seed in ((case.train, FIT_SEED), (case.test, TEST_SEED)):
                 index = torch.randint(
                     len(frames), (options.samples,), generator=torch.Generator().manual_seed(seed)
                 )
                 x = gen.space.project(frames[index] / gen.length)
-                tables.append(products(kernel, x, seed, gen.batch_size()))
+                tables.append(products(process, x, seed, gen.batch_size()))
             total, largest = gain(*tables, gen.space.dim)
             print(
                 f"{name} @ {n_steps}: remembering gains {total:+.4f} nats a trajectory held out, "

@@ -64,7 +64,7 @@ def trained(network: str) -> DiffusionBoltzmannGenerator:
         learning_rate=RECIPE.learning_rate,
         **common,
     )
-    gen.train_covariance(
+    gen.train_pair_head(
         frames,
         RECIPE.head_iterations,
         n_hidden=RECIPE.head_width,
@@ -85,7 +85,7 @@ def trained(network: str) -> DiffusionBoltzmannGenerator:
 
 def measure(gen: DiffusionBoltzmannGenerator, n_steps: int, frames: np.ndarray) -> Row:
     """ESS in both directions."""
-    log_w = gen.noise(frames, n_steps=n_steps, seed=TEST_SEED)
+    log_w = gen.log_weights(frames, n_steps=n_steps, seed=TEST_SEED)
     ensemble = gen.sample(N_SAMPLES, n_steps=n_steps, seed=SAMPLE_SEED)
     return {"n_steps": n_steps, **forward_part(log_w), **reverse_part(ensemble)}
 

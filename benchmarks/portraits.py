@@ -18,7 +18,7 @@ from openmm import unit
 
 from benchmarks.tables import DOCS
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
-from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import mbar
 from openmm_vtdis.mcmc.hmc import sample_hmc
@@ -45,10 +45,10 @@ def draw_weights(ensembles: dict[str, WeightedEnsemble], figure: Figure) -> None
 
 def draw_cost(gen: DiffusionBoltzmannGenerator, x: torch.Tensor, figure: Figure) -> None:
     """Cost of a step over the noise level, measured as ``tune`` does; and the shipped grid."""
-    times = gen.kernel.schedule.times
+    times = gen.process.schedule.times
     levels = Schedule.geometric(adaptive_schedule.N_LEVELS - 1, times[0], times[-1]).tensor
     errors = adaptive_schedule.denoising_errors(
-        gen.denoiser, x / gen.length, levels, make_generator(SEED)
+        gen.denoiser, x / gen.length, levels, make_rng(SEED)
     )
     step_cost(
         levels, adaptive_schedule.step_cost(levels, errors, gen.space.dim), times, figure.subplots()
@@ -65,7 +65,7 @@ def main() -> None:
     states = [gen.target, hot]
     names = [f"{target.temperature:.0f} K" for target in states]
     ensemble, md = gen.sample(n, seed=SEED), [frames(target, n) for target in states]
-    log_w = [gen.noise(x.numpy(), seed=SEED) for x in md]
+    log_w = [gen.log_weights(x.numpy(), seed=SEED) for x in md]
     pool = mbar(ensemble, states, [x.numpy() for x in md], log_w)
     for k, name in enumerate(names):
         print(

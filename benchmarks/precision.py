@@ -49,7 +49,7 @@ def measure(name: str, n_steps: int, n: int, device: torch.device) -> str:
     for half in (False, True):
         mode = torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
         with mode:
-            log_w["forward"].append(gen.noise(frames, n_steps=n_steps, seed=TEST_SEED))
+            log_w["forward"].append(gen.log_weights(frames, n_steps=n_steps, seed=TEST_SEED))
             ensemble = gen.sample(n, n_steps=n_steps, seed=SAMPLE_SEED)
         log_w["reverse"].append(ensemble.log_weights)
     text = ""

@@ -37,20 +37,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
-from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.flow import Flow
 from openmm_vtdis.diffusion.posteriors.jacobian import tangent_basis
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange, find_range
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.generator.archive import describe_kernel
+from openmm_vtdis.generator.archive import describe_process
 from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 from openmm_vtdis.tuning.adaptive_schedule import adapt
-from openmm_vtdis.tuning.fit import Fit, MeanGains, Trajectories, fit, fit_sgd, log_weights
+from openmm_vtdis.tuning.fit import Fit, MeanCoefficients, Trajectories, fit, fit_sgd, log_weights
 from openmm_vtdis.tuning.tune import collect
 from recipes.reference import reference_frames
 from recipes.settings import RECIPES
@@ -124,7 +124,7 @@ def mixture_case(name: str) -> Case:
 # -- forward trajectories ---------------------------------------------------------------------
 def trajectories(
     case: Case,
-    kernel: DiffusionKernel,
+    process: DiffusionProcess,
     family: Fittable,
     split: str,
     n: int,
@@ -132,9 +132,9 @@ def trajectories(
     variant: str,
 ) -> Trajectories:
     """n forward trajectories from one split's frames, simulated once, piece by piece."""
-    label = f"{case.name}-{kernel.schedule.n_steps}-{type(family).__name__}-{split}-{variant}"
-    level = 0.0 if kernel.laplace is None else kernel.laplace.level
-    fingerprint = torch.tensor([*kernel.schedule.times, level, fingerprint_of(case.gen)])
+    label = f"{case.name}-{process.schedule.n_steps}-{type(family).__name__}-{split}-{variant}"
+    level = 0.0 if process.laplace is None else process.laplace.level
+    fingerprint = torch.tensor([*process.schedule.times, level, fingerprint_of(case.gen)])
     seed = FIT_SEED if split == "train" else TEST_SEED
     pieces = []
     whole = PIECE[case.gen.device.type]
@@ -144,9 +144,9 @@ def trajectories(
         stored = load_file(path) if path.exists() else {}
         if not stored or not torch.equal(stored["fingerprint"], fingerprint):
             frames = (case.train if split == "train" else case.test) / case.gen.length
-            generator = make_generator(seed + 1_000 * k, case.gen.device)
+            rng = make_rng(seed + 1_000 * k, case.gen.device)
             data = collect(
-                kernel, family, case.gen.model_energy, frames, size, generator,
+                process, family, case.gen.model_energy, frames, size, rng,
                 case.gen.batch_size(), progress,
             )  # fmt: skip
             CACHE.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def trajectories(
 
 def fingerprint_of(gen: DiffusionBoltzmannGenerator) -> float:
     """A number that changes when the denoiser does."""
-    x = gen.space.standard_normal(4, make_generator(0)).to(gen.device)
+    x = gen.space.standard_normal(4, make_rng(0)).to(gen.device)
     with torch.no_grad():
         return float(gen.denoiser(x, torch.full((4,), 0.5, dtype=x.dtype)).abs().sum())
 
@@ -208,7 +208,7 @@ def reverse_part(ensemble: WeightedEnsemble) -> Row:
 
 def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
     """Matrix-product MFLOPs of a denoiser call, or of one with its trace, per configuration."""
-    x = gen.space.standard_normal(COUNTED, make_generator(0, gen.device))
+    x = gen.space.standard_normal(COUNTED, make_rng(0, gen.device))
     directions = tangent_basis(gen.space, x)[:, None].repeat(1, COUNTED, 1, 1)
     flow = Flow(gen.denoiser, directions, exact=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -216,23 +216,23 @@ def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
     return counter.get_total_flops() / COUNTED / 1e6
 
 
-def kernel_gigaflops(kernel: DiffusionKernel, device: torch.device) -> float:
+def kernel_gigaflops(process: DiffusionProcess, device: torch.device) -> float:
     """Matrix-product GFLOPs of a trajectory: all steps, with what their covariances need.
 
     The energy's own derivatives, where they are used, and eigendecompositions are not products of
     matrices and do not count.
     """
-    level = 0.0 if kernel.laplace is None else kernel.laplace.level
+    level = 0.0 if process.laplace is None else process.laplace.level
     alike: dict[bool, list[int]] = {}
-    for n in range(1, kernel.schedule.n_steps + 1):
-        alike.setdefault(kernel.schedule.times[n] <= level, []).append(n)
+    for n in range(1, process.schedule.n_steps + 1):
+        alike.setdefault(process.schedule.times[n] <= level, []).append(n)
     total = 0
     for steps in alike.values():
         n = steps[0]
-        noise = kernel.space.standard_normal(COUNTED, make_generator(n, device))
-        x = (1.0 + kernel.schedule.times[n] ** 2) ** 0.5 * noise
+        noise = process.space.standard_normal(COUNTED, make_rng(n, device))
+        x = (1.0 + process.schedule.times[n] ** 2) ** 0.5 * noise
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            kernel.covariance.at(kernel.step(n, x))
+            process.covariance.at(process.step(n, x))
         total += counter.get_total_flops() * len(steps)
     return total / COUNTED / 1e9
 
@@ -328,27 +328,27 @@ class Bench:
     def __init__(self, case: Case, options: argparse.Namespace) -> None:
         self.case, self.options = case, options
         self.table = Table(case.name)
-        self.gen, self.shipped = case.gen, case.gen.kernel
+        self.gen, self.shipped = case.gen, case.gen.process
         self.times: tuple[float, float] = self._ends()
         self.grids: dict[str, Schedule] = {}
 
     def _ends(self) -> tuple[float, float]:
         """Ends of the grid: those of the shipped tuning, or the default for the data."""
-        if self.gen.kernel is None:
+        if self.gen.process is None:
             frames = self.case.train[:2000]
             self.gen.tune(frames, 2, n_trajectories=100, objective="ddpm", progress=False)
-        times = self.gen.kernel.schedule.times  # type: ignore[union-attr]
+        times = self.gen.process.schedule.times  # type: ignore[union-attr]
         return times[0], times[-1]
 
-    def ddpm(self, n_steps: int, grid: str = "geometric") -> DiffusionKernel:
+    def ddpm(self, n_steps: int, grid: str = "geometric") -> DiffusionProcess:
         """The untuned kernel on a grid of n_steps."""
         if grid not in self.grids:
             fine = Schedule.geometric(1_000, *self.times)
             if grid == "adaptive":
                 fine = adapt(fine, self.gen.denoiser, self.frames, self.seeded(), progress=False)
             self.grids[grid] = fine
-        schedule = self.grids[grid].resampled(n_steps)
-        return DiffusionKernel.ddpm(self.gen.denoiser, schedule, self.gen.model_energy)
+        schedule = self.grids[grid].with_n_steps(n_steps)
+        return DiffusionProcess.ddpm(self.gen.denoiser, schedule, self.gen.model_energy)
 
     @property
     def frames(self) -> Tensor:
@@ -357,7 +357,7 @@ class Bench:
 
     def seeded(self) -> torch.Generator:
         """A stream for what is measured before a fit."""
-        return make_generator(FIT_SEED, self.gen.device)
+        return make_rng(FIT_SEED, self.gen.device)
 
     @functools.cached_property
     def laplace_range(self) -> LaplaceRange:
@@ -367,73 +367,75 @@ class Bench:
             energy, self.gen.denoiser, self.frames, low, high, self.seeded(), progress=False
         )
 
-    def untuned(self, method: Method, n_steps: int) -> DiffusionKernel:
+    def untuned(self, method: Method, n_steps: int) -> DiffusionProcess:
         """The kernel that a method's trajectories are simulated with."""
-        kernel = self.ddpm(n_steps, method.grid)
-        return kernel.with_laplace(self.laplace_range) if method.laplace else kernel
+        process = self.ddpm(n_steps, method.grid)
+        return process.with_laplace(self.laplace_range) if method.laplace else process
 
     def data(self, n_steps: int, family: Fittable, split: str, method: Method) -> Trajectories:
         """Forward trajectories of a split under the untuned kernel."""
         n = self.options.fit_trajectories if split == "train" else self.options.samples
-        kernel, progress = self.untuned(method, n_steps), self.options.progress
+        process, progress = self.untuned(method, n_steps), self.options.progress
         variant = f"{method.grid}{'-laplace' if method.laplace else ''}-{method.rank}"
-        return trajectories(self.case, kernel, family, split, n, progress, variant)
+        return trajectories(self.case, process, family, split, n, progress, variant)
 
-    def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionKernel, Tensor, Row]:
+    def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionProcess, Tensor, Row]:
         """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
-        kernel, space = self.untuned(method, n_steps), self.gen.space
-        schedule = kernel.schedule
+        process, space = self.untuned(method, n_steps), self.gen.space
+        schedule = process.schedule
         options: Row = {"rank": method.rank} if method.rank else {}
         family: Covariance = make_covariance(method.family, space, self.gen.labels, **options)
         if method.family in OWN_STATISTICS:
             train, test = (self.data(n_steps, family, split, method) for split in ("train", "test"))
         else:
-            mean = MeanGains(space, self.gen.labels, torch.zeros(1, 2))
+            mean = MeanCoefficients(space, self.gen.labels, torch.zeros(1, 2))
             raw_train, raw_test = (
                 self.data(n_steps, mean, split, method) for split in ("train", "test")
             )
             if method.tune_mean:
-                gains = split_fit(mean, raw_train, schedule, method.objective).fitted.gains
-                kernel = kernel.with_gains(gains)
+                mean_coefficients = split_fit(
+                    mean, raw_train, schedule, method.objective
+                ).fitted.mean_coefficients
+                process = process.with_mean_coefficients(mean_coefficients)
             train, test = (
-                Trajectories(d.base, mean.isotropic_statistics(d.statistics, kernel.mean_gains))
+                Trajectories(d.base, mean.isotropic_statistics(d.statistics, process.coefficients))
                 for d in (raw_train, raw_test)
             )
         if method.objective == "ddpm":
-            best: Fit[Any] = Fit(kernel.covariance, math.nan, 0, 0.0)
+            best: Fit[Any] = Fit(process.covariance, math.nan, 0, 0.0)
         elif method.carried and n_steps != CARRIED_FROM:
             other, _, cost = self.fitted(method, CARRIED_FROM)
-            carried = other.covariance.resampled(other.schedule, schedule)
-            return kernel.with_covariance(carried), log_weights(carried, test, schedule), cost
+            carried = other.covariance.carried(other.schedule, schedule)
+            return process.with_covariance(carried), log_weights(carried, test, schedule), cost
         else:
             best = split_fit(family, train, schedule, method.objective)
-        kernel = kernel.with_covariance(best.fitted)
+        process = process.with_covariance(best.fitted)
         cost = {"tuning_trajectories": len(train), "fit_seconds": best.seconds}
-        return kernel, log_weights(best.fitted, test, schedule), cost
+        return process, log_weights(best.fitted, test, schedule), cost
 
-    def archived(self, n_steps: int) -> tuple[DiffusionKernel, Tensor, Row]:
+    def archived(self, n_steps: int) -> tuple[DiffusionProcess, Tensor, Row]:
         """As :meth:`fitted`, with the kernel that the generator came with."""
         if self.shipped is None:
             raise ValueError(f"{self.case.name}: expected a generator that is tuned already")
-        self.gen.kernel = kernel = self.shipped.resampled(n_steps)
+        self.gen.process = process = self.shipped.with_n_steps(n_steps)
         rng, n = np.random.default_rng(TEST_SEED), self.options.samples
         frames = self.case.test[rng.choice(len(self.case.test), n, replace=False)]
         pieces, progress = [], self.options.progress
         for k, some in enumerate(frames.split(PIECE[self.gen.device.type])):
             path = self.piece(AS_SHIPPED, f"{n}-{k}-noised.npy")
             if not path.exists():
-                log_w = self.gen.noise(some, seed=TEST_SEED + 1_000 * k, progress=progress)
+                log_w = self.gen.log_weights(some, seed=TEST_SEED + 1_000 * k, progress=progress)
                 with replacing(path) as partial, partial.open("wb") as stream:
                     np.save(stream, log_w)
             pieces.append(np.load(path))
-        return kernel, torch.tensor(np.concatenate(pieces)), {"tuning": "archive"}
+        return process, torch.tensor(np.concatenate(pieces)), {"tuning": "archive"}
 
     def piece(self, label: str, name: str) -> Path:
         """Where a part of a row is kept, for this network and this kernel."""
         CACHE.mkdir(parents=True, exist_ok=True)
-        kernel = self.gen.kernel
-        about = json.dumps([describe_kernel(kernel), fingerprint_of(self.gen)])
-        digest = storage.digest(about, kernel.covariance.parameters, kernel.mean_gains)
+        process = self.gen.process
+        about = json.dumps([describe_process(process), fingerprint_of(self.gen)])
+        digest = storage.digest(about, process.covariance.parameters, process.coefficients)
         return CACHE / f"{self.case.name}-{label}-{digest[:12]}-{name}"
 
     def measure(self, label: str, n_steps: int, n_reverse: int) -> None:
@@ -441,21 +443,21 @@ class Bench:
         if not self.table.lacks(label, n_steps):
             return
         if label == AS_SHIPPED:
-            kernel, log_w, cost = self.archived(n_steps)
+            process, log_w, cost = self.archived(n_steps)
         else:
-            kernel, log_w, cost = self.fitted(METHODS[label], n_steps)
+            process, log_w, cost = self.fitted(METHODS[label], n_steps)
         self.keep(label, n_steps, forward=log_w.numpy())
-        gigaflops = kernel_gigaflops(kernel, self.gen.device)
+        gigaflops = kernel_gigaflops(process, self.gen.device)
         row = {**forward_part(log_w), **cost, "gflops_per_sample": gigaflops}
         if n_reverse:
-            row |= self.reverse(kernel, label, n_reverse)
-        eta = kernel.covariance.eta(kernel.schedule)[:, 0].detach()
-        row |= {"eta": eta.tolist(), "times": list(kernel.schedule.times)}
+            row |= self.reverse(process, label, n_reverse)
+        eta = process.covariance.eta(process.schedule)[:, 0].detach()
+        row |= {"eta": eta.tolist(), "times": list(process.schedule.times)}
         self.table.add(label, n_steps, row)
 
-    def reverse(self, kernel: DiffusionKernel, label: str, n: int) -> Row:
+    def reverse(self, process: DiffusionProcess, label: str, n: int) -> Row:
         """Sample n and summarise."""
-        self.gen.kernel = kernel
+        self.gen.process = process
         pieces, whole = [], PIECE[self.gen.device.type]
         for k in range(math.ceil(n / whole)):
             size = min(whole, n - k * whole)
@@ -469,7 +471,7 @@ class Bench:
         ensemble = WeightedEnsemble.concatenate(pieces)
         seconds = sum(float(piece.metadata["seconds"]) for piece in pieces)
         self.keep(
-            label, kernel.schedule.n_steps, reverse=ensemble.log_weights,
+            label, process.schedule.n_steps, reverse=ensemble.log_weights,
             energies=ensemble.reduced_energies,
         )  # fmt: skip
         return self.timed(reverse_part(ensemble), seconds / n)
@@ -493,13 +495,13 @@ class Bench:
         label, n_evaluations = "PF-ODE, exact", 4 * n_steps
         if not self.table.lacks(label, n_evaluations):
             return
-        self.gen.kernel = self.ddpm(n_steps)
+        self.gen.process = self.ddpm(n_steps)
         options: dict[str, Any] = {"solver": "rk4", "progress": self.options.progress}
         began = time.perf_counter()
         ensemble = self.gen.sample_ode(n, seed=SAMPLE_SEED, **options)
         seconds = time.perf_counter() - began
         index = np.random.default_rng(TEST_SEED).integers(len(self.case.test), size=n)
-        log_w = self.gen.noise_ode(self.case.test[index], seed=TEST_SEED, **options)
+        log_w = self.gen.log_weights_ode(self.case.test[index], seed=TEST_SEED, **options)
         row = self.timed({**forward_part(log_w), **reverse_part(ensemble)}, seconds / n)
         plain, traced = megaflops(self.gen), megaflops(self.gen, trace=True)
         row["gflops_per_sample"] = (3 * n_steps * plain + (n_steps + 1) * traced) / 1e3
@@ -511,28 +513,28 @@ class Bench:
         label = "isotropic, SGD, " + ("fresh" if fresh else "stored") + " trajectories"
         if not self.table.lacks(label, n_steps):
             return
-        kernel, gen = self.ddpm(n_steps), self.gen
+        process, gen = self.ddpm(n_steps), self.gen
         family = make_covariance("isotropic", gen.space, gen.labels)
-        mean = MeanGains(gen.space, gen.labels, torch.zeros(1, 2))
+        mean = MeanCoefficients(gen.space, gen.labels, torch.zeros(1, 2))
         stored, test = (
-            Trajectories(d.base, mean.isotropic_statistics(d.statistics, kernel.mean_gains))
+            Trajectories(d.base, mean.isotropic_statistics(d.statistics, process.coefficients))
             for d in (self.data(n_steps, mean, split, Method()) for split in ("train", "test"))
         )
-        generator = make_generator(SGD_SEED, gen.device)
+        rng = make_rng(SGD_SEED, gen.device)
         frames = self.case.train / gen.length
 
         def draw(n: int) -> Trajectories:
             if not fresh:
-                return stored[torch.randint(len(stored), (n,), generator=generator)]
+                return stored[torch.randint(len(stored), (n,), generator=rng)]
             return collect(
-                kernel, family, gen.model_energy, frames, n, generator, gen.batch_size(), False
+                process, family, gen.model_energy, frames, n, rng, gen.batch_size(), False
             )
 
         best = fit_sgd(
-            family, draw, kernel.schedule, family.ddpm_parameters(kernel.schedule),
+            family, draw, process.schedule, family.ddpm_parameters(process.schedule),
             n_iterations=n_iterations, batch_size=batch_size, progress=self.options.progress,
         )  # fmt: skip
-        row = forward_part(log_weights(best.fitted, test, kernel.schedule))
+        row = forward_part(log_weights(best.fitted, test, process.schedule))
         row["tuning_trajectories"] = n_iterations * batch_size if fresh else len(stored)
         row |= {"sgd_iterations": n_iterations, "sgd_batch_size": batch_size}
         row["fit_seconds"] = best.seconds

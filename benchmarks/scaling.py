@@ -32,7 +32,7 @@ from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import reverse_paths
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.generator.sharded import sample_to_file
 from openmm_vtdis.networks import EGNN
@@ -53,25 +53,25 @@ MEMORY = {
 }
 
 
-def kernel(n_particles: int, n_steps: int, covariance: str, device: str) -> DiffusionKernel:
+def make_process(n_particles: int, n_steps: int, covariance: str, device: str) -> DiffusionProcess:
     """An untrained 4 x 64 network on distinct particles."""
     torch.manual_seed(0)
     network = EGNN(list(range(n_particles)), 3, 4, 64, pair_head=64).to(device)
     denoiser = PreconditionedDenoiser(network, Space(n_particles, 3)).eval()
     schedule = Schedule.geometric(n_steps, 0.1, 10.0)
-    plain = DiffusionKernel.ddpm(denoiser, schedule)
+    plain = DiffusionProcess.ddpm(denoiser, schedule)
     family = make_covariance(covariance, plain.space, list(range(n_particles)))
     return plain.with_covariance(family.with_parameters(family.ddpm_parameters(schedule)))
 
 
 def paths_seconds(setting: dict[str, int], covariance: str, device: str) -> float:
     """Of one batch of reverse trajectories, the median of three after one that does not count."""
-    process = kernel(setting["particles"], setting["steps"], covariance, device)
+    process = make_process(setting["particles"], setting["steps"], covariance, device)
     times = []
     for k in range(4):
-        generator = torch.Generator(device).manual_seed(k)
+        rng = torch.Generator(device).manual_seed(k)
         began = time.perf_counter()
-        reverse_paths(process, setting["batch"], generator, setting["batch"], progress=False)
+        reverse_paths(process, setting["batch"], rng, setting["batch"], progress=False)
         times.append(time.perf_counter() - began)
     return float(np.median(times[1:]))
 

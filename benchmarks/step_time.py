@@ -23,7 +23,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.paths import reverse_paths
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 
 METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")
@@ -33,46 +33,46 @@ GRID = Schedule((0.1, 0.3, 0.33, 10.0))
 """The step that is timed is the second: t = 0.33."""
 
 
-def kernels(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionKernel]:
+def processes(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionProcess]:
     """One kernel a method, all untuned."""
-    plain = DiffusionKernel.ddpm(gen.denoiser, GRID, gen.model_energy)
+    plain = DiffusionProcess.ddpm(gen.denoiser, GRID, gen.model_energy)
     found = {"isotropic": plain}
     for name in METHODS[1:]:
         kind, _, rank = ("hessian" if name == "Laplace" else name).partition(" ")
         options = {"rank": int(rank)} if rank else {}
         family = make_covariance(kind, gen.space, gen.labels, **options)  # type: ignore[arg-type]
-        kernel = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+        process = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
         if name == "Laplace":
-            kernel = kernel.with_laplace(LaplaceRange(1.0), jump=False)
-        found[name] = kernel
+            process = process.with_laplace(LaplaceRange(1.0), jump=False)
+        found[name] = process
     return found
 
 
-def one_step(kernel: DiffusionKernel, x: torch.Tensor) -> None:
+def one_step(process: DiffusionProcess, x: torch.Tensor) -> None:
     """For configurations (B, M, D)."""
-    step = kernel.step(2, x)
-    scatter = kernel.covariance.at(step)
+    step = process.step(2, x)
+    scatter = process.covariance.at(step)
     residual = scatter.sample(len(x), torch.Generator(x.device).manual_seed(0))
-    before = kernel.mean(step) + residual
-    kernel.forward_log_prob(2, before, x) - scatter.log_prob(residual)
+    before = process.mean(step) + residual
+    process.forward_log_prob(2, before, x) - scatter.log_prob(residual)
 
 
-def timed(kernel: DiffusionKernel, x: torch.Tensor, device: torch.device) -> float:
+def timed(process: DiffusionProcess, x: torch.Tensor, device: torch.device) -> float:
     """Seconds of a step that follows another of its kind, as in a chain."""
-    one_step(kernel, x)
-    return seconds(lambda: one_step(kernel, x), device)
+    one_step(process, x)
+    return seconds(lambda: one_step(process, x), device)
 
 
 def trajectories(gen: DiffusionBoltzmannGenerator, n_rounds: int, device: torch.device) -> str:
     """Of the archive's kernel, in the time of isotropic ones on its grid: a cell of the table."""
-    shipped = gen.kernel
-    plain = DiffusionKernel.ddpm(gen.denoiser, shipped.schedule, gen.model_energy)
+    shipped = gen.process
+    plain = DiffusionProcess.ddpm(gen.denoiser, shipped.schedule, gen.model_energy)
     times = np.empty((n_rounds, 2))
     for row in times:
-        for k, kernel in enumerate((plain, shipped)):
-            generator, size = torch.Generator(device).manual_seed(0), min(gen.batch_size(), MOST)
+        for k, process in enumerate((plain, shipped)):
+            rng, size = torch.Generator(device).manual_seed(0), min(gen.batch_size(), MOST)
             row[k] = seconds(
-                functools.partial(reverse_paths, kernel, size, generator, size, False), device
+                functools.partial(reverse_paths, process, size, rng, size, False), device
             )
     return spread(times[:, 1] / times[:, 0])
 
@@ -88,11 +88,13 @@ def measure(name: str, n_rounds: int, device: torch.device) -> str:
     gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
     if gen.network.pair_head is None:
         gen.network.add_pair_head()  # type: ignore[operator]  # untrained: it takes as long
-    found = kernels(gen)
+    found = processes(gen)
     size = min(gen.batch_size(), MOST)
     noise = gen.space.standard_normal(size, torch.Generator(device).manual_seed(1))
     x = (1.0 + GRID.times[2] ** 2) ** 0.5 * noise
-    rounds = [[timed(kernel, x, device) for kernel in found.values()] for _ in range(n_rounds + 1)]
+    rounds = [
+        [timed(process, x, device) for process in found.values()] for _ in range(n_rounds + 1)
+    ]
     ratios = np.array(rounds[1:])
     base = float(np.median(ratios[:, 0]))
     cells = [spread(ratios[:, k] / ratios[:, 0]) for k in range(1, len(METHODS))]

@@ -25,7 +25,7 @@ from openmm_vtdis.diffusion.covariance.constant import Isotropic
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.plotting import BLUE, GREEN, ORANGE, RED
-from openmm_vtdis.tuning.fit import MeanGains, Trajectories, fit, fit_sgd, log_weights
+from openmm_vtdis.tuning.fit import MeanCoefficients, Trajectories, fit, fit_sgd, log_weights
 
 N_STEPS, N_REPEATS = 100, 5
 CONVEX = (50, 100, 200, 400, 800, 1_600, 3_200, 16_000)
@@ -42,10 +42,10 @@ class Free(Isotropic):
 
 def isotropic(bench: Bench, split: str) -> Trajectories:
     """Trajectories of a split with the statistics of an isotropic covariance."""
-    mean = MeanGains(bench.gen.space, bench.gen.labels, torch.zeros(1, 2))
+    mean = MeanCoefficients(bench.gen.space, bench.gen.labels, torch.zeros(1, 2))
     data = bench.data(N_STEPS, mean, split, Method())
-    gains = bench.ddpm(N_STEPS).mean_gains
-    return Trajectories(data.base, mean.isotropic_statistics(data.statistics, gains))
+    mean_coefficients = bench.ddpm(N_STEPS).coefficients
+    return Trajectories(data.base, mean.isotropic_statistics(data.statistics, mean_coefficients))
 
 
 def convex(
@@ -67,10 +67,10 @@ def descent(
     """ESS after k steps, with several seeds."""
     found = []
     for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
 
-        def draw(n: int, generator: torch.Generator = generator) -> Trajectories:
-            return train[torch.randint(len(train), (n,), generator=generator)]
+        def draw(n: int, rng: torch.Generator = rng) -> Trajectories:
+            return train[torch.randint(len(train), (n,), generator=rng)]
 
         start = family.ddpm_parameters(grid)
         best = fit_sgd(family, draw, grid, start, n_iterations=k, batch_size=batch, progress=False)

@@ -32,7 +32,7 @@ def draw(
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     ensemble = gen.sample(n, n_steps=n_steps, seed=0)
     raw = ensemble.unweighted()
-    print(f"\n{name}, {n_steps or gen.kernel.schedule.n_steps} steps")
+    print(f"\n{name}, {n_steps or gen.process.schedule.n_steps} steps")
     print(ensemble.diagnostics())
     print(f"log Z                 {ensemble.log_z()}")
     for label, weighted in (("raw", raw), ("reweighted", ensemble)):

@@ -82,7 +82,7 @@ def main(
 
     ensemble = gen.sample(n_samples, seed=0)
     print(ensemble.diagnostics())
-    print(f"forward ESS on new frames {forward_ess(gen.noise(more_md[::10], seed=1)):.1%}")
+    print(f"forward ESS on new frames {forward_ess(gen.log_weights(more_md[::10], seed=1)):.1%}")
 
     reference = blocked(radius_of_gyration(more_md))
     reweighted = ensemble.expectation(radius_of_gyration)

@@ -82,10 +82,10 @@ def main(
         molecule.system, molecule.topology, TEMPERATURE, network="egnn-4x64", seed=0
     )
     gen.train(md, n_iterations, batch_size=128, checkpoint=OUTPUT / "network.ckpt")
-    gen.train_covariance(md, n_iterations // 4, batch_size=128)
+    gen.train_pair_head(md, n_iterations // 4, batch_size=128)
     for covariance in ("isotropic", "pairwise"):
         gen.tune(md, n_steps, covariance, n_trajectories=n_samples)
-        ess = forward_ess(gen.noise(more_md[::10], seed=1))
+        ess = forward_ess(gen.log_weights(more_md[::10], seed=1))
         print(f"{covariance:<10} forward ESS on the second run {ess:.1%}")
     gen.save(OUTPUT / "toluene.vtdis")
 

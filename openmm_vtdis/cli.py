@@ -112,9 +112,7 @@ def train(options: argparse.Namespace) -> None:
             )
             if options.pairs:
                 pairs = output.with_suffix(".pairs.ckpt")
-                gen.train_covariance(
-                    options.trajectory, options.pairs, checkpoint=pairs, **settings
-                )
+                gen.train_pair_head(options.trajectory, options.pairs, checkpoint=pairs, **settings)
         except KeyboardInterrupt as interrupt:
             sentences = filter(None, [str(interrupt), "The same command goes on."])
             raise KeyboardInterrupt(". ".join(sentences)) from None
@@ -160,7 +158,7 @@ def tune(options: argparse.Namespace) -> None:
 def sample(options: argparse.Namespace) -> None:
     """Draw weighted samples, shard by shard."""
     output, process, gen = Path(options.output), from_environment(), load(options)
-    if gen.kernel is None:
+    if gen.process is None:
         raise ValueError(
             f"{options.archive}: expected a tuned generator; first: openmm-vtdis tune "
             f"{options.archive} -t ..., with frames of its MD"
@@ -202,16 +200,16 @@ def analyze(options: argparse.Namespace) -> None:
     print(f"-log Z one-sided {-ensemble.log_z().value:.4f} ± {ensemble.log_z().stderr:.2g} kT")
     if options.archive is not None:
         ensemble.check_as_drawn("analyze")
-        gen, n_steps = load(options), len(ensemble.metadata.get("times", ())) - 1
+        gen, n_steps = load(options), ensemble.provenance.n_steps
         n_particles, n_dims = ensemble.positions.shape[1:]
         if (n_particles, n_dims) != (gen.space.n_particles, gen.space.n_dims):
             raise ValueError(
                 f"analyze: expected the generator of these samples, of {n_particles} particles in "
                 f"{n_dims} dimensions, got one of {gen.space.n_particles} in {gen.space.n_dims}"
             )
-        log_w = gen.noise(
+        log_w = gen.log_weights(
             options.trajectory,
-            n_steps=n_steps if n_steps > 0 else None,
+            n_steps=n_steps,
             seed=options.seed,
             progress=options.progress,
         )
@@ -222,18 +220,18 @@ def analyze(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     """What an archive holds."""
     gen = load(options)
-    space, kernel = gen.space, gen.kernel
+    space, process = gen.space, gen.process
     parameters = sum(p.numel() for p in gen.network.parameters())
     print(f"particles     {space.n_particles} in {space.n_dims} dimensions")
     print(f"classes       {len(set(gen.labels))}")
     print(f"temperature   {gen.temperature:.6g} K")
-    print(f"length unit   {gen.length:.6g} nm")
+    print(f"coordinates   {gen.coordinates}")
     print(f"network       {type(gen.network).__name__}, {parameters:,} parameters")
-    if kernel is None:
+    if process is None:
         print("tuning        none yet: openmm-vtdis tune")
         return
-    times = kernel.schedule.times
-    print(f"covariance    {kernel.covariance.kind}")
+    times = process.schedule.times
+    print(f"covariance    {process.covariance.kind}")
     print(f"grid          {len(times) - 1} steps, {times[0]:.4g} to {times[-1]:.4g} length units")
 
 
@@ -280,7 +278,7 @@ def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
     same = ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].cpu(), theirs[name]) for name in ours
     )
-    return there.kernel is not None and same and gen.length == there.length
+    return there.process is not None and same and gen.coordinates == there.coordinates
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

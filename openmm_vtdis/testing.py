@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.core.rng import Seed, make_rng
 from openmm_vtdis.targets.base import Target
 from openmm_vtdis.targets.openmm.validation import random_rotations
 
@@ -59,7 +59,7 @@ def check_target(
     space = target.space
     x = checks.configurations("x", x, space.n_particles, space.n_dims, minimum=2)
     x = space.project(x)
-    generator = make_generator(seed)
+    rng = make_rng(seed)
     energy = target.reduced_energy(x)
     _expect_shape("reduced_energy(x)", energy, (len(x),), x)
     if not bool(torch.isfinite(energy).all()):
@@ -67,11 +67,11 @@ def check_target(
     scale = energy.abs() + 1.0
 
     _check_batches(target, x, energy, rtol * scale)
-    _check_forces(target, x, energy, rtol, generator)
+    _check_forces(target, x, energy, rtol, rng)
     if symmetries is None:
         symmetries = ("translation", "rotation") if space.centred else ()
     for symmetry in symmetries:
-        moved = _move(symmetry, x, generator)
+        moved = _move(symmetry, x, rng)
         change = (target.reduced_energy(moved) - energy).abs()
         _expect(
             bool((change <= rtol * scale).all()),
@@ -93,7 +93,7 @@ def _check_batches(target: Target, x: Tensor, energy: Tensor, tolerance: Tensor)
 
 
 def _check_forces(
-    target: Target, x: Tensor, energy: Tensor, rtol: float, generator: torch.Generator
+    target: Target, x: Tensor, energy: Tensor, rtol: float, rng: torch.Generator
 ) -> None:
     again, force = target.reduced_energy_and_force(x)
     _expect_shape("the energy of reduced_energy_and_force(x)", again, (len(x),), x)
@@ -105,7 +105,7 @@ def _check_forces(
     )
     scale = force.flatten(1).norm(dim=1) + 1.0
     for _ in range(_DIRECTIONS):
-        direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        direction = torch.randn(x.shape, generator=rng, dtype=torch.float64)
         direction = target.space.project(
             direction / direction.flatten(1).norm(dim=1)[:, None, None]
         )
@@ -140,14 +140,14 @@ def _check_nan(target: Target, x: Tensor, energy: Tensor, tolerance: Tensor) -> 
         )
 
 
-def _move(symmetry: str, x: Tensor, generator: torch.Generator) -> Tensor:
+def _move(symmetry: str, x: Tensor, rng: torch.Generator) -> Tensor:
     if symmetry == "translation":
-        shift = torch.randn(len(x), 1, x.shape[2], generator=generator, dtype=torch.float64)
+        shift = torch.randn(len(x), 1, x.shape[2], generator=rng, dtype=torch.float64)
         return x + shift
     if symmetry == "rotation":
-        return x @ random_rotations(len(x), x.shape[2], generator)
+        return x @ random_rotations(len(x), x.shape[2], rng)
     if symmetry == "permutation":
-        return x[:, torch.randperm(x.shape[1], generator=generator)]
+        return x[:, torch.randperm(x.shape[1], generator=rng)]
     raise ValueError(
         f"symmetries: expected 'translation', 'rotation' or 'permutation', got {symmetry!r}"
     )

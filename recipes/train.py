@@ -151,7 +151,7 @@ def finish(
         fine.append(dataclasses.asdict(log))
     logs: dict[str, Any] = {"log": first["log"], "fine": fine, "head": None}
     if recipe.head_iterations:
-        head = gen.train_covariance(
+        head = gen.train_pair_head(
             with_basins,
             recipe.head_iterations,
             n_hidden=recipe.head_width,

@@ -36,10 +36,10 @@ class Oracle:
         return self.denoiser.space
 
     def sample(self, n: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         d = self.denoiser
-        k = torch.multinomial(d.weights, n, replacement=True, generator=generator)
-        noise = self.space.standard_normal(n, generator)
+        k = torch.multinomial(d.weights, n, replacement=True, generator=rng)
+        noise = self.space.standard_normal(n, rng)
         return d.means[k] + d.variances[k].sqrt()[:, None, None] * noise
 
     def reduced_energy(self, x: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ class Oracle:
 
 def make_oracle(n_particles: int, n_dims: int, centred: bool, seed: int = 0) -> Oracle:
     space = Space(n_particles, n_dims, centred)
-    generator = torch.Generator().manual_seed(seed)
-    means = 1.2 * torch.randn(2, n_particles, n_dims, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    means = 1.2 * torch.randn(2, n_particles, n_dims, generator=rng, dtype=torch.float64)
     return Oracle(
         GaussianMixtureDenoiser(space, torch.tensor([0.6, 0.4]), means, torch.tensor([0.3, 0.5]))
     )

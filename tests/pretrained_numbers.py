@@ -22,16 +22,16 @@ N, N_STEPS = 4, 12
 def numbers(name: str) -> dict[str, list[float]]:
     """Log weights both ways, of the reverse process and the flow, and energies, for fixed seeds."""
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
-    assert gen.kernel is not None
+    assert gen.process is not None
     ensemble = gen.sample(N, n_steps=N_STEPS, seed=5, batch_size=N, progress=False)
     x = np.repeat(build_system(name).positions[None], N, axis=0)
     found = {
         "sample": ensemble.log_weights.tolist(),
         "energies": ensemble.reduced_energies.tolist(),
-        "noise": gen.noise(x, n_steps=N_STEPS, seed=7, batch_size=N, progress=False).tolist(),
-        "tuning": gen.kernel.covariance.parameters.flatten()[:8].tolist(),
-        "grid": list(gen.kernel.schedule.times[:3]),
-        "length": [float(gen.length or 0.0)],
+        "noise": gen.log_weights(x, n_steps=N_STEPS, seed=7, batch_size=N, progress=False).tolist(),
+        "tuning": gen.process.covariance.parameters.flatten()[:8].tolist(),
+        "grid": list(gen.process.schedule.times[:3]),
+        "length": [gen.coordinates.length],
     }
     if gen.space.dim < 40:
         flow = gen.sample_ode(N, n_steps=N_STEPS, seed=8, batch_size=N, progress=False)

@@ -145,7 +145,7 @@ def test_double_well() -> None:
     md = sample_hmc(
         gen.target, n_chains=500, n_samples=1, burn_in=200, seed=4, progress=False
     ).positions
-    log_v = gen.noise(md, seed=5, progress=False)
+    log_v = gen.log_weights(md, seed=5, progress=False)
     found = ensemble.free_energy(log_v)
     assert ais.stderr < 0.1
     assert abs(found.z(-ais.value, ais.stderr)) < 4.0
@@ -166,7 +166,7 @@ def generators_own(name: str, n: int) -> FreeEnergy:
     md = sample_hmc(
         gen.target, n_chains=n // 3, n_samples=3, burn_in=1_000, thin=20, seed=4, progress=False
     ).positions
-    return ensemble.free_energy(gen.noise(md, seed=5, progress=False))
+    return ensemble.free_energy(gen.log_weights(md, seed=5, progress=False))
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_network_sizes_are_trained_once_and_measured_once(
     (row,) = json.loads((tmp_path / "rows.json").read_text()).values()
     assert row["forward_n"] == row["reverse_n"] == 8
     archive = tmp_path / "runs" / "dw4-egnn-1x8.vtdis"
-    assert DiffusionBoltzmannGenerator.load(archive).kernel.covariance.kind == "pairwise"  # type: ignore[union-attr]
+    assert DiffusionBoltzmannGenerator.load(archive).process.covariance.kind == "pairwise"  # type: ignore[union-attr]
     head, _, *lines = (tmp_path / "tables" / "network-size.md").read_text().splitlines()[:4]
     assert [line.count("|") for line in lines] == 2 * [head.count("|")]
     before = archive.stat().st_mtime_ns, (tmp_path / "rows.json").stat().st_mtime_ns

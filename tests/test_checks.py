@@ -9,7 +9,7 @@ import torch
 from openmm import unit
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.core.units import (
     GAS_CONSTANT,
@@ -74,26 +74,26 @@ def test_configurations_are_plain_real_numbers(bad: object, got: str) -> None:
         checks.configurations("x", bad, 4, 2)
 
 
-def draw(generator: torch.Generator) -> float:
-    return float(torch.rand((), generator=generator))
+def draw(rng: torch.Generator) -> float:
+    return float(torch.rand((), generator=rng))
 
 
 def test_random_streams_are_reproducible_and_leave_the_global_one_alone() -> None:
     before = torch.get_rng_state()
-    a, b = make_generator(3), make_generator(3)
+    a, b = make_rng(3), make_rng(3)
     assert draw(a) == draw(b) != draw(a)
     assert torch.equal(before, torch.get_rng_state())
-    assert make_generator(a) is a
+    assert make_rng(a) is a
     torch.manual_seed(1)
-    c = make_generator(None)
+    c = make_rng(None)
     torch.manual_seed(1)
-    assert draw(c) == draw(make_generator(None))
+    assert draw(c) == draw(make_rng(None))
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, "seed", True, 2**32])
 def test_bad_seeds_are_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="seed: expected an integer"):
-        make_generator(bad)  # type: ignore[arg-type]
+        make_rng(bad)  # type: ignore[arg-type]
 
 
 def test_several_arrays_or_trajectories_are_to_be_joined() -> None:

@@ -94,7 +94,7 @@ def test_samples_are_analysed_on_their_own_grid(
     again = str(folder / "again.vtdis")
     assert run(folder, "tune", archive, *md, "--steps", "6", "--seed", "9", "-o", again) == 0
     assert run(folder, "analyze", samples, "--archive", again, *md) == 2
-    assert "noise() them with the same generator, System, tuning" in capsys.readouterr().err
+    assert "log_weights() of the same generator, System, tuning" in capsys.readouterr().err
 
 
 def test_training_that_is_done_keeps_the_tuning(
@@ -111,7 +111,7 @@ def test_training_that_is_done_keeps_the_tuning(
     other.write_text("notes")
     short = [*training(folder, 2), "-o", str(other), "--checkpoint", str(tmp_path / "other.ckpt")]
     assert run(folder, "train", *short) == 0
-    assert DiffusionBoltzmannGenerator.load(other).kernel is None
+    assert DiffusionBoltzmannGenerator.load(other).process is None
 
 
 def test_an_interrupted_sample_goes_on_where_it_was(
@@ -147,7 +147,7 @@ def test_an_interrupted_sample_goes_on_where_it_was(
     [
         ("train", "at iteration 7, {}", "at iteration 7, new.ckpt. The same command goes on."),
         ("train", "", "The same command goes on."),  # before it has begun
-        ("train_covariance", "at 7, {}", "at 7, new.pairs.ckpt. The same command goes on."),
+        ("train_pair_head", "at 7, {}", "at 7, new.pairs.ckpt. The same command goes on."),
     ],
 )
 def test_an_interrupted_training_says_how_to_go_on(
@@ -213,7 +213,7 @@ def test_ctrl_c_in_a_terminal(
     monkeypatch.setattr(Trainer, "_step", lambda trainer: steps.append(1) or step(trainer))
     assert run(folder, *command) == 0
     assert len(steps) == n - done
-    assert DiffusionBoltzmannGenerator.load(tmp_path / "new.vtdis").kernel is None
+    assert DiffusionBoltzmannGenerator.load(tmp_path / "new.vtdis").process is None
 
 
 def test_an_interrupted_tuning_leaves_the_archive(
@@ -275,7 +275,7 @@ def test_samples_of_an_untuned_archive_ask_for_the_command_that_tunes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gen = DiffusionBoltzmannGenerator.load(folder / "model.vtdis")
-    gen.kernel = None
+    gen.process = None
     gen.save(tmp_path / "plain.vtdis")
     assert cli.main(["sample", str(tmp_path / "plain.vtdis"), "-o", str(tmp_path / "x.nc")]) == 2
     assert "first: openmm-vtdis tune" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.flow import ode_paths
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.interop import DiffusionMove, score_force
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
@@ -60,12 +60,12 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> dict[int, torch.Generator]:
     streams: dict[int, torch.Generator] = {}
 
     def standard_normal(
-        self: Space, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float64
+        self: Space, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float64
     ) -> Tensor:
-        seed = generator.initial_seed()
+        seed = rng.initial_seed()
         stream = streams.setdefault(seed, torch.Generator().manual_seed(seed))
         noise = torch.randn(n, self.n_particles, self.n_dims, generator=stream, dtype=dtype)
-        return self.project(noise.to(generator.device))
+        return self.project(noise.to(rng.device))
 
     monkeypatch.setattr(Space, "standard_normal", standard_normal)
     return streams
@@ -77,11 +77,11 @@ def shipped(name: str, device: str) -> DiffusionBoltzmannGenerator:
     return gen
 
 
-def kernel_of(gen: DiffusionBoltzmannGenerator, kind: str) -> DiffusionKernel:
-    plain = DiffusionKernel.ddpm(gen.denoiser, GRID, gen.model_energy)
+def kernel_of(gen: DiffusionBoltzmannGenerator, kind: str) -> DiffusionProcess:
+    plain = DiffusionProcess.ddpm(gen.denoiser, GRID, gen.model_energy)
     family = make_covariance("hessian" if kind == "laplace" else kind, gen.space, gen.labels)
-    kernel = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
-    return kernel.with_laplace(LaplaceRange(1.0), jump=False) if kind == "laplace" else kernel
+    process = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    return process.with_laplace(LaplaceRange(1.0), jump=False) if kind == "laplace" else process
 
 
 @functools.cache
@@ -137,12 +137,12 @@ def test_paths_and_log_ratios_agree(name: str, kind: str, streams: dict[int, Any
     for device in ("cpu", CUDA):
         streams.clear()
         gen = shipped(name, device)
-        kernel = kernel_of(gen, kind)
+        process = kernel_of(gen, kind)
         seeds = (torch.Generator(device).manual_seed(seed) for seed in (1, 2))
-        paths = reverse_paths(kernel, 3, next(seeds), 3, progress=False)
+        paths = reverse_paths(process, 3, next(seeds), 3, progress=False)
         assert paths.x.device.type == torch.device(device).type
         back = forward_paths(
-            kernel, x / gen.length, next(seeds), kernel.covariance, 3, progress=False
+            process, x / gen.length, next(seeds), process.covariance, 3, progress=False
         )
         assert torch.isfinite(paths.log_ratio).all()
         forward = (back.log_forward, back.log_reverse)
@@ -154,10 +154,10 @@ def test_paths_and_log_ratios_agree(name: str, kind: str, streams: dict[int, Any
 def test_weights_of_the_exact_mixture_average_to_one() -> None:
     oracle = make_oracle(4, 2, True)
     grid = Schedule.geometric(12, 0.05, 20.0)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
     family = make_covariance("tweedie", oracle.space, [0, 0, 1, 1])
-    kernel = kernel.with_covariance(family.with_parameters(family.ddpm_parameters(grid)))
-    paths = reverse_paths(kernel, 4_000, torch.Generator(CUDA).manual_seed(0), progress=False)
+    process = process.with_covariance(family.with_parameters(family.ddpm_parameters(grid)))
+    paths = reverse_paths(process, 4_000, torch.Generator(CUDA).manual_seed(0), progress=False)
     log_w = paths.log_ratio.cpu() - oracle.reduced_energy(paths.x.cpu())
     assert abs(z_of_mean_weight(log_w)) < 4.0
     assert abs(z_of_mean_weight(log_w + 0.2)) > 4.0  # control
@@ -168,8 +168,8 @@ def test_the_flow_agrees(streams: dict[int, Any]) -> None:
     for device in ("cpu", CUDA):
         streams.clear()
         gen = shipped("dw4", device)
-        generator = torch.Generator(device).manual_seed(0)
-        found.append(ode_paths(gen.denoiser, GRID, generator, n=5, solver="rk4", progress=False))
+        rng = torch.Generator(device).manual_seed(0)
+        found.append(ode_paths(gen.denoiser, GRID, rng, n=5, solver="rk4", progress=False))
     for here, there in zip(*found, strict=True):
         close(here, there, 1e-7)
 
@@ -178,11 +178,11 @@ def test_the_flow_agrees(streams: dict[int, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reverse_chain_never_waits_for_the_device(name: str, kind: str) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained(name, CUDA)
-    kernel, generator = kernel_of(gen, kind), torch.Generator(CUDA).manual_seed(0)
-    reverse_paths(kernel, 8, generator, 8, progress=False)
+    process, rng = kernel_of(gen, kind), torch.Generator(CUDA).manual_seed(0)
+    reverse_paths(process, 8, rng, 8, progress=False)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        paths = reverse_paths(kernel, 8, generator, 8, progress=False)
+        paths = reverse_paths(process, 8, rng, 8, progress=False)
         with pytest.raises(RuntimeError, match="synchroniz"):  # control
             float(paths.log_ratio.sum())
     finally:
@@ -195,7 +195,7 @@ def test_recorded_evaluations_change_nothing(
     kind: str, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
-    kernel, x = kernel_of(gen, kind), some_samples("lj13") / gen.length
+    process, x = kernel_of(gen, kind), some_samples("lj13") / gen.length
     recordings: list[Any] = []
     make = recording.Recording.__init__
 
@@ -210,8 +210,8 @@ def test_recorded_evaluations_change_nothing(
         monkeypatch.setattr(recording, "AFTER", after)
         seeds = [torch.Generator(CUDA).manual_seed(seed) for seed in (1, 2)]
         with torch.autocast(CUDA, torch.bfloat16, enabled=half):
-            there = reverse_paths(kernel, 40, seeds[0], 16, progress=False)
-            back = forward_paths(kernel, x, seeds[1], kernel.covariance, 1, progress=False)
+            there = reverse_paths(process, 40, seeds[0], 16, progress=False)
+            back = forward_paths(process, x, seeds[1], process.covariance, 1, progress=False)
         found.append((there.x, there.log_ratio, back.log_forward, back.log_reverse))
     assert len(recordings) == 3  # batches of 16 and 8, and one frame
     for eager, recorded in zip(*found, strict=True):
@@ -234,7 +234,7 @@ def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -
     gen = DiffusionBoltzmannGenerator.from_pretrained("aldp-800K", CUDA)
     whole = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
-    gen.kernel = kernel_of(gen, "isotropic")
+    gen.process = kernel_of(gen, "isotropic")
     torch.cuda.set_per_process_memory_fraction(1.5e9 / whole)
     try:
         with caplog.at_level(logging.WARNING):
@@ -263,16 +263,16 @@ def test_train_tune_sample_and_back_to_the_cpu(precision: str, tmp_path: Path) -
         checkpoint=tmp_path / "run.ckpt",
     )  # fmt: skip
     assert log.held_out_losses[-1] < log.held_out_losses[0]
-    gen.train_covariance(traj.positions, 30, progress=False)
+    gen.train_pair_head(traj.positions, 30, progress=False)
     report = gen.tune(traj.positions, 8, n_trajectories=200, progress=False)
     assert math.isfinite(report.forward_ess_test)
     first, again = (gen.sample(300, seed=3, progress=False) for _ in range(2))
     assert np.array_equal(first.positions, again.positions)
     np.testing.assert_allclose(first.log_weights, again.log_weights, rtol=1e-9)
-    log_w = gen.noise(traj.positions[:100], seed=4, progress=False)
+    log_w = gen.log_weights(traj.positions[:100], seed=4, progress=False)
     back = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "made.vtdis"))
     assert back.device.type == "cpu"
-    here = back.noise(traj.positions[:100], seed=4, progress=False)
+    here = back.log_weights(traj.positions[:100], seed=4, progress=False)
     spread = np.hypot(np.std(log_w), np.std(here)) / 10.0
     assert abs(np.mean(log_w) - np.mean(here)) < 5.0 * spread  # other noise, the same kernel
 

@@ -24,7 +24,7 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.covariance.base import MatrixScatter
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from tests.targets.reference import system_of
@@ -66,36 +66,38 @@ def noise_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = Space.standard_normal
 
     def standard_normal(
-        self: Space, n: int, generator: Any, dtype: torch.dtype = torch.float64
+        self: Space, n: int, rng: Any, dtype: torch.dtype = torch.float64
     ) -> Tensor:
-        if generator is not None:
-            return draw(self, n, generator, dtype)
+        if rng is not None:
+            return draw(self, n, rng, dtype)
         return self.project(torch.empty(n, self.n_particles, self.n_dims, dtype=dtype, device=META))
 
     monkeypatch.setattr(Space, "standard_normal", standard_normal)
 
 
-def kernel_on_meta(name: str, kind: str) -> DiffusionKernel:
+def kernel_on_meta(name: str, kind: str) -> DiffusionProcess:
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     network: nn.Module = gen.network.to(META)
-    plain = DiffusionKernel.ddpm(PreconditionedDenoiser(network, gen.space), GRID, gen.model_energy)
+    plain = DiffusionProcess.ddpm(
+        PreconditionedDenoiser(network, gen.space), GRID, gen.model_energy
+    )
     family = make_covariance("hessian" if kind == "laplace" else kind, gen.space, gen.labels)
-    kernel = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
-    return kernel.with_laplace(LaplaceRange(1.0), jump=False) if kind == "laplace" else kernel
+    process = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    return process.with_laplace(LaplaceRange(1.0), jump=False) if kind == "laplace" else process
 
 
-def crossings(kernel: DiffusionKernel) -> list[str]:
+def crossings(process: DiffusionProcess) -> list[str]:
     """Of the second time that two steps are taken: what stays the same is brought once."""
     for _ in range(2):
         with torch.no_grad(), Crossings() as seen:
-            x = kernel.sample_prior(3, None)  # type: ignore[arg-type]
-            log_ratio = -kernel.prior_log_prob(x)
+            x = process.sample_prior(3, None)  # type: ignore[arg-type]
+            log_ratio = -process.prior_log_prob(x)
             for level in (2, 1):
-                step = kernel.step(level, x)
-                scatter = kernel.covariance.at(step)
-                before = kernel.mean(step) + scatter.sample(3, None)  # type: ignore[arg-type]
-                log_ratio += kernel.forward_log_prob(level, before, x)
-                log_ratio -= scatter.log_prob(before - kernel.mean(step))
+                step = process.step(level, x)
+                scatter = process.covariance.at(step)
+                before = process.mean(step) + scatter.sample(3, None)  # type: ignore[arg-type]
+                log_ratio += process.forward_log_prob(level, before, x)
+                log_ratio -= scatter.log_prob(before - process.mean(step))
                 x = before
     assert x.device == log_ratio.device == META
     return seen.found
@@ -114,9 +116,9 @@ def test_a_matrix_that_is_brought_at_every_step_is_seen(monkeypatch: pytest.Monk
         eye = torch.eye(self.space.n_particles, dtype=torch.float64)
         return MatrixScatter(self.space, eye, eye, 0.0, step.variance)
 
-    kernel = kernel_on_meta("dw4", "isotropic")
-    monkeypatch.setattr(type(kernel.covariance), "at", at)
-    assert any("cpu -> meta" in found for found in crossings(kernel))
+    process = kernel_on_meta("dw4", "isotropic")
+    monkeypatch.setattr(type(process.covariance), "at", at)
+    assert any("cpu -> meta" in found for found in crossings(process))
 
 
 @pytest.mark.parametrize("force", FORCES.values(), ids=FORCES.keys())

@@ -10,8 +10,8 @@ from openmm_vtdis.core.eigh import eigh, in_threads
 
 @pytest.mark.parametrize("n", [1, 2, 37])
 def test_shares_are_put_together_in_order(n: int) -> None:
-    generator = torch.Generator().manual_seed(n)
-    matrices = torch.randn(n, 40, 40, dtype=torch.float64, generator=generator)
+    rng = torch.Generator().manual_seed(n)
+    matrices = torch.randn(n, 40, 40, dtype=torch.float64, generator=rng)
     matrices = matrices + matrices.mT
     threads = torch.get_num_threads()
     values, vectors = in_threads(matrices)

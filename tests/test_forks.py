@@ -88,7 +88,7 @@ def test_grandchildren_and_moves_have_numbers_of_their_own(tmp_path: Path) -> No
 def test_processes_of_a_launcher_that_were_seeded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     def fresh() -> int:
         torch.manual_seed(0)
-        return rng.make_generator(None).initial_seed()
+        return rng.make_rng(None).initial_seed()
 
     alone = fresh()
     assert alone == fresh()

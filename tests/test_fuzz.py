@@ -410,9 +410,9 @@ def test_generators_with_numbers_that_are_none(
     gen.tune(frames, 4, "isotropic", "ddpm", "geometric", n_trajectories=100, progress=False)
     path = gen.save(tmp_path / "model.vtdis")
     content = path.read_bytes()
-    assert gen.kernel is not None
+    assert gen.process is not None
     tensors = [p.data for p in gen.network.parameters()]
-    broken = tensors[-1] if where == "network" else gen.kernel.covariance.parameters.data
+    broken = tensors[-1] if where == "network" else gen.process.covariance.parameters.data
     broken.view(-1)[0] = value
     message = f"expected finite numbers, got NaN or infinity in .'{where}"
     with pytest.raises(ValueError, match=message):

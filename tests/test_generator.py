@@ -19,7 +19,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import Isotropic
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, mbar
 from openmm_vtdis.mcmc.hmc import sample_hmc
@@ -59,7 +59,7 @@ def test_everything_works_where_gradients_are_off(frames: np.ndarray, tmp_path: 
     before = [p.clone() for p in gen.network.parameters()]
     gen.train(frames, 3, batch_size=8, progress=False)
     assert any(not torch.equal(a, b) for a, b in zip(before, gen.network.parameters(), strict=True))
-    gen.train_covariance(frames, 3, batch_size=8, progress=False)
+    gen.train_pair_head(frames, 3, batch_size=8, progress=False)
     for method in ("convex", "sgd"):
         options = {"n_trajectories": 100, "sgd_iterations": 2, "progress": False}
         gen.tune(frames, 4, "hessian", method=method, **options)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> 
     gen.train(frames, 2, batch_size=8, progress=False)
     with pytest.raises(ValueError, match=r"second derivatives, got that of OpenMM Contexts"):
         gen.tune(frames, 3, "hessian", n_trajectories=100, progress=False)
-    assert gen.kernel is None
+    assert gen.process is None
 
 
 def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
@@ -86,14 +86,14 @@ def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
     )
     gen.train(frames, 50, batch_size=32, progress=False)
     gen.tune(frames, 6, "isotropic", n_trajectories=200, progress=False)
-    exact = gen.noise(frames, seed=1, progress=False)
+    exact = gen.log_weights(frames, seed=1, progress=False)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = gen.noise(frames, seed=1, progress=False)
+        rough = gen.log_weights(frames, seed=1, progress=False)
         ensemble = gen.sample(50, seed=2, progress=False)
     assert rough.log_weights.dtype == ensemble.log_weights.dtype == np.float64
     assert 0.0 < np.abs(rough - exact).max() < 1.0
     with torch.autocast("cpu", torch.bfloat16):  # the same network gives the same weights
-        np.testing.assert_array_equal(rough, gen.noise(frames, seed=1, progress=False))
+        np.testing.assert_array_equal(rough, gen.log_weights(frames, seed=1, progress=False))
 
 
 def test_report_and_ensemble_of_a_trained_generator(
@@ -124,10 +124,12 @@ def test_weights_do_not_depend_on_orientation_or_order_of_the_input(
     x = frames[:200]
     angle = 0.7
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    reference = trained.noise(x, seed=0, progress=False)
-    np.testing.assert_allclose(trained.noise(x + 5.0, seed=0, progress=False), reference, atol=1e-6)
+    reference = trained.log_weights(x, seed=0, progress=False)
+    np.testing.assert_allclose(
+        trained.log_weights(x + 5.0, seed=0, progress=False), reference, atol=1e-6
+    )
     for moved in (x @ turn, x * np.array([1.0, -1.0]), x[:, [3, 1, 2, 0]]):
-        log_w = trained.noise(moved, seed=1, progress=False)
+        log_w = trained.log_weights(moved, seed=1, progress=False)
         spread = math.sqrt(np.var(reference) / len(x) + np.var(log_w) / len(x))
         assert abs(np.mean(log_w) - np.mean(reference)) < 4.0 * spread
 
@@ -137,7 +139,7 @@ def test_both_directions_estimate_one_log_z(
 ) -> None:
     trained.tune(frames, 60, "isotropic", n_trajectories=2000, progress=False)
     generated = trained.sample(3000, seed=3, progress=False).log_z()
-    noised = np.asarray(trained.noise(np.tile(frames, (4, 1, 1)), seed=4, progress=False))
+    noised = np.asarray(trained.log_weights(np.tile(frames, (4, 1, 1)), seed=4, progress=False))
     mean = np.exp(-(noised - noised.mean()))
     backward = noised.mean() - math.log(mean.mean())
     stderr = mean.std() / mean.mean() / math.sqrt(len(frames))
@@ -170,7 +172,9 @@ def test_one_tuning_serves_other_numbers_of_steps(
     trained.tune(frames, 20, covariance, n_trajectories=500, progress=False)
     ensemble = trained.sample(100, n_steps=35, seed=0, progress=False)
     assert len(ensemble.metadata["times"]) == 36
-    assert trained.noise(frames[:50], n_steps=7, seed=0, progress=False).log_weights.shape == (50,)
+    assert trained.log_weights(
+        frames[:50], n_steps=7, seed=0, progress=False
+    ).log_weights.shape == (50,)
 
 
 def test_a_covariance_between_classes_belongs_to_its_grid(
@@ -196,9 +200,9 @@ def test_covariances_of_the_state_all_the_way(
 ) -> None:
     if covariance == "pairwise":
         trained.network.pair_head = None
-        with pytest.raises(ValueError, match="pairwise.*train_covariance"):
+        with pytest.raises(ValueError, match="pairwise.*train_pair_head"):
             trained.tune(frames, 8, covariance, n_trajectories=100, progress=False)
-        trained.train_covariance(frames, 20, n_hidden=16, batch_size=32, progress=False)
+        trained.train_pair_head(frames, 20, n_hidden=16, batch_size=32, progress=False)
     report = trained.tune(frames, 8, covariance, n_trajectories=200, progress=False)
     assert 0.0 < report.forward_ess_test <= 1.0
     again = DiffusionBoltzmannGenerator.load(trained.save(tmp_path / "model.vtdis"))
@@ -377,7 +381,7 @@ def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> N
         gen.tune(
             x, 5, "isotropic", method=method, sgd_iterations=3, n_trajectories=100, progress=False
         )
-    assert gen.kernel is None
+    assert gen.process is None
 
 
 def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
@@ -443,8 +447,8 @@ def test_an_explicit_schedule_says_the_number_of_steps() -> None:
     x = target.sample(200, seed=1)
     levels = np.geomspace(0.05, 20.0, 8)
     gen.tune(x, schedule=levels, n_trajectories=100, progress=False)
-    assert gen.kernel is not None
-    assert gen.kernel.schedule.n_steps == 7
+    assert gen.process is not None
+    assert gen.process.schedule.n_steps == 7
 
 
 def test_equal_labels_on_different_neighbours_are_not_interchangeable() -> None:
@@ -517,7 +521,7 @@ def test_a_denoiser_on_another_space_is_refused() -> None:
     with pytest.raises(ValueError, match="denoiser: expected one on the target's space"):
         DiffusionBoltzmannGenerator.from_denoiser(target, free)
     with pytest.raises(ValueError, match="covariance: expected one on the denoiser's space"):
-        DiffusionKernel(
+        DiffusionProcess(
             free, Schedule.geometric(5, 0.1, 5.0),
             Isotropic.ddpm(target.space, Schedule.geometric(5, 0.1, 5.0)),
         )  # fmt: skip
@@ -532,7 +536,7 @@ def test_forward_ess_of_the_ddpm_baseline_is_lower(
     tuned = trained.tune(frames, 20, "isotropic", n_trajectories=1000, progress=False)
     assert tuned.forward_ess_test > baseline.forward_ess_test
     assert np.allclose(baseline.eta, 1.0)
-    assert forward_ess(trained.noise(frames, seed=1, progress=False)) > 0.0
+    assert forward_ess(trained.log_weights(frames, seed=1, progress=False)) > 0.0
 
 
 def test_samples_and_frames_of_two_proposals_are_refused() -> None:
@@ -542,7 +546,7 @@ def test_samples_and_frames_of_two_proposals_are_refused() -> None:
     gen.tune(frames, 8, "isotropic", n_trajectories=1_000, progress=False)
     ensemble = gen.sample(2_000, seed=1, progress=False)
     options: dict[str, Any] = {"seed": 2, "progress": False}
-    same, other = gen.noise(frames, **options), gen.noise(frames, n_steps=4, **options)
+    same, other = gen.log_weights(frames, **options), gen.log_weights(frames, n_steps=4, **options)
     assert same.proposal == ensemble.metadata["proposal"] != other.proposal
     result = ensemble.free_energy(same[::2])
     assert abs(result.z(0.0)) < 4.0
@@ -556,10 +560,13 @@ def test_samples_and_frames_of_two_proposals_are_refused() -> None:
     assert abs(ensemble.free_energy(np.array(other)).z(0.0)) > 4.0
     gen.tune(frames, 8, "diagonal", n_trajectories=1_000, progress=False)
     with pytest.raises(ValueError, match="draw the samples again"):
-        ensemble.free_energy(gen.noise(frames, **options))
+        ensemble.free_energy(gen.log_weights(frames, **options))
     # a flow's density does not depend on its solver
     flow = gen.sample_ode(50, seed=3, progress=False)
-    assert flow.metadata["proposal"] == gen.noise_ode(frames[:4], solver="rk4", **options).proposal
+    assert (
+        flow.metadata["proposal"]
+        == gen.log_weights_ode(frames[:4], solver="rk4", **options).proposal
+    )
     assert flow.metadata["proposal"] != same.proposal
 
 
@@ -567,18 +574,18 @@ def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenera
     frames = sample_hmc(
         trained.target, n_chains=30, n_samples=1, burn_in=60, seed=8, progress=False
     ).positions
-    assert np.isfinite(trained.noise(frames, seed=0, progress=False)).all()
+    assert np.isfinite(trained.log_weights(frames, seed=0, progress=False)).all()
     with pytest.raises(ValueError, match=r"noise: expected equilibrium frames.*length unit"):
-        trained.noise(10.0 * frames, seed=0, progress=False)
+        trained.log_weights(10.0 * frames, seed=0, progress=False)
 
 
 def test_a_generator_says_in_a_line_what_it_is() -> None:
     known = DiffusionBoltzmannGenerator.from_pretrained("lj13")
     assert repr(known) == (
         "DiffusionBoltzmannGenerator(OpenMMTarget(13 particles in 3 dimensions, 120.272 K, "
-        "backend='batched'), DiffusionKernel('pairwise', 200 steps))"
+        "backend='batched'), DiffusionProcess('pairwise', 200 steps))"
     )
-    known.kernel = None
+    known.process = None
     assert repr(known).endswith(", not tuned)")
     known.length = None
     assert repr(known).endswith(", untrained)")

@@ -26,7 +26,7 @@ found = []
 gen = DiffusionBoltzmannGenerator.from_pretrained("dw4-small")
 ensemble = gen.sample(60, n_steps=15, seed=0, progress=False)
 x = ensemble.resample(60, seed=0).positions
-log_w = gen.noise(x, n_steps=15, seed=1, progress=False)
+log_w = gen.log_weights(x, n_steps=15, seed=1, progress=False)
 light = np.append(ensemble.log_weights[:-1], ensemble.log_weights[:-1].max() - 800.0)
 wide = ensemble.with_log_weights(light)  # one sample of next to no weight
 found += [*ensemble.log_weights, *log_w, *wide.weights, wide.ess, wide.log_z().stderr]
@@ -41,7 +41,7 @@ new = DiffusionBoltzmannGenerator(bench.system, None, 120, n_dims=2, network="eg
 frames = sample_hmc(bench.target(), n_chains=20, n_samples=2, burn_in=10, seed=1, progress=False)
 x = frames.positions.numpy()
 new.train(x, 12, batch_size=16, progress=False)
-new.train_covariance(x, 4, batch_size=16, n_hidden=8, progress=False)
+new.train_pair_head(x, 4, batch_size=16, n_hidden=8, progress=False)
 for kind in ("isotropic", "block", "time-network", "tweedie", "hessian", "pairwise", "auto"):
     new.tune(x, 4, kind, n_trajectories=100, progress=False)
     found += [*new.sample(5, seed=0, progress=False).log_weights]

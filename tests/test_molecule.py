@@ -74,7 +74,7 @@ def test_all_the_way(
     np.testing.assert_array_equal(
         again.sample(12, seed=1, progress=False).log_weights, ensemble.log_weights
     )
-    assert 0.0 <= forward_ess(gen.noise(trajectory, seed=2, progress=False)) <= 1.0
+    assert 0.0 <= forward_ess(gen.log_weights(trajectory, seed=2, progress=False)) <= 1.0
     stored = WeightedEnsemble.load(ensemble.save(tmp_path / "aldp.nc"))
     assert stored.to_mdtraj().topology.n_residues == 3
     cold = OpenMMTarget(gen.target.system, gen.topology, 700.0)  # type: ignore[attr-defined]
@@ -140,13 +140,13 @@ def test_files_with_atoms_of_their_own_are_checked(
     bench = alanine_dipeptide(TEMPERATURE)
     traj = md.load(trajectory, top=md.Topology.from_openmm(bench.topology))[:12]
     traj.save_gro(tmp_path / "right.gro")
-    gen.noise(tmp_path / "right.gro", seed=0, progress=False)
+    gen.log_weights(tmp_path / "right.gro", seed=0, progress=False)
     atoms = list(traj.topology.atoms)
     atoms[6].name, atoms[7].name = atoms[7].name, atoms[6].name
     atoms[6].element, atoms[7].element = atoms[7].element, atoms[6].element
     traj.save_gro(tmp_path / "swapped.gro")
     with pytest.raises(ValueError, match="in the order of the topology, but atom 6"):
-        gen.noise(tmp_path / "swapped.gro", seed=0, progress=False)
+        gen.log_weights(tmp_path / "swapped.gro", seed=0, progress=False)
 
 
 def test_elements_in_another_order_than_the_masses_are_refused() -> None:

@@ -65,7 +65,7 @@ def frames(n: int = 2_000) -> np.ndarray:
     return x - x.mean(axis=1, keepdims=True)
 
 
-def generator(target: Target) -> DiffusionBoltzmannGenerator:
+def rng(target: Target) -> DiffusionBoltzmannGenerator:
     gen = DiffusionBoltzmannGenerator.from_target(target, network="egnn-2x16", seed=0)
     gen.train(frames(), 150, batch_size=64, learning_rate=3e-3, progress=False)
     gen.tune(frames(), 15, n_trajectories=400, progress=False)
@@ -75,10 +75,10 @@ def generator(target: Target) -> DiffusionBoltzmannGenerator:
 @pytest.mark.parametrize("target", [Net(), Net(torch.float64), Single()])
 def test_parameters_and_precision_of_a_target(target: Net) -> None:
     assert target.k.requires_grad
-    gen = generator(target)
+    gen = rng(target)
     ensemble = gen.sample(1_500, seed=0, progress=False)
     assert abs(ensemble.log_z().z(EXACT)) < 4.0
-    log_w = gen.noise(frames(300), seed=1, progress=False)
+    log_w = gen.log_weights(frames(300), seed=1, progress=False)
     assert 0.2 < forward_ess(log_w) <= 1.0
     assert abs(ensemble.free_energy(log_w).z(-EXACT)) < 4.0
     again = ensemble.reweight(target)
@@ -108,7 +108,7 @@ def test_a_target_that_raises_for_one_configuration(caplog: pytest.LogCaptureFix
     with pytest.raises(RuntimeError, match="did not converge"):
         energies_of(target, x)
     target.limit = 1.0
-    gen = generator(target)
+    gen = rng(target)
     target.limit = 0.11
     ensemble = gen.sample(400, seed=0, progress=False)
     about = ensemble.diagnostics()
@@ -316,7 +316,7 @@ def test_generators_cross_to_other_processes(backend: str, how: object) -> None:
     found = again.sample(20, seed=3, progress=False)
     np.testing.assert_array_equal(found.log_weights, expected.log_weights)
     assert found.metadata == expected.metadata
-    assert again.kernel.denoiser is again.denoiser
+    assert again.process.denoiser is again.denoiser
     y = torch.tensor(expected.positions)
     assert torch.equal(again.target.reduced_energy(y), gen.target.reduced_energy(y))
 

@@ -45,8 +45,8 @@ def test_what_ships() -> None:
 @pytest.mark.parametrize("name", pretrained.names())
 def test_a_shipped_generator_loads_and_samples(name: str) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
-    assert gen.kernel is not None
-    assert gen.kernel.schedule.n_steps == RECIPES[name].n_steps
+    assert gen.process is not None
+    assert gen.process.schedule.n_steps == RECIPES[name].n_steps
     ensemble = gen.sample(12, n_steps=40, seed=0, progress=False)
     assert np.isfinite(ensemble.log_weights).all()
     assert ensemble.log_weights.std() < 8.0  # an untrained network is hundreds of nats off

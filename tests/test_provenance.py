@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.ensemble.provenance import about_flow, about_kernel
+from openmm_vtdis.ensemble.provenance import about_flow, about_process
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import OpenMMTarget
 
@@ -26,9 +26,9 @@ def gen() -> DiffusionBoltzmannGenerator:
 def proposals(gen: DiffusionBoltzmannGenerator) -> tuple[str, str]:
     """Of its reverse process, and of its flow."""
     units = ModelUnits(gen.target, gen.length, gen.handedness)  # type: ignore[arg-type]
-    grid = gen.kernel.schedule  # type: ignore[union-attr]
+    grid = gen.process.schedule  # type: ignore[union-attr]
     flow = about_flow(units, gen.denoiser, grid, "exact", "heun")
-    return about_kernel(units, gen.kernel)["proposal"], flow["proposal"]  # type: ignore[arg-type]
+    return about_process(units, gen.process)["proposal"], flow["proposal"]  # type: ignore[arg-type]
 
 
 def test_a_copy_from_a_file_is_the_same_proposal(
@@ -39,21 +39,21 @@ def test_a_copy_from_a_file_is_the_same_proposal(
 
 
 def covariance(gen: DiffusionBoltzmannGenerator) -> None:
-    family = gen.kernel.covariance  # type: ignore[union-attr]
+    family = gen.process.covariance  # type: ignore[union-attr]
     changed = family.with_parameters(family.parameters + 1e-6)
-    gen.kernel = gen.kernel.with_covariance(changed)  # type: ignore[union-attr]
+    gen.process = gen.process.with_covariance(changed)  # type: ignore[union-attr]
 
 
 def mean(gen: DiffusionBoltzmannGenerator) -> None:
-    gen.kernel = gen.kernel.with_gains(1.001 * gen.kernel.mean_gains)  # type: ignore[union-attr]
+    gen.process = gen.process.with_mean_coefficients(1.001 * gen.process.coefficients)  # type: ignore[union-attr]
 
 
 def grid(gen: DiffusionBoltzmannGenerator) -> None:
-    gen.kernel = gen.kernel.resampled(99)  # type: ignore[union-attr]
+    gen.process = gen.process.with_n_steps(99)  # type: ignore[union-attr]
 
 
 def laplace(gen: DiffusionBoltzmannGenerator) -> None:
-    gen.kernel = dataclasses.replace(gen.kernel, laplace=None)  # type: ignore[type-var]
+    gen.process = dataclasses.replace(gen.process, laplace=None)  # type: ignore[type-var]
 
 
 def network(gen: DiffusionBoltzmannGenerator) -> None:

@@ -122,11 +122,11 @@ def test_shards_of_another_run_are_refused(
     for options, named in (({"seed": 1}, "seed"), ({"n_steps": 7}, "n_steps")):
         with pytest.raises(ValueError, match=f"differ in {named}"):
             sample_to_file(gen, path, 20, shard_size=10, progress=False, **options)  # type: ignore[arg-type]
-    kernel = gen.kernel
-    assert kernel is not None
-    other = kernel.with_gains(1.01 * kernel.mean_gains)
+    process = gen.process
+    assert process is not None
+    other = process.with_mean_coefficients(1.01 * process.coefficients)
     with monkeypatch.context() as patch:
-        patch.setattr(gen, "kernel", other)
+        patch.setattr(gen, "process", other)
         with pytest.raises(ValueError, match="differ in generator"):
             sample_to_file(gen, path, 20, shard_size=10, progress=False)
     warm = double_well()
@@ -461,7 +461,7 @@ def test_tuning_that_is_killed_leaves_the_archive_whole(
     while not killed_at_random(lambda: tune(killed), longest, rng):
         n_kills, longest = n_kills + 1, 1.1 * longest
         assert n_kills < 100
-        assert DiffusionBoltzmannGenerator.load(killed).kernel is not None
+        assert DiffusionBoltzmannGenerator.load(killed).process is not None
     assert n_kills >= 2
     (one, about), (other, about_other), (old, _) = (
         storage.read_archive(path, "generator")

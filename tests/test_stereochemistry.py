@@ -79,11 +79,11 @@ def test_labels_decide() -> None:
 
 def test_handedness_turns_with_reflections_only() -> None:
     (centre,) = centres_of(bromochlorofluoromethane())
-    generator = torch.Generator().manual_seed(0)
-    x = CORNERS + 0.1 * torch.randn(20, 5, 3, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    x = CORNERS + 0.1 * torch.randn(20, 5, 3, generator=rng, dtype=torch.float64)
     reference = Handedness.of([centre], CORNERS)
     assert reference.agreement(x).tolist() == [1] * 20
-    rotated = x @ random_rotations(20, 3, generator) + 3.0
+    rotated = x @ random_rotations(20, 3, rng) + 3.0
     assert reference.agreement(rotated).tolist() == [1] * 20
     mirror = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
     assert reference.agreement(rotated * mirror).tolist() == [-1] * 20
@@ -157,7 +157,7 @@ def test_log_z_of_a_restricted_target_is_known(topology: app.Topology) -> None:
     frames = target.sample(12_000, seed=5)
     # <1/w> over the target is the share of the proposal that is inside, over Z
     share = float(alive.double().mean())
-    inverse = np.exp(-gen.noise(frames[fold.agreement(frames) == 1], seed=6, progress=False))
+    inverse = np.exp(-gen.log_weights(frames[fold.agreement(frames) == 1], seed=6, progress=False))
     error = inverse.std() / math.sqrt(len(inverse))
     error = np.hypot(error, np.sqrt(share * (1.0 - share) / len(x)) / exact)
     assert abs(inverse.mean() - share / exact) < 4.0 * np.hypot(error, 2e-3 / exact)

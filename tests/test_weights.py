@@ -36,7 +36,7 @@ def test_log_z_is_known_with_a_length_scale_that_is_not_one(
     )  # fmt: skip
     ensemble = gen.sample(n, seed=2, progress=False)
     assert abs(ensemble.log_z().z(0.0)) < 4.0
-    log_v = gen.noise(target.sample(n, seed=3), seed=4, progress=False)
+    log_v = gen.log_weights(target.sample(n, seed=3), seed=4, progress=False)
     inverse = np.exp(-log_v)
     z = (inverse.mean() - 1.0) / (inverse.std() / math.sqrt(len(inverse)))
     assert abs(z) < 4.0
@@ -48,11 +48,11 @@ def test_log_z_is_known_with_a_tuning_that_was_carried_over(n_steps: int) -> Non
     target, gen = exact_generator(0.7, Space(4, 3))
     frames = target.sample(2000, seed=1)
     gen.tune(frames, 40, "diagonal", n_trajectories=1500, tune_mean=True, progress=False)
-    assert gen.kernel is not None
-    assert gen.kernel.gains is not None
+    assert gen.process is not None
+    assert gen.process.mean_coefficients is not None
     log_z = gen.sample(3000, n_steps=n_steps, seed=2, progress=False).log_z()
     assert abs(log_z.z(0.0)) < 4.0
-    log_v = gen.noise(target.sample(3000, seed=3), n_steps=n_steps, seed=4, progress=False)
+    log_v = gen.log_weights(target.sample(3000, seed=3), n_steps=n_steps, seed=4, progress=False)
     inverse = np.exp(-log_v)
     stderr = inverse.std() / math.sqrt(len(inverse))
     assert abs(inverse.mean() - 1.0) < 4.0 * stderr
@@ -68,11 +68,11 @@ def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
     denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
     gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser.scaled(length), length)
     gen.tune(target.sample(200, seed=1), 10, "hessian", n_trajectories=100, progress=False)
-    assert gen.kernel is not None
+    assert gen.process is not None
     scaled = variance / length**2
     for n in (1, 5, 10):
-        t = gen.kernel.schedule.times[n]
-        shape = gen.kernel.covariance.shape(gen.kernel.step(n, target.sample(3, seed=2) / length))
+        t = gen.process.schedule.times[n]
+        shape = gen.process.covariance.shape(gen.process.step(n, target.sample(3, seed=2) / length))
         identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
         torch.testing.assert_close(shape, scaled / (scaled + t**2) * identity)
 
@@ -89,13 +89,13 @@ def test_the_model_energy_is_that_of_a_density_in_model_units() -> None:
 @pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3)], ids=str)
 def test_the_prior_end_drowns_the_spread_of_turned_configurations(space: Space) -> None:
     """sum s_i^2 / 4 T^4 is the budget, 10^-3 nats, s_i being variances over all orientations."""
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     chain = torch.zeros(1, space.n_particles, space.n_dims, dtype=torch.float64)
     chain[0, :, 0] = torch.arange(space.n_particles)
     target = GaussianMixture(chain, [0.05], [1.0], space)
     y = target.sample(4_000, seed=2)
     _, high = ModelUnits(target, 1.0).default_range(y)
-    rotations = random_rotations(len(y), space.n_dims, generator)
+    rotations = random_rotations(len(y), space.n_dims, rng)
     turned = space.reduce(y @ rotations).flatten(1)
     spread = float((turned.mT @ turned / len(y)).square().sum())
     assert spread > 2.0 * space.dim
@@ -151,7 +151,7 @@ def test_probability_flow_weights_have_the_known_log_z() -> None:
     ensemble = gen.sample_ode(200, seed=2, progress=False)
     assert ensemble.log_z().value == pytest.approx(0.0, abs=0.05)
     assert ensemble.ess > 0.95
-    log_v = gen.noise_ode(target.sample(50, seed=3), progress=False)
+    log_v = gen.log_weights_ode(target.sample(50, seed=3), progress=False)
     assert float(np.abs(log_v).mean()) < 0.15
 
 
@@ -161,9 +161,9 @@ def test_one_tuning_of_a_time_network_serves_other_numbers_of_steps(n_steps: int
     x, fresh = target.sample(3000, seed=1), target.sample(2000, seed=2)
     options = {"n_trajectories": 2500, "progress": False}
     gen.tune(x, 20, "time-network", **options)  # type: ignore[arg-type]
-    transferred = forward_ess(gen.noise(fresh, n_steps=n_steps, seed=3, progress=False))
+    transferred = forward_ess(gen.log_weights(fresh, n_steps=n_steps, seed=3, progress=False))
     gen.tune(x, n_steps, "diagonal", **options)  # type: ignore[arg-type]
-    direct = forward_ess(gen.noise(fresh, seed=3, progress=False))
+    direct = forward_ess(gen.log_weights(fresh, seed=3, progress=False))
     assert transferred > 0.85 * direct
 
 

@@ -83,6 +83,14 @@ def elementwise(
     return [slope.detach() for slope in first], second
 
 
+def gradients_at(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient (B, M, D) of energies (B,), detached."""
+    with differentiation():
+        leaf = leaf_of(x)
+        (gradient,) = gradients(energy(leaf), [leaf], again=False, keep=False)
+    return gradient
+
+
 def differentiate_twice(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (B, M, D) and Hessian (B, M, D, M, D) of energies (B,), one pass a coordinate."""
     with differentiation():

@@ -24,13 +24,13 @@ quiet = np.errstate(all="ignore")
 whatever the caller has told numpy to do about that."""
 
 
-def check_log_weights(log_weights: ArrayLike) -> Array:
+def check_log_weights(log_weights: object) -> Array:
     """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
     try:
         lw = np.asarray(log_weights, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            "log_weights: expected an array (n,), as noise() gives it for frames, got "
+            "log_weights: expected an array (n,), as log_weights() gives it for frames, got "
             f"{type(log_weights).__name__}"
         ) from error
     if lw.ndim != 1 or len(lw) == 0:

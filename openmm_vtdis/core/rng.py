@@ -25,7 +25,7 @@ _MANY = 2**32
 """Seeds: torch's generator on a CPU ignores higher bits."""
 
 
-def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
+def make_rng(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a ``torch.Generator`` on ``device`` for an int seed, a generator or None.
 
     Raises
@@ -46,9 +46,9 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
         raise ValueError(
             f"seed: expected an integer >= 0 and < 2**32, a torch.Generator or None, got {seed!r}"
         )
-    generator = torch.Generator(device=device)
-    generator.manual_seed(int(seed))
-    return generator
+    rng = torch.Generator(device=device)
+    rng.manual_seed(int(seed))
+    return rng
 
 
 def fork_entropy() -> list[int]:

@@ -109,12 +109,12 @@ class Space:
     def standard_normal(
         self,
         n: int,
-        generator: torch.Generator,
+        rng: torch.Generator,
         dtype: torch.dtype = torch.float64,
     ) -> Tensor:
         """Draw n standard Gaussians N_x(0, I): (n, M, D) on the generator's device."""
         shape = (n, self.n_particles, self.n_dims)
-        noise = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+        noise = torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
         return self.project(noise)
 
     def isotropic_log_prob(self, residual: Tensor, variance: Tensor | float) -> Tensor:

@@ -16,24 +16,69 @@ the oracle that the tests hold every sampler, covariance and weight against.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from openmm_vtdis.core.space import Space
+from openmm_vtdis.networks import Network
+from openmm_vtdis.runtime import cuda_graphs
 from openmm_vtdis.runtime.allocator import keep_freed_memory
+from openmm_vtdis.storage.fingerprint import fingerprint
 
+R = TypeVar("R")
 _ODD_TOLERANCE = 1e-3
 """Relative: networks run in single precision."""
 
 
 class Denoiser(Protocol):
-    """Callable (x (B, M, D), t scalar or (B,)) -> E[x_0 | x_t = x], (B, M, D), in x's dtype."""
+    """D(x, t) = E[x_0 | x_t = x] on a space."""
 
-    space: Space
+    @property
+    def space(self) -> Space:
+        """Where x lives."""
+        ...
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B, M, D), t scalar or (B,) -> (B, M, D), in x's type."""
+        ...
+
+
+@runtime_checkable
+class PairDenoiser(Denoiser, Protocol):
+    """A denoiser that says more of the posterior: coefficients of every pair of particles."""
+
+    @property
+    def knows_pairs(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x, t), t (B,), and pair coefficients (B, P, 4)."""
+        ...
+
+
+def knows_pairs(denoiser: Denoiser) -> TypeGuard[PairDenoiser]:
+    """Whether "pairwise" can be had of a denoiser."""
+    return isinstance(denoiser, PairDenoiser) and denoiser.knows_pairs
+
+
+def check_pairs(denoiser: Denoiser) -> PairDenoiser:
+    """The denoiser, if it has a pair head.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    if not knows_pairs(denoiser):
+        raise ValueError(
+            'covariance: expected a network with a pair head for "pairwise", got one without; '
+            "call train_pair_head() first"
+        )
+    return denoiser
 
 
 class PreconditionedDenoiser(nn.Module):
@@ -58,15 +103,37 @@ class PreconditionedDenoiser(nn.Module):
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
         return self._combine(x, t, self.network(*self._inputs(x, t)))
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the space, and of the network with its weights."""
+        return fingerprint("preconditioned", self.space, self.network)
+
+    @property
+    def knows_pairs(self) -> bool:
+        """Whether the network has a pair head."""
+        return isinstance(self.network, Network) and self.network.pair_head is not None
+
+    @property
+    def graph_safe(self) -> bool:
+        """Whether evaluations may be recorded as CUDA graphs: the network says so, on a GPU."""
+        safe = isinstance(self.network, Network) and self.network.graph_safe
+        return safe and next(self.parameters()).is_cuda
+
     def with_messages(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """D(x, t), t (B,), and the messages (B, M, M, H) of the network's last layer."""
-        displacement, messages = self.network.with_messages(*self._inputs(x, t))  # type: ignore[operator]
+        if not isinstance(self.network, Network):
+            raise ValueError(
+                f"expected a network with messages, got a {type(self.network).__name__}"
+            )
+        displacement, messages = self.network.with_messages(*self._inputs(x, t))
         return self._combine(x, t, displacement), messages
 
     def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """D(x, t), t (B,), and pair coefficients (B, P, 4) from the network's head."""
-        head = pair_head(self)
         denoised, messages = self.with_messages(x, t)
+        if not isinstance(self.network, Network) or self.network.pair_head is None:
+            raise ValueError("expected a network with a pair head, got one without")
+        head = self.network.pair_head
         return denoised, head(messages, denoised.to(messages.dtype), t.log().to(messages.dtype))
 
     def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,23 +157,6 @@ class PreconditionedDenoiser(nn.Module):
         residual = self(clean + t[:, None, None] * noise, t) - clean
         c_out_square = t.square() / (1.0 + t.square())
         return residual.square().sum(dim=(-2, -1)) / (c_out_square * self.space.dim)
-
-
-def pair_head(denoiser: Any) -> nn.Module:
-    """The pair head of a denoiser's network.
-
-    Raises
-    ------
-    ValueError
-        If it has none.
-    """
-    head = getattr(getattr(denoiser, "network", None), "pair_head", None)
-    if head is None:
-        raise ValueError(
-            'covariance: expected a network with a pair head for "pairwise", got one without; '
-            "call train_covariance() first"
-        )
-    return head  # type: ignore[no-any-return]
 
 
 class GaussianMixtureDenoiser:
@@ -159,10 +209,10 @@ def check_mirror_symmetry(denoiser: Denoiser) -> None:
     ValueError
         If it does not hold on random configurations.
     """
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     module = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
     device = torch.device("cpu") if module is None else module.device
-    x = denoiser.space.standard_normal(8, generator).to(device)
+    x = denoiser.space.standard_normal(8, rng).to(device)
     for t in (0.1, 1.0):
         level = torch.tensor(t, dtype=x.dtype, device=device)
         there, back = denoiser(x, level) - x, denoiser(-x, level) + x
@@ -171,3 +221,51 @@ def check_mirror_symmetry(denoiser: Denoiser) -> None:
                 "stereochemistry: expected a network that treats mirror images alike, such as the "
                 "EGNN, got one that does not; use one, or give stereochemistry='any'"
             )
+
+
+class RecordedDenoiser:
+    """A denoiser of which evaluations are recorded, for as long as its weights stay where they are.
+
+    Those that are differentiated are not, nor are large ones.
+    """
+
+    def __init__(self, denoiser: PreconditionedDenoiser) -> None:
+        self.denoiser = denoiser
+        self._mean = cuda_graphs.Recorded(denoiser)
+        self._pairs = cuda_graphs.Recorded(denoiser.with_pairs, self._mean.memory)
+
+    @property
+    def space(self) -> Space:
+        """The denoiser's."""
+        return self.denoiser.space
+
+    @property
+    def knows_pairs(self) -> bool:
+        """Whether the denoiser has a pair head."""
+        return self.denoiser.knows_pairs
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """D(x, t) for x (B, M, D) and t scalar or (B,)."""
+        return self._evaluate(self.denoiser, self._mean, x, t)
+
+    def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """D(x, t) and pair coefficients (B, P, 4)."""
+        return self._evaluate(self.denoiser.with_pairs, self._pairs, x, t)
+
+    @staticmethod
+    def _evaluate(
+        evaluation: Callable[[Tensor, Tensor], R],
+        recorded: cuda_graphs.Recorded[R],
+        x: Tensor,
+        t: Tensor,
+    ) -> R:
+        if torch.is_grad_enabled() or not cuda_graphs.small_enough(x):
+            return evaluation(x, t)
+        return recorded(x, torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x)))
+
+
+def recorded(denoiser: Denoiser) -> Denoiser:
+    """The denoiser for one run of the diffusion: recorded where that can be, or as it is."""
+    if isinstance(denoiser, PreconditionedDenoiser) and denoiser.graph_safe:
+        return RecordedDenoiser(denoiser)
+    return denoiser

@@ -99,7 +99,7 @@ def integrate(flow: Flow, x: Tensor, levels: list[float], solver: str) -> tuple[
 def ode_paths(
     denoiser: Denoiser,
     schedule: Schedule,
-    generator: torch.Generator,
+    rng: torch.Generator,
     n: int | None = None,
     x_0: Tensor | None = None,
     divergence: str = "exact",
@@ -127,23 +127,21 @@ def ode_paths(
     if (n is None) == (x_0 is None):
         raise ValueError("ode_paths: expected exactly one of n and x_0")
     total = len(x_0) if x_0 is not None else checks.positive_integer("n", n)
-    space, device, times = denoiser.space, generator.device, list(schedule.times)
+    space, device, times = denoiser.space, rng.device, list(schedule.times)
     prior_variance = times[-1] ** 2
     positions, densities = [], []
     with progress_bar(total, "probability flow", progress) as bar:
         for start in range(0, total, batch_size):
             size = min(batch_size, total - start)
             if x_0 is None:
-                x = times[-1] * space.standard_normal(size, generator)
+                x = times[-1] * space.standard_normal(size, rng)
             else:
                 x = x_0[start : start + size].to(device, torch.float64)
             exact = divergence == "exact"
             if exact:
                 probes = tangent_basis(space, x)[:, None].repeat(1, size, 1, 1)
             else:
-                probes = torch.stack(
-                    [space.standard_normal(size, generator) for _ in range(n_probes)]
-                )
+                probes = torch.stack([space.standard_normal(size, rng) for _ in range(n_probes)])
             flow = Flow(denoiser, probes, exact)
             if x_0 is None:
                 end, change = integrate(flow, x, times[::-1], solver)

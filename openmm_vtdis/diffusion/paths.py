@@ -1,48 +1,143 @@
-r"""Trajectories in both directions, with the log ratio of the two path densities.
+r"""Trajectories in both directions between any two noise levels, with their log densities.
 
-Reverse: draw x_N from the prior, then x_{n-1} from the reverse kernel. Forward: noise target
-samples x_0 with q. Along either,
+*Noising* draws x_1, ..., x_m from x_0 with q; *denoising* draws x_{m-1}, ..., x_0 from x_m with p.
+Either gives the sums over its steps
 
-    log ratio = sum_n log q(x_n | x_{n-1}) - log p(x_N) - sum_n log p(x_{n-1} | x_n),
+    log q = sum_{n<=m} log q(x_n | x_{n-1}),        log p = sum_{n<=m} log p(x_{n-1} | x_n).
+
+Whole paths are the case m = N. With the prior they give the log ratio of the two path densities,
+
+    log ratio = log q - log p(x_N) - log p,
 
 and the log weight of the trajectory is log w = -u(x_0) + log ratio (paper, Eq. 16, 17). Positions
-and all log densities are float64, whatever precision the network runs in; trajectories are made in
-batches, and only x_0 and the sums survive a batch.
+and all log densities are float64, whatever precision the network runs in; whole paths are made in
+batches, and only their ends and the sums survive a batch.
 
-All draws come from the caller's generator, one batch after the other: the same seed and batch size
-give the same result. Where a batch does not fit into a GPU's memory, all begins again from the same
-state of the generator with batches of half the size.
+All draws come from the caller's random numbers, one batch after the other: the same seed and batch
+size give the same result. Where a batch does not fit into a GPU's memory, all begins again from the
+same state of the random numbers with batches of half the size.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance import Fittable
-from openmm_vtdis.diffusion.process import DiffusionKernel
-from openmm_vtdis.runtime.progress import progress_bar
+from openmm_vtdis.diffusion.covariance.base import Fittable
+from openmm_vtdis.diffusion.process import DiffusionProcess
+from openmm_vtdis.runtime.allocator import until_it_fits
+from openmm_vtdis.runtime.progress import Bar, NoBar, progress_bar
 
-logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class Path:
+    """Where trajectories end, in model coordinates, and their log densities.
+
+    Attributes
+    ----------
+    end
+        (B, M, D) float64: x_m of a noised trajectory, x_0 of a denoised one.
+    log_q, log_p
+        (B,) float64, of all forward and of all reverse steps between the two levels.
+    statistics
+        (B, m, F) of the family that was asked for; None if none was.
+    """
+
+    end: Tensor
+    log_q: Tensor
+    log_p: Tensor
+    statistics: Tensor | None = None
+
+
+@torch.no_grad()
+def denoise(
+    process: DiffusionProcess,
+    x: Tensor,
+    rng: torch.Generator,
+    from_: int | None = None,
+    bar: Bar | None = None,
+) -> Path:
+    """Draw x_0 from x = x_m, (B, M, D), by the reverse process.
+
+    Parameters
+    ----------
+    from_
+        The level m, 0..N; None: N.
+    bar
+        Is told of each configuration and step.
+    """
+    bar = bar or NoBar()
+    m = process.level(from_)
+    log_q = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    log_p = torch.zeros_like(log_q)
+    for n in range(m, 0, -1):
+        step = process.step(n, x)
+        scatter = process.covariance.at(step)
+        residual = scatter.sample(len(x), rng)
+        before = process.mean(step) + residual
+        log_q += process.forward_log_prob(n, before, x)
+        log_p += scatter.log_prob(residual)
+        x = before
+        bar.update(len(x))
+    return Path(x, log_q, log_p)
+
+
+@torch.no_grad()
+def noise(
+    process: DiffusionProcess,
+    x: Tensor,
+    rng: torch.Generator,
+    to: int | None = None,
+    family: Fittable | None = None,
+    at_once: int = 1,
+    bar: Bar | None = None,
+) -> Path:
+    """Draw x_m from x = x_0, (B, M, D), by the forward process.
+
+    Parameters
+    ----------
+    to
+        The level m, 0..N; None: N.
+    family
+        If given, its sufficient statistics are collected.
+    at_once
+        Levels that are evaluated together.
+    bar
+        Is told of each configuration and step.
+    """
+    bar = bar or NoBar()
+    m = process.level(to)
+    log_q = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    log_p = torch.zeros_like(log_q)
+    rows = []
+    for levels in torch.arange(1, m + 1, device="cpu").split(max(at_once, 1)):
+        path = [x]
+        for n in levels.tolist():
+            path.append(process.sample_forward(n, path[-1], rng))
+        steps = process.steps(levels.tolist(), path[1:], family)
+        for step, before in zip(steps, path[:-1], strict=True):
+            residual = before - process.mean(step)
+            log_q += process.forward_log_prob(step.n, before, step.x)
+            log_p += process.covariance.at(step).log_prob(residual)
+            if family is not None:
+                rows.append(family.statistics(step, residual))
+        x = path[-1]
+        bar.update(len(x) * len(levels))
+    return Path(x, log_q, log_p, torch.stack(rows, dim=1) if rows else None)
 
 
 @dataclass(frozen=True)
 class ReversePaths:
-    """End points of generated trajectories, in model units.
+    """End points of generated trajectories, in model coordinates.
 
     Attributes
     ----------
     x
-        x_0, (n, M, D) float64, on the generator's device.
+        x_0, (n, M, D) float64, on the device of the random numbers.
     log_ratio
-        (n,) float64, sum log q - log p(x_N) - sum log p.
+        (n,) float64, log q - log p(x_N) - log p.
     """
 
     x: Tensor
@@ -56,9 +151,9 @@ class ForwardPaths:
     Attributes
     ----------
     log_forward
-        (n,) sum_n log q(x_n | x_{n-1}) - log p(x_N): free of the reverse covariance.
+        (n,) log q - log p(x_N): free of the reverse covariance.
     log_reverse
-        (n,) sum_n log p(x_{n-1} | x_n) under the kernel's own covariance.
+        (n,) log p under the process's own covariance.
     statistics
         (n, N, F) of the family that was asked for; None if none was.
     """
@@ -75,53 +170,38 @@ class ForwardPaths:
 
 @torch.no_grad()
 def reverse_paths(
-    kernel: DiffusionKernel,
+    process: DiffusionProcess,
     n: int,
-    generator: torch.Generator,
+    rng: torch.Generator,
     batch_size: int = 1024,
     progress: bool = True,
 ) -> ReversePaths:
     """Generate n trajectories from the prior down to t_0."""
 
-    def run(size: int) -> ReversePaths:
-        return _reverse_paths(kernel, n, generator, size, progress)
+    def run(batch_size: int) -> ReversePaths:
+        once = process.recorded()
+        positions, ratios = [], []
+        with progress_bar(n * process.schedule.n_steps, "sampling", progress, "eval") as bar:
+            for start in range(0, n, batch_size):
+                x = once.sample_prior(min(batch_size, n - start), rng)
+                path = denoise(once, x, rng, bar=bar)
+                positions.append(path.end)
+                ratios.append(path.log_q - process.prior_log_prob(x) - path.log_p)
+        return ReversePaths(torch.cat(positions), torch.cat(ratios))
 
-    return until_it_fits(run, min(batch_size, n), generator)
-
-
-def _reverse_paths(
-    kernel: DiffusionKernel, n: int, generator: torch.Generator, batch_size: int, progress: bool
-) -> ReversePaths:
-    positions, ratios = [], []
-    kernel = kernel.recorded()
-    n_steps = kernel.schedule.n_steps
-    with progress_bar(n * n_steps, "sampling", progress, "eval") as bar:
-        for size in _batches(n, batch_size):
-            x = kernel.sample_prior(size, generator)
-            log_ratio = -kernel.prior_log_prob(x)
-            for level in range(n_steps, 0, -1):
-                step = kernel.step(level, x)
-                scatter = kernel.covariance.at(step)
-                residual = scatter.sample(size, generator)
-                before = kernel.mean(step) + residual
-                log_ratio += kernel.forward_log_prob(level, before, x) - scatter.log_prob(residual)
-                x = before
-                bar.update(size)
-            positions.append(x)
-            ratios.append(log_ratio)
-    return ReversePaths(torch.cat(positions), torch.cat(ratios))
+    return until_it_fits(run, min(batch_size, n), rng)
 
 
 @torch.no_grad()
 def forward_paths(
-    kernel: DiffusionKernel,
+    process: DiffusionProcess,
     x_0: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     family: Fittable | None = None,
     batch_size: int = 1024,
     progress: bool = True,
 ) -> ForwardPaths:
-    """Noise target samples x_0, (n, M, D) in model units, one trajectory each.
+    """Noise target samples x_0, (n, M, D) in model coordinates, one trajectory each.
 
     Of few samples many noise levels are evaluated together, as many as make a batch.
 
@@ -131,69 +211,19 @@ def forward_paths(
         If given, its sufficient statistics are collected; the positions are thrown away.
     """
 
-    def run(size: int) -> ForwardPaths:
-        return _forward_paths(kernel, x_0, generator, family, size, progress)
+    def run(batch_size: int) -> ForwardPaths:
+        once = process.recorded()
+        forward, reverse, collected = [], [], []
+        with progress_bar(len(x_0) * process.schedule.n_steps, "noising", progress, "eval") as bar:
+            for x in x_0.split(batch_size):
+                at_once = batch_size // len(x)
+                x = x.to(rng.device, torch.float64)
+                path = noise(once, x, rng, family=family, at_once=at_once, bar=bar)
+                forward.append((path.log_q - process.prior_log_prob(path.end)).cpu())
+                reverse.append(path.log_p.cpu())
+                if path.statistics is not None:
+                    collected.append(path.statistics.cpu())
+        statistics = torch.cat(collected) if collected else None
+        return ForwardPaths(torch.cat(forward), torch.cat(reverse), statistics)
 
-    return until_it_fits(run, batch_size, generator)
-
-
-def _forward_paths(
-    kernel: DiffusionKernel,
-    x_0: Tensor,
-    generator: torch.Generator,
-    family: Fittable | None,
-    batch_size: int,
-    progress: bool,
-) -> ForwardPaths:
-    forward, reverse, collected = [], [], []
-    n_steps = kernel.schedule.n_steps
-    device = generator.device
-    kernel = kernel.recorded()
-    pairs = family is not None and family.uses_pairs
-    with progress_bar(len(x_0) * n_steps, "noising", progress, "eval") as bar:
-        for start in range(0, len(x_0), batch_size):
-            x = x_0[start : start + batch_size].to(device, torch.float64)
-            log_forward = torch.zeros(len(x), dtype=torch.float64, device=device)
-            log_reverse = torch.zeros_like(log_forward)
-            rows = []
-            at_once = max(batch_size // len(x), 1)
-            for levels in torch.arange(1, n_steps + 1, device="cpu").split(at_once):
-                path = [x]
-                for level in levels.tolist():
-                    path.append(kernel.sample_forward(level, path[-1], generator))
-                steps = kernel.steps(levels.tolist(), path[1:], pairs)
-                for step, before in zip(steps, path[:-1], strict=True):
-                    residual = before - kernel.mean(step)
-                    log_forward += kernel.forward_log_prob(step.n, before, step.x)
-                    log_reverse += kernel.covariance.at(step).log_prob(residual)
-                    if family is not None:
-                        rows.append(family.statistics(step, residual))
-                x = path[-1]
-                bar.update(len(x) * len(levels))
-            log_forward -= kernel.prior_log_prob(x)
-            forward.append(log_forward.cpu())
-            reverse.append(log_reverse.cpu())
-            if rows:
-                collected.append(torch.stack(rows, dim=1).cpu())
-    statistics = torch.cat(collected) if collected else None
-    return ForwardPaths(torch.cat(forward), torch.cat(reverse), statistics)
-
-
-def until_it_fits(run: Callable[[int], T], batch_size: int, generator: torch.Generator) -> T:
-    """``run(batch_size)``, with half of it as often as a GPU's memory is not enough."""
-    state = generator.get_state()
-    while True:
-        try:
-            return run(batch_size)
-        except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-        batch_size //= 2
-        logger.warning("out of GPU memory: going on with batches of %d", batch_size)
-        torch.cuda.empty_cache()
-        generator.set_state(state)
-
-
-def _batches(n: int, batch_size: int) -> list[int]:
-    full, rest = divmod(n, batch_size)
-    return [batch_size] * full + ([rest] if rest else [])
+    return until_it_fits(run, batch_size, rng)

@@ -1,4 +1,4 @@
-r"""Forward and reverse Gaussian kernels of the diffusion::
+r"""The diffusion process: forward q and reverse p, both with Gaussian steps::
 
     forward     q(x_n | x_{n-1}) = N_x(x_{n-1}, (t_n^2 - t_{n-1}^2) I)                 (Eq. 18)
     prior       p(x_N)           = N_x(0, T^2 I)
@@ -17,23 +17,26 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from openmm_vtdis.coordinates import Energy, as_energy
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.covariance import Covariance, Energy, Isotropic, Posterior, ReverseStep
-from openmm_vtdis.diffusion.denoiser import Denoiser
-from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange, laplace_posterior
-from openmm_vtdis.diffusion.recording import recorded
+from openmm_vtdis.diffusion.covariance.base import COVARIANCES, Covariance, Fittable, ReverseStep
+from openmm_vtdis.diffusion.covariance.constant import Isotropic
+from openmm_vtdis.diffusion.denoiser import Denoiser, recorded
+from openmm_vtdis.diffusion.posteriors.base import Estimator
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceEstimator, LaplaceRange
 from openmm_vtdis.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class DiffusionKernel:
+class DiffusionProcess:
     """Everything that defines q and p: denoiser, grid, covariance and mean coefficients.
 
     Attributes
@@ -44,10 +47,11 @@ class DiffusionKernel:
         Noise levels t_0..t_N.
     covariance
         Family of reverse covariances, fitted for this schedule (DDPM: ``Isotropic.ddpm``).
-    gains
+    mean_coefficients
         (N,) mean coefficients k_n, or None for 1 - r_n.
     energy
-        Of the target in model units, for covariances that use it.
+        Of the target in model coordinates, for covariances that use it: an Energy, or a function of
+        torch operations.
     laplace
         Where the Laplace approximation of the posterior stands in for the denoiser; None: nowhere.
     """
@@ -55,16 +59,21 @@ class DiffusionKernel:
     denoiser: Denoiser
     schedule: Schedule
     covariance: Covariance
-    gains: Tensor | None = None
+    mean_coefficients: Tensor | None = None
     energy: Energy | None = None
     laplace: LaplaceRange | None = None
 
     def __post_init__(self) -> None:
+        if self.energy is not None:
+            object.__setattr__(self, "energy", as_energy(self.energy))
         if self.laplace is not None and self.energy is None:
-            raise ValueError("laplace: expected a kernel that knows the energy, got one without")
-        if self.gains is not None and tuple(self.gains.shape) != (self.schedule.n_steps,):
+            raise ValueError("laplace: expected a process that knows the energy, got one without")
+        if self.mean_coefficients is not None and tuple(self.mean_coefficients.shape) != (
+            self.schedule.n_steps,
+        ):
             raise ValueError(
-                f"gains: expected shape ({self.schedule.n_steps},), got {tuple(self.gains.shape)}"
+                f"mean_coefficients: expected shape ({self.schedule.n_steps},), got "
+                f"{tuple(self.mean_coefficients.shape)}"
             )
         if self.covariance.space != self.denoiser.space:
             raise ValueError(
@@ -79,24 +88,65 @@ class DiffusionKernel:
     @classmethod
     def ddpm(
         cls, denoiser: Denoiser, schedule: Schedule, energy: Energy | None = None
-    ) -> DiffusionKernel:
-        """The untuned kernel, Sigma_n = v_n I."""
+    ) -> DiffusionProcess:
+        """The untuned process, Sigma_n = v_n I."""
         return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule), energy=energy)
 
-    def with_covariance(self, covariance: Covariance) -> DiffusionKernel:
-        """The same kernel with another covariance."""
+    def describe(self) -> dict[str, Any]:
+        """Grid, covariance family and more as JSON: what :meth:`rebuild` reads."""
+        return {
+            "times": list(self.schedule.times),
+            "covariance": self.covariance.kind,
+            "labels": list(self.covariance.labels),
+            "options": self.covariance.options,
+            "laplace": None if self.laplace is None else dataclasses.asdict(self.laplace),
+        }
+
+    @classmethod
+    def rebuild(
+        cls,
+        description: Mapping[str, Any],
+        parameters: Tensor,
+        mean_coefficients: Tensor | None,
+        denoiser: Denoiser,
+        energy: Energy,
+    ) -> DiffusionProcess:
+        """A tuned process around a denoiser and an energy.
+
+        Parameters
+        ----------
+        description
+            What :meth:`describe` gave.
+        parameters, mean_coefficients
+            Of the covariance, and of the mean if it was tuned.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If the description is not complete.
+        """
+        family = COVARIANCES[description["covariance"]](
+            denoiser.space, description["labels"], parameters, **description["options"]
+        )
+        found = description.get("laplace")
+        laplace = None if found is None else LaplaceRange(**found)
+        schedule = Schedule(tuple(description["times"]))
+        return cls(denoiser, schedule, family, mean_coefficients, energy, laplace)
+
+    def with_covariance(self, covariance: Covariance) -> DiffusionProcess:
+        """The same process with another covariance."""
         return dataclasses.replace(self, covariance=covariance)
 
-    def with_gains(self, gains: Tensor) -> DiffusionKernel:
-        """The same kernel with other mean coefficients k_n, shape (N,)."""
-        return dataclasses.replace(self, gains=gains)
+    def with_mean_coefficients(self, mean_coefficients: Tensor) -> DiffusionProcess:
+        """The same process with other mean coefficients k_n, shape (N,)."""
+        return dataclasses.replace(self, mean_coefficients=mean_coefficients)
 
-    def with_schedule(self, schedule: Schedule) -> DiffusionKernel:
-        """The same kernel, not tuned yet, on another grid of any number of steps."""
-        return DiffusionKernel.ddpm(self.denoiser, schedule, self.energy)
+    def with_schedule(self, schedule: Schedule) -> DiffusionProcess:
+        """The same process, not tuned yet, on another grid of any number of steps."""
+        return DiffusionProcess.ddpm(self.denoiser, schedule, self.energy)
 
-    def resampled(self, n_steps: int) -> DiffusionKernel:
-        """The same kernel on a grid of another number of steps, see :meth:`Schedule.resampled`.
+    def with_n_steps(self, n_steps: int) -> DiffusionProcess:
+        """The same process on a grid of another number of steps, see :meth:`Schedule.with_n_steps`.
 
         Raises
         ------
@@ -107,15 +157,19 @@ class DiffusionKernel:
         old = self.schedule
         if n_steps == old.n_steps:
             return self
-        new = old.resampled(n_steps, self.jumps)
-        gains = None
-        if self.gains is not None:
-            gains = (1.0 - new.ratios) * old.carried(self.gains / (1.0 - old.ratios), new)
-        covariance = self.covariance.resampled(old, new)
-        return dataclasses.replace(self, schedule=new, covariance=covariance, gains=gains)
+        new = old.with_n_steps(n_steps, self.jumps)
+        mean_coefficients = None
+        if self.mean_coefficients is not None:
+            mean_coefficients = (1.0 - new.ratios) * old.carried(
+                self.mean_coefficients / (1.0 - old.ratios), new
+            )
+        covariance = self.covariance.carried(old, new)
+        return dataclasses.replace(
+            self, schedule=new, covariance=covariance, mean_coefficients=mean_coefficients
+        )
 
-    def with_laplace(self, found: LaplaceRange, jump: bool = True) -> DiffusionKernel:
-        """The same kernel with the Laplace approximation, and the jump in its grid if asked."""
+    def with_laplace(self, found: LaplaceRange, jump: bool = True) -> DiffusionProcess:
+        """The same process with the Laplace approximation, and the jump in its grid if asked."""
         if not jump:
             return dataclasses.replace(self, laplace=LaplaceRange(found.level))
         schedule = self.schedule.jumping(found.jump)
@@ -123,8 +177,8 @@ class DiffusionKernel:
             found = LaplaceRange(found.level)
         return dataclasses.replace(self, laplace=found, schedule=schedule)
 
-    def recorded(self) -> DiffusionKernel:
-        """The same kernel for one run: on a GPU its denoiser is a recorded one."""
+    def recorded(self) -> DiffusionProcess:
+        """The same process for one run: on a GPU its denoiser is a recorded one."""
         return dataclasses.replace(self, denoiser=recorded(self.denoiser))
 
     @property
@@ -151,21 +205,23 @@ class DiffusionKernel:
         return self.denoiser.space
 
     @property
-    def mean_gains(self) -> Tensor:
+    def coefficients(self) -> Tensor:
         """The k_n in use, (N,) float64."""
-        return 1.0 - self.schedule.ratios if self.gains is None else self.gains
+        return (
+            1.0 - self.schedule.ratios if self.mean_coefficients is None else self.mean_coefficients
+        )
 
-    def step(self, n: int, x: Tensor, pairs: bool = False) -> ReverseStep:
-        """Evaluate the denoiser at level n (1..N): x is x_n, (B, M, D) float64.
+    def step(self, n: int, x: Tensor, family: Fittable | None = None) -> ReverseStep:
+        """What the reverse step from level n (1..N) goes by: x is x_n, (B, M, D) float64.
 
-        ``pairs``: with pair coefficients, even if this kernel's own covariance has no use for them.
+        ``family``: as this one needs it, instead of the process's own covariance.
         """
-        (step,) = self.steps([n], [x], pairs)
+        (step,) = self.steps([n], [x], family)
         return step
 
     @torch.no_grad()
     def steps(
-        self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool = False
+        self, levels: Sequence[int], path: Sequence[Tensor], family: Fittable | None = None
     ) -> list[ReverseStep]:
         """The same for several levels at once: ``path`` has x_n for each.
 
@@ -173,55 +229,54 @@ class DiffusionKernel:
         """
         steps: list[ReverseStep] = []
         points = zip(levels, path, strict=True)
-        for _, alike in itertools.groupby(points, lambda point: self._by_energy(point[0])):
+        for by_energy, alike in itertools.groupby(points, lambda point: self._by_energy(point[0])):
             some, at = zip(*alike, strict=True)
-            steps += self._evaluated(some, at, pairs)
+            steps += self._estimated(self._estimator(by_energy, family), some, at)
         return steps
 
-    def _evaluated(
-        self, levels: Sequence[int], path: Sequence[Tensor], pairs: bool
+    def _estimated(
+        self, estimator: Estimator, levels: Sequence[int], path: Sequence[Tensor]
     ) -> list[ReverseStep]:
-        """Steps of which all go by the energy or none does."""
-        t, by_energy = self.schedule.times, self._by_energy(levels[0])
-        x, sizes = torch.cat(list(path)), [len(y) for y in path]
+        """Steps whose posteriors are estimated alike."""
+        t = self.schedule.times
         level = torch.cat([y.new_full((len(y),), t[n]) for n, y in zip(levels, path, strict=True)])
-        coefficients: Sequence[Tensor | None] = [None] * len(levels)
-        posteriors: Sequence[Posterior | None] = [None] * len(levels)
-        if pairs or (self.covariance.uses_pairs and not by_energy):
-            denoised, found = self.denoiser.with_pairs(x, level)  # type: ignore[attr-defined]
-            coefficients = found.split(sizes)
-        else:
-            denoised = self.denoiser(x, level)
-        denoised = self.space.project(denoised)
-        if by_energy:
-            posterior = laplace_posterior(self.energy, self.space, x, denoised, level)  # type: ignore[arg-type]
-            posteriors, denoised = posterior.split(sizes), posterior.mean
-        rows = zip(levels, path, denoised.split(sizes), coefficients, posteriors, strict=True)
-        return [
-            ReverseStep(n, t[n], t[n - 1], x_n, d, self.denoiser, self.energy, c, p)
-            for n, x_n, d, c, p in rows
-        ]
+        posterior = estimator(torch.cat(list(path)), level)
+        rows = zip(levels, path, posterior.split([len(y) for y in path]), strict=True)
+        return [ReverseStep(n, t[n], t[n - 1], x_n, found) for n, x_n, found in rows]
+
+    def _estimator(self, by_energy: bool, family: Fittable | None) -> Estimator:
+        if by_energy and self.energy is not None:
+            return LaplaceEstimator(self.denoiser, self.energy)
+        return (family or self.covariance).estimator(self.denoiser, self.energy)
 
     def _by_energy(self, n: int) -> bool:
         """Whether the Laplace approximation stands in for the denoiser at level n."""
         return self.laplace is not None and self.schedule.times[n] <= self.laplace.level
 
+    def level(self, m: int | None) -> int:
+        """A noise level 0..N, checked; None: N."""
+        last = self.schedule.n_steps
+        found = last if m is None else checks.positive_integer("level", m, minimum=0)
+        if found > last:
+            raise ValueError(f"level: expected one of 0 to {last}, got {m}")
+        return found
+
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""
-        gain = float(self.mean_gains[step.n - 1])
+        gain = float(self.coefficients[step.n - 1])
         return step.x + gain * (step.denoised - step.x)
 
-    def sample_prior(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample_prior(self, n: int, rng: torch.Generator) -> Tensor:
         """Draw x_N ~ N_x(0, T^2 I): (n, M, D) float64."""
-        return self.schedule.times[-1] * self.space.standard_normal(n, generator)
+        return self.schedule.times[-1] * self.space.standard_normal(n, rng)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log p(x_N), (B,) float64."""
         return self.space.isotropic_log_prob(x, self.schedule.times[-1] ** 2)
 
-    def sample_forward(self, n: int, x: Tensor, generator: torch.Generator) -> Tensor:
+    def sample_forward(self, n: int, x: Tensor, rng: torch.Generator) -> Tensor:
         """Draw x_n ~ q(. | x_{n-1} = x)."""
-        noise = self.space.standard_normal(x.shape[0], generator)
+        noise = self.space.standard_normal(x.shape[0], rng)
         return x + float(self.schedule.increments[n - 1]) ** 0.5 * noise
 
     def forward_log_prob(self, n: int, x_before: Tensor, x_after: Tensor) -> Tensor:

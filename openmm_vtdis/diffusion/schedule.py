@@ -80,13 +80,13 @@ class Schedule:
         times[0], times[-1] = levels[0], levels[-1]
         return cls(tuple(times))
 
-    def resampled(self, n_steps: int, keep_first: bool = False) -> Schedule:
+    def with_n_steps(self, n_steps: int, keep_first: bool = False) -> Schedule:
         """The same ends and the same density of levels over log t, in another number of steps.
 
         ``keep_first``: the first step is one of them, and stays as it is.
         """
         if keep_first:
-            rest = Schedule(self.times[1:]).resampled(
+            rest = Schedule(self.times[1:]).with_n_steps(
                 checks.positive_integer("n_steps", n_steps, minimum=3) - 1
             )
             return Schedule((self.times[0], *rest.times))

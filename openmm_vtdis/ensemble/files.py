@@ -16,8 +16,9 @@ positions         frame, atom, n_dims    x in nm, float64: what is read back
 :func:`write_colvar` writes what PLUMED reads: a table of collective variables with a column
 ``logweight``, dimensionless, for ``LOGWEIGHTS=``.
 
-``.nc`` and ``.npz`` carry one JSON document (temperature, topology, metadata) with a CRC of it and
-of the three arrays. Nothing is ever unpickled, and files are written under a temporary name first.
+``.nc`` and ``.npz`` carry one JSON document (temperature, topology, metadata, provenance) with a
+CRC of it and of the three arrays. Nothing is ever unpickled, and files are written under a
+temporary name first.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ from scipy.io import netcdf_file
 
 from openmm_vtdis._version import __version__
 from openmm_vtdis.core import checks
+from openmm_vtdis.ensemble.provenance import Provenance
 from openmm_vtdis.storage.atomic import replacing, write_atomically
-from openmm_vtdis.storage.documents import parse_json
+from openmm_vtdis.storage.documents import check_version, parse_json
 from openmm_vtdis.topology import topology_from_json, topology_to_json
 
 FORMAT = "openmm-vtdis-ensemble"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ATTRIBUTE = "openmm_vtdis"
 _VARIABLES = {
     "positions": "positions",
@@ -70,6 +72,7 @@ class Contents(TypedDict):
     temperature: float | None
     topology: app.Topology | None
     metadata: dict[str, Any]
+    provenance: Provenance
 
 
 def write_ensemble(path: str | os.PathLike[str], contents: Contents) -> Path:
@@ -91,18 +94,17 @@ def join_ensembles(path: str | os.PathLike[str], parts: Sequence[Path]) -> Path:
         If there is no room.
     """
     path, first = Path(path), read_ensemble(parts[0])
-    streams = list(first["metadata"].pop("streams", []))
+    provenances = [first["provenance"]]
     for part in parts[1:]:
         other = read_ensemble(part)
-        streams += other["metadata"].pop("streams", [])
+        provenances.append(other["provenance"])
         for what in ("temperature", "metadata"):
             if other[what] != first[what]:  # type: ignore[literal-required]
                 raise ValueError(f"{part}: expected the {what} of {parts[0]}, got another")
         a, b = (c["topology"] and topology_to_json(c["topology"]) for c in (first, other))
         if a != b or other["positions"].shape[1:] != first["positions"].shape[1:]:
             raise ValueError(f"{part}: expected the particles of {parts[0]}, got others")
-    if streams:
-        first["metadata"]["streams"] = streams
+    first["provenance"] = Provenance.pooled(provenances)
     document = _document(first, _Parts(parts))
     with replacing(path) as temporary:
         shape = first["positions"].shape
@@ -147,6 +149,7 @@ def _document(contents: Contents, parts: Iterable[Mapping[str, np.ndarray]]) -> 
         "temperature": contents["temperature"],
         "topology": None if topology is None else topology_to_json(topology),
         "metadata": contents["metadata"],
+        "provenance": contents["provenance"].to_json(),
     }
     document["crc32"] = _checksum(document, parts)
     return json.dumps(document, allow_nan=False)
@@ -173,13 +176,8 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
         raise _foreign(path, f"an unreadable document ({error})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise _foreign(path, "a foreign document")
-    version = document.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: expected ensemble format version <= {FORMAT_VERSION}, got {version!r}; a "
-            "newer openmm-vtdis wrote it: upgrade to read it"
-        )
-    missing = {"temperature", "topology", "metadata", "crc32"} - set(document)
+    check_version(path, "ensemble", document.get("version"), FORMAT_VERSION, "draw them again")
+    missing = {"temperature", "topology", "metadata", "provenance", "crc32"} - set(document)
     if missing:
         raise _foreign(path, f"a document without {', '.join(sorted(missing))}")
     if _checksum(document, [arrays]) != document["crc32"]:
@@ -192,6 +190,7 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
         temperature=document["temperature"],
         topology=None if topology is None else topology_from_json(topology),
         metadata=document["metadata"],
+        provenance=Provenance.from_json(document["provenance"]),
     )
 
 

@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 
 from openmm_vtdis.core.ess import Array, check_log_weights
+from openmm_vtdis.ensemble.provenance import UNKNOWN, Provenance
 
 _JOINING = (np.concatenate, np.append, np.hstack)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
-    """What ``noise()`` returns. Immutable.
+    """What ``log_weights()`` returns. Immutable.
 
     It stands for its log weights wherever numpy takes an array, and arithmetic gives plain arrays.
-    Slices, copies, pickles and what is joined from several of it keep the proposal.
+    Slices, copies, pickles and what is joined from several of it keep the provenance.
 
     Attributes
     ----------
     log_weights
         (n,) float64, read-only.
-    proposal
-        Digest of the proposal density (:mod:`~openmm_vtdis.ensemble.provenance`); None if it is not
-        known.
+    provenance
+        What is known of them, first of all what they are against.
 
     Raises
     ------
@@ -35,7 +35,7 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
     """
 
     log_weights: Array
-    proposal: str | None = None
+    provenance: Provenance = UNKNOWN
 
     def __post_init__(self) -> None:
         values = check_log_weights(self.log_weights).copy()
@@ -43,7 +43,7 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
         object.__setattr__(self, "log_weights", values)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FrameLogWeights, (self.log_weights, self.proposal)
+        return FrameLogWeights, (self.log_weights, self.provenance)
 
     def __len__(self) -> int:
         return len(self.log_weights)
@@ -55,11 +55,11 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
         """One log weight, or those at a slice, mask or index array, of the same proposal."""
         found = self.log_weights[index]
         whole = np.ndim(found) == 1 and len(found)
-        return FrameLogWeights(found, self.proposal) if whole else found
+        return FrameLogWeights(found, self.provenance) if whole else found
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else an array has: mean, std, shape, size, tolist, ..."""
-        if name.startswith("_") or name in ("log_weights", "proposal"):
+        if name.startswith("_") or name in ("log_weights", "provenance"):
             raise AttributeError(name)
         return getattr(self.log_weights, name)
 
@@ -79,13 +79,13 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
         parts = list(parts)
         if not parts or not all(isinstance(part, FrameLogWeights) for part in parts):
             raise ValueError(
-                "concatenate: expected FrameLogWeights, as noise() gives them, got "
+                "concatenate: expected FrameLogWeights, as log_weights() gives them, got "
                 f"{', '.join(type(part).__name__ for part in parts) or 'none'}"
             )
-        if len({part.proposal for part in parts}) > 1:
+        if len({part.provenance.proposal for part in parts}) > 1:
             raise ValueError(
-                "concatenate: expected log weights against one proposal, got several; noise() all "
-                "frames with the same generator, System, tuning and n_steps"
+                "concatenate: expected log weights against one proposal, got several; ask the same "
+                "generator, with the same System, tuning and n_steps, for those of all frames"
             )
         pooled = np.concatenate([part.log_weights for part in parts])
         finite = pooled[np.isfinite(pooled)]
@@ -96,7 +96,7 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
                 f"concatenate: expected log weights of independent noise, got {copies - alone} "
                 "that stand in two of the parts; were they made with the same seed?"
             )
-        return FrameLogWeights(pooled, parts[0].proposal)
+        return FrameLogWeights(pooled, Provenance.pooled([part.provenance for part in parts]))
 
     # -- numpy ----------------------------------------------------------------------------------
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:

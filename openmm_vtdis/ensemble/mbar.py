@@ -6,9 +6,9 @@ states share, the generator is one more state there, with the reduced energy
 
     u_p = u_0(x) + log w,          u_k(x) in state k,
 
-where log w is relative to state 0: the weight of a generated sample, or what ``noise()`` gives for
-a frame. MBAR (Shirts and Chodera 2008) gives all log Z at once, since that of the generator is
-zero, and expectations in which every sample counts for what it is worth.
+where log w is relative to state 0: the weight of a generated sample, or what ``log_weights()``
+gives for a frame. MBAR (Shirts and Chodera 2008) gives all log Z at once, since that of the
+generator is zero, and expectations in which every sample counts for what it is worth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from openmm_vtdis.core.ess import Array, check_log_weights, quiet
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble.bar import LEAST_COMMON, check_overlap, statistical_inefficiency
 from openmm_vtdis.ensemble.diagnostics import Estimate
-from openmm_vtdis.ensemble.notes import says
 from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 from openmm_vtdis.runtime.optional_imports import quiet_pymbar
@@ -147,9 +146,9 @@ def mbar(
         For each state its MD, in the order of time: an mdtraj Trajectory, an array (n_k, M, D) in
         nm, or None if there is none.
     log_weights
-        For each state what ``noise()`` of the generator gave for those frames, relative to the
-        generator's own state in all of them and by the tuning that ``generated`` is of: (n_k,), or
-        None.
+        For each state what ``log_weights()`` of the generator gave for those frames, relative to
+        the generator's own state in all of them and by the tuning that ``generated`` is of: (n_k,),
+        or None.
     subsample
         Use one frame in as many as count as one. True: their number g is measured on the energies
         of the frames in their state and on their log weights, which do not see every slow motion.
@@ -185,7 +184,7 @@ def mbar(
     n_dims = generated.positions.shape[2]
     targets = [as_target("mbar", state, generated.topology, n_dims) for state in states]
     for target in targets:
-        check_space("mbar", target, says("centred", generated.metadata))
+        check_space("mbar", target, generated.provenance.centred)
     positions, proposal, counts = [generated.positions], [generated.log_weights], [len(generated)]
     inefficiencies = []
     for k, (traj, lw) in enumerate(zip(frames, log_weights, strict=True)):

@@ -9,7 +9,7 @@ import numpy as np
 from openmm import app
 from scipy.spatial import cKDTree
 
-from openmm_vtdis.ensemble.notes import both, draws, says
+from openmm_vtdis.ensemble.provenance import both
 from openmm_vtdis.topology import topology_to_json
 
 _ROUNDING = 1e-3
@@ -40,9 +40,9 @@ def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
             ("particles and dimensions", first.positions.shape[1:], other.positions.shape[1:]),
             ("temperature", first.temperature, other.temperature),
             ("topology", _document(first.topology), _document(other.topology)),
-            ("Hamiltonian", *both("hamiltonian", first.metadata, other.metadata)),
+            ("Hamiltonian", *both(first.provenance.hamiltonian, other.provenance.hamiltonian)),
             ("Hamiltonian", _unknown(first), _unknown(other)),
-            ("kind of weights", _says("unweighted", first), _says("unweighted", other)),
+            ("kind of weights", first.provenance.unweighted, other.provenance.unweighted),
         ):
             if a != b:
                 plain = what in ("particles and dimensions", "temperature")
@@ -50,15 +50,14 @@ def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
                     f"concatenate: expected one {what}, but ensemble {k} differs from the first"
                     + (f" ({b} instead of {a})" if plain else "")
                 )
-    if not all(_says("resampled_from", ensemble) for ensemble in ensembles):
+    if any(ensemble.provenance.resampled_from is None for ensemble in ensembles):
         _check_independent(ensembles)
         _check_streams(ensembles)
 
 
 def _unknown(ensemble: WeightedEnsemble) -> bool:
     """Whether samples were reweighted to a Hamiltonian of which nothing is known."""
-    notes = ensemble.metadata
-    return bool(notes.get("reweighted")) and notes.get("hamiltonian") is None
+    return ensemble.provenance.reweighted and ensemble.provenance.hamiltonian is None
 
 
 def _check_streams(ensembles: Sequence[WeightedEnsemble]) -> None:
@@ -69,11 +68,11 @@ def _check_streams(ensembles: Sequence[WeightedEnsemble]) -> None:
     """
     seen: dict[str, tuple[int, object]] = {}
     for k, ensemble in enumerate(ensembles):
-        for stream, run in draws(ensemble.metadata):
-            first, other = seen.setdefault(stream, (k, run))
+        for stream in ensemble.provenance.streams:
+            first, other = seen.setdefault(stream.numbers, (k, stream.run))
             if first == k:
                 continue
-            if other != run or _nearly_alike(ensembles[first], ensemble):
+            if other != stream.run or _nearly_alike(ensembles[first], ensemble):
                 raise ValueError(
                     f"concatenate: expected independent samples, got ensembles {first} and {k} "
                     "that were drawn with one seed; give each run a seed of its own"
@@ -117,8 +116,11 @@ def _check_independent(ensembles: Sequence[WeightedEnsemble]) -> None:
         )
 
 
-def _says(key: str, ensemble: WeightedEnsemble) -> bool:
-    return bool(says(key, ensemble.metadata))
+def pooled_metadata(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Notes of ensembles that become one: as they are if all are the same."""
+    if all(other == notes[0] for other in notes):
+        return notes[0]
+    return {"concatenated": list(notes)}
 
 
 def _document(topology: app.Topology | None) -> dict[str, Any] | None:

@@ -1,78 +1,144 @@
-"""Which proposal density log weights are against.
+"""Where weights are from: what they are against, which random numbers, and what was done to them.
 
 Generated samples and noised frames are two sides of one problem only if one density drew the
-former and weighs the latter, with the same network, grid, covariance and units, and if both are
-weighed for one Hamiltonian. Both sides carry a digest of all of it, so that mixed ones are an
-error, and not a number that is off by many of its errors. (Of a target that is not a System only
-the temperature is known.)
+former and weighs the latter, with the same network, grid, covariance and coordinates, and if both
+are weighed for one Hamiltonian. Both sides carry the fingerprint of all of it, so that mixed ones
+are an error, and not a number that is off by many of its errors.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from torch import Tensor, nn
-
-from openmm_vtdis.diffusion.denoiser import Denoiser
-from openmm_vtdis.diffusion.process import DiffusionKernel
-from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.generator.archive import describe_kernel
-from openmm_vtdis.model_units import ModelUnits
-from openmm_vtdis.networks import is_own
-from openmm_vtdis.storage.fingerprint import digest
-from openmm_vtdis.targets.openmm.user_code import content_digest
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 
-def about_kernel(units: ModelUnits, kernel: DiffusionKernel) -> dict[str, Any]:
-    """Notes on samples of a reverse process, as JSON."""
-    about = {"method": "reverse SDE", **describe_kernel(kernel)}
-    fitted = (kernel.covariance.parameters, kernel.mean_gains)
-    proposal = _digest(about, units, kernel.denoiser, *fitted)
-    return {**about, **_of(units), "proposal": proposal}
+@dataclass(frozen=True)
+class Stream:
+    """Random numbers that samples were drawn with.
+
+    Attributes
+    ----------
+    numbers
+        What tells them apart (:func:`~openmm_vtdis.storage.fingerprint.stream_fingerprint`).
+    n, batch_size
+        Samples that were drawn with them, and how many at once.
+    proposal
+        Fingerprint of the proposal that they were drawn from.
+    """
+
+    numbers: str
+    n: int
+    batch_size: int
+    proposal: str | None = None
+
+    @property
+    def run(self) -> tuple[str | None, int, int]:
+        """What the same numbers must have in common to give the same samples."""
+        return self.proposal, self.n, self.batch_size
 
 
-def about_flow(
-    units: ModelUnits, denoiser: Denoiser, grid: Schedule, divergence: str, solver: str
-) -> dict[str, Any]:
-    """Notes on samples of a probability flow, whose density does not depend on the solver."""
-    about = {"method": "probability-flow ODE", "times": list(grid.times)}
-    density = {"method": about["method"], "ends": [grid.times[0], grid.times[-1]]}
-    proposal = _digest(density, units, denoiser)
-    about |= {"divergence": divergence, "solver": solver}
-    return {**about, **_of(units), "proposal": proposal}
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of log weights; immutable, and kept by whatever becomes of them.
+
+    Attributes
+    ----------
+    proposal
+        Fingerprint of the density that they are against; None: not known, or several.
+    hamiltonian
+        Fingerprint of what they are weighted for; None: not known.
+    centred
+        Whether configurations stand for all their translates; None: not known.
+    n_steps
+        Network evaluations a trajectory, of one sampler.
+    streams
+        Random numbers of generated samples.
+    resampled_from
+        Samples that these were drawn from by their weights; None: they were not.
+    n_failed
+        Samples without weight that were left behind by that, for want of an energy.
+    reweighted
+        They are for another Hamiltonian or temperature than they were drawn for.
+    unweighted
+        Their weights were set aside.
+    selected_by_weight
+        They are those of more that have any weight.
+    concatenated
+        They are against several proposals.
+    """
+
+    proposal: str | None = None
+    hamiltonian: str | None = None
+    centred: bool | None = None
+    n_steps: int | None = None
+    streams: tuple[Stream, ...] = ()
+    resampled_from: int | None = None
+    n_failed: int = 0
+    reweighted: bool = False
+    unweighted: bool = False
+    selected_by_weight: bool = False
+    concatenated: bool = False
+
+    def replace(self, **changes: Any) -> Self:
+        """The same but for what is given."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that differs from the default, JSON-able."""
+        document = dataclasses.asdict(self)
+        default = dataclasses.asdict(Provenance())
+        return {name: value for name, value in document.items() if value != default[name]}
+
+    @classmethod
+    def from_json(cls, document: object) -> Provenance:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        """
+        if not isinstance(document, dict):
+            raise ValueError(f"provenance: expected a dictionary, got {type(document).__name__}")
+        try:
+            streams = tuple(Stream(**stream) for stream in document.get("streams", ()))
+            return cls(**{**document, "streams": streams})
+        except TypeError as error:
+            raise ValueError(f"provenance: expected what this version writes: {error}") from error
+
+    @staticmethod
+    def pooled(parts: Sequence[Provenance]) -> Provenance:
+        """What is known of weights that become one set."""
+        proposals = {part.proposal for part in parts}
+        first = parts[0]
+        resampled = [part.resampled_from for part in parts if part.resampled_from is not None]
+        steps = {part.n_steps for part in parts}
+        return Provenance(
+            proposal=first.proposal if len(proposals) == 1 else None,
+            hamiltonian=_known(part.hamiltonian for part in parts),
+            centred=_known(part.centred for part in parts),
+            n_steps=first.n_steps if len(steps) == 1 else None,
+            streams=tuple(dict.fromkeys(stream for part in parts for stream in part.streams)),
+            resampled_from=resampled[0] if resampled else None,
+            n_failed=sum(part.n_failed for part in parts),
+            reweighted=any(part.reweighted for part in parts),
+            unweighted=any(part.unweighted for part in parts),
+            selected_by_weight=any(part.selected_by_weight for part in parts),
+            concatenated=len(proposals) > 1 or any(part.concatenated for part in parts),
+        )
 
 
-def _of(units: ModelUnits) -> dict[str, Any]:
-    """The Hamiltonian that samples are weighted for, if it is known, and the kind of space."""
-    found, space = units.target.fingerprint, units.target.space
-    known = {} if found is None else {"hamiltonian": found}
-    return {**known, "centred": space.centred}
+UNKNOWN = Provenance()
+"""Of weights from elsewhere."""
 
 
-def _digest(about: dict[str, Any], units: ModelUnits, denoiser: Denoiser, *more: Tensor) -> str:
-    signs = None if units.handedness is None else units.handedness.signs
-    frame = [
-        units.length,
-        units.target.temperature,
-        None if signs is None else list(signs),
-        units.target.fingerprint,
-    ]
-    return digest(json.dumps([about, frame]), _rest_of(denoiser), *_tensors(denoiser), *more)
+def _known(values: Iterable[Any]) -> Any:
+    """The first that is known."""
+    return next((value for value in values if value is not None), None)
 
 
-def _rest_of(denoiser: Denoiser) -> str:
-    """What a network of the user's holds beside tensors; "" of the package's own."""
-    network = getattr(denoiser, "network", None)
-    if not isinstance(network, nn.Module) or is_own(network):
-        return ""
-    try:
-        return content_digest(network)
-    except Exception:  # of a class that cannot be pickled: its tensors must do
-        return type(network).__qualname__
-
-
-def _tensors(denoiser: Denoiser) -> list[Tensor]:
-    """All numbers that a denoiser is made of."""
-    held = denoiser.state_dict() if isinstance(denoiser, nn.Module) else vars(denoiser)
-    return [value for _, value in sorted(held.items()) if isinstance(value, Tensor)]
+def both(one: Any, other: Any) -> tuple[Any, Any]:
+    """The two, where both are known; else twice None."""
+    return (None, None) if one is None or other is None else (one, other)

@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from openmm import app
+from openmm import app, unit
+from torch import Tensor
 
-from openmm_vtdis.targets import OpenMMTarget, energies_of
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import Array
+from openmm_vtdis.targets import OpenMMTarget, Target, energies_of
+
+if TYPE_CHECKING:
+    from openmm_vtdis.ensemble.weighted import WeightedEnsemble
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """Anything with energies of configurations."""
+
+    def reduced_energy(self, x: Tensor) -> Tensor:
+        """(n, M, D) nm -> (n,) kT."""
+        ...
+
+
+@dataclass(frozen=True)
+class State:
+    """Samples in another state.
+
+    Attributes
+    ----------
+    reduced_energies
+        (n,) kT; NaN and infinity are allowed.
+    temperature
+        In K; None for a density without one.
+    hamiltonian
+        Fingerprint; None: not known.
+    """
+
+    reduced_energies: Array
+    temperature: float | None
+    hamiltonian: str | None
+
+
+def in_another_state(name: str, ensemble: WeightedEnsemble, target: Any) -> State:
+    """Samples of an ensemble for another target, ThermodynamicState or temperature.
+
+    Raises
+    ------
+    ValueError
+        If ``target`` is none of these, or of another kind than the samples.
+    """
+    said = ensemble.provenance
+    if isinstance(target, unit.Quantity):
+        if ensemble.temperature is None:
+            raise ValueError(
+                f"{name}: expected samples that have a temperature, got those of a density "
+                "without one"
+            )
+        temperature = checks.temperature(target)
+        u = ensemble.reduced_energies * (ensemble.temperature / temperature)
+        return State(u, temperature, said.hamiltonian)
+    target = as_target(name, target, ensemble.topology, ensemble.positions.shape[2])
+    check_space(name, target, said.centred)
+    u = state_energies(name, target, ensemble.positions)
+    known = isinstance(target, Target)
+    return State(u, target.temperature if known else None, target.fingerprint if known else None)
 
 
 def check_space(name: str, target: Any, centred: bool | None) -> None:
     """Raise ValueError if a target is centred and samples are not, or the other way round."""
-    theirs = getattr(getattr(target, "space", None), "centred", None)
+    theirs = target.space.centred if isinstance(target, Target) else None
     if None not in (theirs, centred) and theirs != centred:
         kinds = {True: "configurations around their centre", False: "configurations anywhere"}
         raise ValueError(f"{name}: expected a target of {kinds[bool(centred)]}, got another")
@@ -27,7 +87,7 @@ def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int)
     ValueError
         If ``state`` is neither, or its Z is infinite.
     """
-    if hasattr(state, "reduced_energy"):
+    if isinstance(state, HasEnergy):
         if isinstance(state, OpenMMTarget):
             state.check_bound()
         return state
@@ -52,7 +112,7 @@ def state_energies(name: str, target: Any, positions: np.ndarray) -> np.ndarray:
         If the target is of other particles, or gives other than one number a sample.
     """
     _, n_particles, n_dims = positions.shape
-    space = getattr(target, "space", None)
+    space = target.space if isinstance(target, Target) else None
     if space is not None and (n_particles, n_dims) != (space.n_particles, space.n_dims):
         raise ValueError(
             f"{name}: expected a target of {n_particles} particles in {n_dims} dimensions, got "

@@ -25,23 +25,23 @@ from typing import Any
 
 import mdtraj as md
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from openmm import app, unit
+from openmm import app
 from scipy.special import logsumexp
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array, check_log_weights, quiet, reverse_ess
-from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.core.rng import Seed
 from openmm_vtdis.core.units import nanometers
+from openmm_vtdis.ensemble import contents, estimates, exports
 from openmm_vtdis.ensemble.bar import FreeEnergy, bar
 from openmm_vtdis.ensemble.diagnostics import Diagnostics, Estimate, is_alone, log_mean_weight
-from openmm_vtdis.ensemble.files import Contents, read_ensemble, write_colvar, write_ensemble
-from openmm_vtdis.ensemble.notes import json_copy, kept, parts, pooled, says
-from openmm_vtdis.ensemble.pooling import check_poolable
-from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
-from openmm_vtdis.runtime.optional_imports import quiet_pymbar
-from openmm_vtdis.topology import mdtraj_topology, placeholder_topology
+from openmm_vtdis.ensemble.files import read_ensemble, write_colvar, write_ensemble
+from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
+from openmm_vtdis.ensemble.pooling import check_poolable, pooled_metadata
+from openmm_vtdis.ensemble.provenance import UNKNOWN, Provenance
+from openmm_vtdis.ensemble.resampling import systematic
+from openmm_vtdis.ensemble.states import in_another_state
 
 _OF_ALL_DRAWS = ("log_z", "free_energy", "mbar", "analyze")
 """Estimates to which samples without weight matter."""
@@ -66,7 +66,9 @@ class WeightedEnsemble:
     topology
         OpenMM Topology, or None.
     metadata
-        JSON-able notes on where the samples are from.
+        JSON-able notes of one's own.
+    provenance
+        What is known of the weights (:mod:`~openmm_vtdis.ensemble.provenance`).
 
     Raises
     ------
@@ -92,44 +94,22 @@ class WeightedEnsemble:
     temperature: float | None = None
     topology: app.Topology | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = UNKNOWN
 
     def __post_init__(self) -> None:
         x = _frozen("positions", nanometers(self.positions))
-        if x.ndim != 3 or 0 in x.shape:
-            raise ValueError(
-                f"positions: expected shape (n, M, D) in nm with at least one sample, got {x.shape}"
-            )
         lw = check_log_weights(_frozen("log_weights", self.log_weights))
         u = _frozen("reduced_energies", self.reduced_energies)
-        for name, array in {"log_weights": lw, "reduced_energies": u}.items():
-            if array.shape != (len(x),):
-                raise ValueError(
-                    f"{name}: expected shape ({len(x)},), one per sample, got {array.shape}"
-                )
-        for name, finite in {
-            "positions": np.isfinite(x).all(axis=(1, 2)),
-            "reduced_energies": np.isfinite(u),
-        }.items():
-            bad = np.flatnonzero(~finite & np.isfinite(lw))
-            if len(bad):
-                raise ValueError(
-                    f"{name}: expected finite values wherever the log weight is, got NaN or "
-                    f"infinity in {len(bad)} of {len(x)} samples, the first at index {bad[0]}"
-                )
-        if self.topology is not None:
-            if not isinstance(self.topology, app.Topology):
-                raise ValueError(
-                    "topology: expected an openmm.app.Topology or None, got "
-                    f"{type(self.topology).__name__}"
-                )
-            if self.topology.getNumAtoms() != x.shape[1]:
-                raise ValueError(
-                    f"topology: expected {x.shape[1]} atoms as in the positions, got "
-                    f"{self.topology.getNumAtoms()}"
-                )
+        contents.check_arrays(x, lw, u)
+        contents.check_topology(self.topology, x.shape[1])
+        if not isinstance(self.provenance, Provenance):
+            raise ValueError(
+                f"provenance: expected a Provenance, got {type(self.provenance).__name__}"
+            )
         t = None if self.temperature is None else checks.temperature(self.temperature)
+        metadata = contents.json_copy(self.metadata)
         fields = {"positions": x, "log_weights": lw, "reduced_energies": u, "temperature": t}
-        for name, value in {**fields, "metadata": json_copy(self.metadata)}.items():
+        for name, value in {**fields, "metadata": metadata}.items():
             object.__setattr__(self, name, value)
 
     # -- the container ------------------------------------------------------------------------
@@ -137,7 +117,7 @@ class WeightedEnsemble:
         return len(self.log_weights)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WeightedEnsemble, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+        return WeightedEnsemble, tuple(vars(self)[f.name] for f in dataclasses.fields(self))
 
     def __getitem__(self, index: int | slice | ArrayLike) -> WeightedEnsemble:
         """The samples at an index, slice, boolean mask or index array, weights as they are.
@@ -150,19 +130,20 @@ class WeightedEnsemble:
             rows = [index]
         elif not isinstance(index, slice):
             rows = np.asarray(index)
-        notes: dict[str, Any] = {}
+        provenance = self.provenance
         if isinstance(rows, np.ndarray):
             chosen, alive = np.arange(len(self))[rows], np.isfinite(self.log_weights)
             if len(np.unique(chosen)) < len(chosen):
-                notes["resampled_from"] = says("resampled_from", self.metadata) or len(self)
+                n = provenance.resampled_from or len(self)
+                provenance = provenance.replace(resampled_from=n)
             if not alive.all() and np.array_equal(np.sort(chosen), np.flatnonzero(alive)):
-                notes["selected_by_weight"] = True
+                provenance = provenance.replace(selected_by_weight=True)
         return dataclasses.replace(
             self,
             positions=self.positions[rows],
             log_weights=self.log_weights[rows],
             reduced_energies=self.reduced_energies[rows],
-            metadata={**self.metadata, **notes},
+            provenance=provenance,
         )
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
@@ -181,12 +162,8 @@ class WeightedEnsemble:
 
     def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
         """The same samples with other log weights (n,)."""
-        notes = {"unweighted": False} if self._is("unweighted") else {}
-        return dataclasses.replace(
-            self,
-            log_weights=log_weights,  # type: ignore[arg-type]
-            metadata={**self.metadata, **notes},
-        )
+        provenance = self.provenance.replace(unweighted=False)
+        return dataclasses.replace(self, log_weights=np.asarray(log_weights), provenance=provenance)
 
     def unweighted(self) -> WeightedEnsemble:
         """The samples as they came: those with a finite energy have equal weights.
@@ -194,13 +171,14 @@ class WeightedEnsemble:
         For means of what the generator gives by itself; weights and log Z are gone.
         """
         finite = np.isfinite(self.reduced_energies)
-        equal = self.with_log_weights(np.where(finite, 0.0, -math.inf))
-        return equal.with_metadata({**self.metadata, "unweighted": True})
+        return dataclasses.replace(
+            self,
+            log_weights=np.where(finite, 0.0, -math.inf),
+            provenance=self.provenance.replace(unweighted=True),
+        )
 
     def with_metadata(self, metadata: dict[str, Any]) -> WeightedEnsemble:
-        """The same samples with other notes; what these say of the weights stays."""
-        if isinstance(metadata, dict) and not parts(metadata):
-            metadata = {**kept(self.metadata), **metadata}
+        """The same samples with other notes."""
         return dataclasses.replace(self, metadata=metadata)
 
     @staticmethod
@@ -219,14 +197,14 @@ class WeightedEnsemble:
         ensembles = list(ensembles)
         check_poolable(ensembles)
         first = ensembles[0]
-        notes = [ensemble.metadata for ensemble in ensembles]
         return WeightedEnsemble(
             np.concatenate([ensemble.positions for ensemble in ensembles]),
             np.concatenate([ensemble.log_weights for ensemble in ensembles]),
             np.concatenate([ensemble.reduced_energies for ensemble in ensembles]),
             first.temperature,
             first.topology,
-            pooled(notes),
+            pooled_metadata([ensemble.metadata for ensemble in ensembles]),
+            Provenance.pooled([ensemble.provenance for ensemble in ensembles]),
         )
 
     # -- weights ------------------------------------------------------------------------------
@@ -255,36 +233,37 @@ class WeightedEnsemble:
     def diagnostics(self) -> Diagnostics:
         """Whether these weights can be trusted; print it."""
         about = Diagnostics.of(self.log_weights, self.reduced_energies, self.positions)
-        if not (self._is("resampled_from") or self._is("unweighted")):
+        said = self.provenance
+        if said.resampled_from is None and not said.unweighted:
             return about
-        failed = about.n_failed or says("n_failed", self.metadata) or 0
+        failed = about.n_failed or said.n_failed
         return dataclasses.replace(about, pareto_k=math.nan, n_failed=failed)
 
-    def _is(self, what: str) -> bool:
-        """Whether the notes say "resampled_from", "reweighted" or "unweighted" of any part."""
-        return bool(says(what, self.metadata))
+    @property
+    def _resampled(self) -> bool:
+        return self.provenance.resampled_from is not None
 
     def _check_weighted(self, name: str) -> None:
-        if self._is("unweighted"):
+        if self.provenance.unweighted:
             raise ValueError(f"{name}: expected samples with their weights, got unweighted ones")
-        if name in _OF_ALL_DRAWS and self._is("selected_by_weight"):
+        if name in _OF_ALL_DRAWS and self.provenance.selected_by_weight:
             raise ValueError(
                 f"{name}: expected all samples, got those that have weight: the others count as "
                 "draws; estimate before selecting"
             )
 
     def check_as_drawn(self, name: str) -> None:
-        """Raise ValueError unless these are samples as one kernel of the generator drew them."""
+        """Raise ValueError unless these are samples as one proposal of the generator drew them."""
         self._check_weighted(name)
-        if self._is("resampled_from"):
+        if self.provenance.resampled_from is not None:
             raise ValueError(f"{name}: expected samples as drawn, got resampled ones")
-        if self._is("reweighted"):
+        if self.provenance.reweighted:
             raise ValueError(
                 f"{name}: expected samples weighted for the generator's own Hamiltonian and "
-                "temperature, as noise() is, got reweighted ones; give those as drawn, and other "
-                "states to mbar()"
+                "temperature, as log_weights() are, got reweighted ones; give those as drawn, and "
+                "other states to mbar()"
             )
-        if parts(self.metadata):
+        if self.provenance.concatenated:
             raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
 
     def check_same_proposal(self, name: str, log_weights: object) -> None:
@@ -292,18 +271,20 @@ class WeightedEnsemble:
 
         Or if they are the samples' own.
         """
-        values = check_log_weights(log_weights)  # type: ignore[arg-type]
+        values = check_log_weights(log_weights)
         if np.ptp(values) > 0.0 and np.isin(values, self.log_weights).all():
             raise ValueError(
-                f"{name}: expected log weights of frames of MD, as noise() gives them, got those "
-                "of the generated samples themselves"
+                f"{name}: expected log weights of frames of MD, as log_weights() gives them, got "
+                "those of the generated samples themselves"
             )
-        theirs, ours = getattr(log_weights, "proposal", None), self.metadata.get("proposal")
+        if not isinstance(log_weights, FrameLogWeights):
+            return
+        theirs, ours = log_weights.provenance.proposal, self.provenance.proposal
         if theirs is not None and ours is not None and theirs != ours:
             raise ValueError(
                 f"{name}: expected log weights of frames against the proposal that drew the "
-                "samples, got those against another; noise() them with the same generator, System, "
-                "tuning and n_steps as sample(), or draw the samples again"
+                "samples, got those against another; take log_weights() of the same generator, "
+                "System, tuning and n_steps as sample(), or draw the samples again"
             )
 
     # -- estimates ----------------------------------------------------------------------------
@@ -320,7 +301,7 @@ class WeightedEnsemble:
         """
         self._check_weighted("log_z")
         estimate = log_mean_weight(self.log_weights)
-        return Estimate(estimate.value, math.nan) if self._is("resampled_from") else estimate
+        return Estimate(estimate.value, math.nan) if self._resampled else estimate
 
     @quiet
     def expectation(self, f: Observable) -> Estimate:
@@ -339,14 +320,8 @@ class WeightedEnsemble:
         NaN if only one sample has weight, or nearly so (fewer than 1.5 effective ones), and that of
         a resampled ensemble, whose duplicates it would count as samples.
         """
-        weights = self.weights
-        values, alive = self._values(f, "expectation")
-        v = values[alive]
-        w = weights[alive].reshape(-1, *[1] * (v.ndim - 1))
-        mean = (w * v).sum(axis=0)
-        error = np.sqrt((w * w * (v - mean) ** 2).sum(axis=0))
-        unknown = self._is("resampled_from") or is_alone(self.log_weights)
-        return Estimate(mean, np.full_like(error, np.nan) if unknown else error)
+        unknown = self._resampled or is_alone(self.log_weights)
+        return estimates.expectation(self.weights, *self._values(f, "expectation"), unknown)
 
     @quiet
     def histogram(
@@ -371,38 +346,13 @@ class WeightedEnsemble:
             (k,), (k + 1,), (k,). An empty bin has a standard error of zero, not of certainty; nor
             does one of few samples know how much it lacks.
         """
-        weights = self.weights
         v, alive = self._values(values, "histogram")
-        if v.ndim != 1:
-            raise ValueError(f"histogram: expected one value per sample, got {v.shape}")
-        v, w = v[alive], weights[alive]
-        probability, edges = np.histogram(v, bins, range, weights=w)
-        square, _ = np.histogram(v, edges, weights=w * w)
-        rest = np.maximum((w * w).sum() - square, 0.0)
-        variance = square * (1.0 - probability) ** 2 + rest * probability**2
-        if self._is("resampled_from"):
-            variance = np.full_like(variance, np.nan)
-        widths = np.diff(edges)
-        return probability / widths, edges, np.sqrt(variance) / widths
+        return estimates.histogram(self.weights, v, alive, bins, range, self._resampled)
 
     def _values(self, f: Observable, name: str) -> tuple[Array, Array]:
         """Values (n, ...) of an observable, and which samples have weight (n,)."""
         raw = f(self.positions) if callable(f) else f
-        values = checks.real_array(name, raw)
-        if values.ndim == 0 or len(values) != len(self):
-            raise ValueError(
-                f"{name}: expected one value per sample, first axis {len(self)}, got an array of "
-                f"shape {values.shape}"
-            )
-        alive = np.isfinite(self.log_weights)
-        finite = np.isfinite(values).reshape(len(self), -1).all(axis=1)
-        bad = np.flatnonzero(~finite & alive)
-        if len(bad):
-            raise ValueError(
-                f"{name}: expected finite values wherever the log weight is, got NaN or infinity "
-                f"in {len(bad)} of {len(self)} samples, the first at index {bad[0]}"
-            )
-        return values, alive
+        return estimates.checked_values(name, raw, self.log_weights)
 
     def free_energy(
         self,
@@ -417,7 +367,7 @@ class WeightedEnsemble:
         Parameters
         ----------
         target_log_weights
-            (m,) what ``noise()`` of the generator gives for frames of MD, in their order.
+            (m,) what ``log_weights()`` of the generator gives for frames of MD, in their order.
         subsample
             Count g correlated frames as one; g is measured and stands in the result.
         n_bootstraps, seed
@@ -433,9 +383,9 @@ class WeightedEnsemble:
         Notes
         -----
         Both sides must be of one tuning and number of steps, and of its own Hamiltonian and
-        temperature: tune, then sample *and* noise. What ``noise()`` gives is compared; arrays from
-        elsewhere cannot be. For a flow, ``sample_ode`` and ``noise_ode``. For other temperatures
-        there is :func:`mbar`.
+        temperature: tune, then sample *and* noise. What ``log_weights()`` gives is compared; arrays
+        from elsewhere cannot be. For a flow, ``sample_ode`` and ``log_weights_ode``. For other
+        temperatures there is :func:`mbar`.
         """
         self.check_as_drawn("free_energy")
         self.check_same_proposal("free_energy", target_log_weights)
@@ -459,18 +409,14 @@ class WeightedEnsemble:
         before resampling.
         """
         n = checks.positive_integer("n", len(self) if n is None else n)
-        generator = make_generator(seed)
-        offset = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()
-        cumulative = np.cumsum(self.weights)
-        points = np.minimum((np.arange(n) + offset) / n, np.nextafter(1.0, 0.0))
-        index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
-        index = index[torch.randperm(n, generator=generator, device="cpu").numpy()]
-        failed = self.diagnostics().n_failed
-        notes = {"resampled_from": len(self)} | ({"n_failed": failed} if failed else {})
+        index = systematic(self.weights, n, seed)
+        provenance = self.provenance.replace(
+            resampled_from=len(self), n_failed=self.diagnostics().n_failed
+        )
         return dataclasses.replace(
             self[index],
             log_weights=np.full(n, log_mean_weight(self.log_weights).value),
-            metadata={**self.metadata, **notes},
+            provenance=provenance,
         )
 
     def reweight(self, target: Any) -> WeightedEnsemble:
@@ -491,22 +437,8 @@ class WeightedEnsemble:
         what they have not visited, errors included: :func:`mbar` with MD from there does.
         """
         self._check_weighted("reweight")
-        temperature: float | None
-        if isinstance(target, unit.Quantity):
-            if self.temperature is None:
-                raise ValueError(
-                    "reweight: expected samples that have a temperature, got those of a density "
-                    "without one"
-                )
-            temperature = checks.temperature(target)
-            hamiltonian = says("hamiltonian", self.metadata)
-            u_new = self.reduced_energies * (self.temperature / temperature)
-        else:
-            target = as_target("reweight", target, self.topology, self.positions.shape[2])
-            check_space("reweight", target, says("centred", self.metadata))
-            temperature = getattr(target, "temperature", None)
-            hamiltonian = getattr(target, "fingerprint", None)
-            u_new = state_energies("reweight", target, self.positions)
+        state = in_another_state("reweight", self, target)
+        u_new = state.reduced_energies
         alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
         log_weights = np.full(len(self), -math.inf)
         change = self.reduced_energies[alive] - u_new[alive]
@@ -515,8 +447,8 @@ class WeightedEnsemble:
             self,
             log_weights=log_weights,
             reduced_energies=u_new,
-            temperature=temperature,
-            metadata={**self.metadata, "reweighted": True, "hamiltonian": hamiltonian},
+            temperature=state.temperature,
+            provenance=self.provenance.replace(reweighted=True, hamiltonian=state.hamiltonian),
         )
 
     # -- elsewhere ----------------------------------------------------------------------------
@@ -526,16 +458,7 @@ class WeightedEnsemble:
         mdtraj holds float32 and no weights: use it for observables, and never compute energies or
         weights again from it. Without a topology the atoms are argon.
         """
-        n, n_particles, n_dims = self.positions.shape
-        if n_dims > 3:
-            raise ValueError(f"to_mdtraj: expected at most 3 dimensions, got {n_dims}")
-        topology = self.topology
-        if topology is None:
-            topology = placeholder_topology(n_particles)
-        xyz = np.zeros((n, n_particles, 3), dtype=np.float32)
-        with np.errstate(over="ignore"):  # positions of zero weight may be anything
-            xyz[..., :n_dims] = self.positions
-        return md.Trajectory(xyz, mdtraj_topology(topology))
+        return exports.to_mdtraj(self.positions, self.topology)
 
     def to_sampler_states(self, n: int | None = None, seed: Seed = None) -> list[Any]:
         """n fair samples as openmmtools SamplerStates, to start replicas from.
@@ -543,14 +466,7 @@ class WeightedEnsemble:
         They are resampled in proportion to the weights (default: as many as there are), without
         velocities; missing dimensions are padded with zeros.
         """
-        with quiet_pymbar():  # which openmmtools imports
-            from openmmtools.states import SamplerState
-
-        x = self.resample(n, seed).positions
-        if x.shape[2] > 3:
-            raise ValueError(f"to_sampler_states: expected at most 3 dimensions, got {x.shape[2]}")
-        padded = np.pad(x, [(0, 0), (0, 0), (0, 3 - x.shape[2])])
-        return [SamplerState(frame * unit.nanometer) for frame in padded]
+        return exports.to_sampler_states(self.resample(n, seed).positions)
 
     def save_colvar(self, path: str | os.PathLike[str], **columns: Observable) -> Path:
         """Write collective variables and log weights for PLUMED, see :func:`io.write_colvar`.
@@ -563,9 +479,8 @@ class WeightedEnsemble:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a file that ends in .nc (a trajectory for others too) or .npz; see :mod:`io`."""
-        names = (f.name for f in dataclasses.fields(self))
-        contents: Any = {name: getattr(self, name) for name in names}
-        return write_ensemble(path, contents)
+        everything: Any = vars(self)
+        return write_ensemble(path, everything)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightedEnsemble:
@@ -578,8 +493,7 @@ class WeightedEnsemble:
         ValueError
             If the file is truncated or foreign.
         """
-        contents: Contents = read_ensemble(path)
-        return cls(**contents)
+        return cls(**read_ensemble(path))
 
 
 def _frozen(name: str, values: object) -> Array:

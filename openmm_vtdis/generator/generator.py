@@ -17,29 +17,31 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_vtdis import pretrained
+from openmm_vtdis.coordinates import Cartesian, Coordinates, ModelEnergy
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.defaults import keeps_to_the_cpu
 from openmm_vtdis.core.derivatives import differentiation
-from openmm_vtdis.core.rng import Seed, make_generator
-from openmm_vtdis.diffusion import flow
+from openmm_vtdis.core.rng import Seed, make_rng
 from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser, check_mirror_symmetry
-from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
-from openmm_vtdis.ensemble.provenance import about_flow, about_kernel
 from openmm_vtdis.generator.archive import GeneratorArchive, warn_if_not_storable
-from openmm_vtdis.model_units import ModelEnergy, ModelUnits, data_length
-from openmm_vtdis.networks import network_for
+from openmm_vtdis.networks import Network, network_for
 from openmm_vtdis.runtime import allocator
-from openmm_vtdis.storage.fingerprint import stream_of
-from openmm_vtdis.targets import OpenMMTarget, Target, check_is_target
-from openmm_vtdis.targets.frame_checks import check_equilibrium, check_exchangeable, check_exploded
+from openmm_vtdis.sampling import FlowSampler, PathSampler
+from openmm_vtdis.targets import OpenMMTarget, Rebuilding, Target, check_is_target
+from openmm_vtdis.targets.frame_checks import (
+    check_equilibrium,
+    check_exchangeable,
+    check_exploded,
+)
 from openmm_vtdis.topology import Handedness, Particles
 from openmm_vtdis.topology.frames import Frames, read_frames, split_in_time
 from openmm_vtdis.training.pair_head import forget_pair_head, new_pair_head
 from openmm_vtdis.training.trainer import Trainer, TrainingConfig, TrainingLog
 from openmm_vtdis.tuning import tune
+from openmm_vtdis.tuning.noise_range import noise_range
 from openmm_vtdis.tuning.select_covariance import candidates
 from openmm_vtdis.tuning.tune import TuningConfig, TuningReport
 
@@ -127,14 +129,12 @@ class DiffusionBoltzmannGenerator:
         self.target = target
         self.space = target.space
         self.device = checks.device(device)
-        is_system = isinstance(target, OpenMMTarget)
-        self.particles = Particles.of(self.topology, self.space, labels, alike=is_system)
+        self.particles = Particles.of(self.topology, self.space, labels, alike=target.alike)
         network = network_for(network, self.labels, self.space, seed, self.particles.features)
         warn_if_not_storable(target, network)
         self.network = network.to(self.device)
-        self.handedness: Handedness | None = None
-        self.length: float | None = None
-        self.kernel: DiffusionKernel | None = None
+        self.coordinates: Coordinates | None = None
+        self.process: DiffusionProcess | None = None
         self.training_log: TrainingLog | None = None
         self._denoiser: Denoiser = PreconditionedDenoiser(self.network, self.space)
 
@@ -164,18 +164,23 @@ class DiffusionBoltzmannGenerator:
         cls,
         target: Target,
         denoiser: Denoiser,
-        length: float = 1.0,
+        coordinates: Coordinates | None = None,
         labels: Sequence[int] | None = None,
     ) -> DiffusionBoltzmannGenerator:
-        """A generator around a known denoiser in units of ``length`` nm; needs no training."""
-        if denoiser.space != target.space:
+        """A generator around a known denoiser of model coordinates; needs no training.
+
+        ``coordinates``: those that it knows; None: positions in nm.
+        """
+        if coordinates is None:
+            coordinates = Cartesian(target.space)
+        if denoiser.space != coordinates.space:
             raise ValueError(
-                f"denoiser: expected one on the target's space, {target.space}, got one on "
-                f"{denoiser.space}"
+                f"denoiser: expected one on the coordinates' space, {coordinates.space}, got one "
+                f"on {denoiser.space}"
             )
         self = cls.from_target(target, network=torch.nn.Identity(), labels=labels)
         self._denoiser = denoiser
-        self.length = checks.positive_number("length", length)
+        self.coordinates = coordinates
         return self
 
     @classmethod
@@ -198,13 +203,13 @@ class DiffusionBoltzmannGenerator:
 
     # -- properties ---------------------------------------------------------------------------
     def __repr__(self) -> str:
-        state = self.kernel or ("untrained" if self.length is None else "not tuned")
+        state = self.process or ("untrained" if self.coordinates is None else "not tuned")
         return f"{type(self).__name__}({self.target!r}, {state})"
 
     @property
     def topology(self) -> app.Topology | None:
         """The Topology given at construction."""
-        return getattr(self.target, "topology", None)
+        return self.target.topology
 
     @property
     def labels(self) -> list[int]:
@@ -222,9 +227,14 @@ class DiffusionBoltzmannGenerator:
         return self._denoiser
 
     @property
+    def handedness(self) -> Handedness | None:
+        """Of the stereoisomer that samples are of; None: of all, or it is not known yet."""
+        return None if self.coordinates is None else self.coordinates.handedness
+
+    @property
     def model_energy(self) -> ModelEnergy:
-        """Minus the log density in model units up to log Z, a function with derivatives."""
-        return self._units.energy
+        """Minus the log density of model coordinates up to log Z, a function with derivatives."""
+        return ModelEnergy(self.target, self._trained("this"))
 
     # -- training -----------------------------------------------------------------------------
     @keeps_to_the_cpu
@@ -278,17 +288,18 @@ class DiffusionBoltzmannGenerator:
         if not isinstance(self._denoiser, PreconditionedDenoiser):
             raise ValueError("train: expected a network, got a generator of a fixed denoiser")
         fitted, test = split_in_time(frames, held_out)
-        length = self.length if self.length is not None else data_length(self.space, fitted)
-        trainer = Trainer(self._denoiser, fitted / length, test / length, config)
+        coordinates = self.coordinates or Cartesian.of(self.space, fitted)
+        z, z_test = (coordinates.to_model(some)[0] for some in (fitted, test))
+        trainer = Trainer(self._denoiser, z, z_test, config)
         log = trainer.run(checkpoint, checkpoint_seconds, evaluate_every, progress)
-        self.length, self.training_log, self.handedness = length, log, handedness
-        self.kernel = None
+        self.coordinates, self.training_log = coordinates.restricted_to(handedness), log
+        self.process = None
         forget_pair_head(self.network)
         return log
 
     @keeps_to_the_cpu
     @differentiation()
-    def train_covariance(
+    def train_pair_head(
         self,
         traj: Frames,
         n_iterations: int = 3_000,
@@ -316,14 +327,15 @@ class DiffusionBoltzmannGenerator:
             History of the loss, see :mod:`~openmm_vtdis.training.pair_head`. If it fails or is
             interrupted the generator is what it was before.
         """
-        length = self._trained("train_covariance")
-        frames = self._frames("train_covariance", traj, minimum=10) / length
+        coordinates = self._trained("train_pair_head")
+        frames = self._frames("train_pair_head", traj, minimum=10)
         settings = {"batch_size": 256, "learning_rate": 2e-3, **settings}
-        config = TrainingConfig.of("train_covariance", n_iterations=n_iterations, **settings)
+        config = TrainingConfig.of("train_pair_head", n_iterations=n_iterations, **settings)
         with new_pair_head(self._denoiser, n_hidden, config.seed) as objective:
-            trainer = Trainer(objective, *split_in_time(frames, held_out), config)
+            z = coordinates.to_model(frames)[0]
+            trainer = Trainer(objective, *split_in_time(z, held_out), config)
             log = trainer.run(checkpoint, progress=progress)
-        self.kernel = None
+        self.process = None
         return log
 
     # -- tuning -------------------------------------------------------------------------------
@@ -365,16 +377,16 @@ class DiffusionBoltzmannGenerator:
             :mod:`~openmm_vtdis.tuning.select_covariance`), "isotropic", "diagonal", "block",
             "full", "low-rank" (``rank``), "time-network", "tweedie" (the denoiser's Jacobian: d
             times the cost), "hessian" (the energy's), or "pairwise" (after
-            :meth:`train_covariance`).
+            :meth:`train_pair_head`).
         objective
             "alpha2" (largest forward ESS), "kl", or "ddpm" (no tuning: the baseline).
         schedule
             "adaptive" (measured: every step costs the same), "geometric", "karras" (with ``rho``),
-            or the N + 1 noise levels in model units (of ``self.length`` nm).
+            or the N + 1 noise levels in model coordinates.
         n_trajectories
             Forward trajectories in all, at least 100: 2/10 are for the report, 1/10 stop the fit.
         t_min, t_max
-            Ends of the grid in model units; by default from the forces on the data.
+            Ends of the grid in model coordinates; by default from the forces on the data.
         laplace
             With "tweedie", "hessian" or "pairwise": go by the energy, not the network,
             where that is measured to be better (:mod:`~openmm_vtdis.diffusion.posteriors.laplace`).
@@ -389,21 +401,22 @@ class DiffusionBoltzmannGenerator:
         families = candidates(
             covariance, objective, self._denoiser, self.labels, differentiable, rank
         )
-        generator, size = make_generator(seed, self.device), self._size(batch_size)
+        rng, size = make_rng(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
         check_equilibrium("tune", self.target, frames, self.particles.bonds)
-        self.handedness = self._reference("tune", frames)
-        frames, held_out = split_in_time(frames / self._trained("tune"), 0.2)
+        coordinates = self._trained("tune").restricted_to(self._reference("tune", frames))
+        z, held_out = split_in_time(coordinates.to_model(frames)[0], 0.2)
+        energy = ModelEnergy(self.target, coordinates)
         ends, name = (t_min, t_max), schedule if isinstance(schedule, str) else None
         if name and None in ends:
-            ends = self._units.default_range(frames, *ends)
+            ends = noise_range(energy, coordinates.space, z, *ends)
         grid = make_schedule(schedule, n_steps, *ends, rho)
-        kernel = DiffusionKernel.ddpm(self._denoiser, grid, self.model_energy)
+        process = DiffusionProcess.ddpm(self._denoiser, grid, energy)
         laplace = checks.boolean("laplace", laplace) and differentiable
-        self.kernel, report = tune.tune(
-            kernel, families, self.model_energy, frames, held_out, generator, config, name, laplace,
-            size, progress,
-        )  # fmt: skip
+        process, report = tune.tune(
+            process, families, energy, z, held_out, rng, config, name, laplace, size, progress
+        )
+        self.coordinates, self.process = coordinates, process
         return report
 
     # -- sampling -----------------------------------------------------------------------------
@@ -426,12 +439,10 @@ class DiffusionBoltzmannGenerator:
         ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same
         samples for the same ``batch_size``.
         """
-        kernel = self._tuned("sample", n_steps)
+        sampler = self.path_sampler(n_steps, "sample")
         n = checks.positive_integer("n", n)
-        generator, size = make_generator(seed, self.device), self._size(batch_size)
-        about = {**about_kernel(self._units, kernel), "streams": [stream_of(generator, n, size)]}
-        paths = reverse_paths(kernel, n, generator, size, progress)
-        return self._units.ensemble(paths.x, paths.log_ratio, self.topology, about)
+        rng, size = make_rng(seed, self.device), self._size(batch_size)
+        return sampler.sample(n, rng=rng, batch_size=size, progress=progress)
 
     @keeps_to_the_cpu
     def sample_ode(
@@ -455,19 +466,13 @@ class DiffusionBoltzmannGenerator:
         solver
             "heun" or "rk4", on the tuned grid or one of ``n_steps`` with the same ends.
         """
-        grid = self._tuned("sample_ode").flow_schedule(n_steps)
+        sampler = self.flow_sampler(divergence, solver, n_steps, "sample_ode")
         n = checks.positive_integer("n", n)
-        generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
-        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
-        about["streams"] = [stream_of(generator, n, size)]
-        x, log_p = flow.ode_paths(
-            self._denoiser, grid, generator, n=n, divergence=divergence, solver=solver,
-            batch_size=size, progress=progress,
-        )  # fmt: skip
-        return self._units.ensemble(x, -log_p, self.topology, about)
+        rng, size = make_rng(seed, self.device), self._size(batch_size, 4)
+        return sampler.sample(n, rng=rng, batch_size=size, progress=progress)
 
     @keeps_to_the_cpu
-    def noise(
+    def log_weights(
         self,
         traj: Frames,
         *,
@@ -481,16 +486,14 @@ class DiffusionBoltzmannGenerator:
         ``openmm_vtdis.ensemble.forward_ess`` of the result is the forward ESS; together with
         ``sample()``, of the same ``n_steps``, they give log Z by BAR (``ensemble.free_energy``).
         """
-        kernel = self._tuned("noise", n_steps)
-        x = self._frames("noise", traj)
-        check_exploded("noise", self.target, x)
-        generator, size = make_generator(seed, self.device), self._size(batch_size)
-        paths = forward_paths(kernel, x / self._trained("noise"), generator, None, size, progress)
-        about = about_kernel(self._units, kernel)
-        return self._units.frame_log_weights(x.to(self.device), paths.log_ratio, about["proposal"])
+        sampler = self.path_sampler(n_steps, "log_weights")
+        x = self._frames("log_weights", traj)
+        check_exploded("log_weights", self.target, x)
+        rng, size = make_rng(seed, self.device), self._size(batch_size)
+        return sampler.log_weights(x, rng=rng, batch_size=size, progress=progress)
 
     @keeps_to_the_cpu
-    def noise_ode(
+    def log_weights_ode(
         self,
         traj: Frames,
         divergence: str = "exact",
@@ -502,15 +505,28 @@ class DiffusionBoltzmannGenerator:
         progress: bool = True,
     ) -> FrameLogWeights:
         """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
-        grid = self._tuned("noise_ode").flow_schedule(n_steps)
-        x, length = self._frames("noise_ode", traj), self._trained("noise_ode")
-        generator, size = make_generator(seed, self.device), self._size(batch_size, 4)
-        _, log_p = flow.ode_paths(
-            self._denoiser, grid, generator, x_0=x / length, divergence=divergence,
-            solver=solver, batch_size=size, progress=progress,
-        )  # fmt: skip
-        about = about_flow(self._units, self._denoiser, grid, divergence, solver)
-        return self._units.frame_log_weights(x.to(self.device), -log_p, about["proposal"])
+        sampler = self.flow_sampler(divergence, solver, n_steps, "log_weights_ode")
+        x = self._frames("log_weights_ode", traj)
+        rng, size = make_rng(seed, self.device), self._size(batch_size, 4)
+        return sampler.log_weights(x, rng=rng, batch_size=size, progress=progress)
+
+    def path_sampler(self, n_steps: int | None = None, action: str = "this") -> PathSampler:
+        """What :meth:`sample` and :meth:`log_weights` work with, of so many steps."""
+        process, coordinates = self._tuned(action), self._trained(action)
+        if n_steps is not None:
+            process = process.with_n_steps(n_steps)
+        return PathSampler(process, self.target, coordinates)
+
+    def flow_sampler(
+        self,
+        divergence: str = "exact",
+        solver: str = "heun",
+        n_steps: int | None = None,
+        action: str = "this",
+    ) -> FlowSampler:
+        """What :meth:`sample_ode` and :meth:`log_weights_ode` work with, of so many steps."""
+        grid, coordinates = self._tuned(action).flow_schedule(n_steps), self._trained(action)
+        return FlowSampler(self._denoiser, grid, self.target, coordinates, divergence, solver)
 
     # -- archive ------------------------------------------------------------------------------
     @keeps_to_the_cpu
@@ -546,35 +562,29 @@ class DiffusionBoltzmannGenerator:
             For a truncated or foreign file, a newer format, a PythonForce, or one whose code
             computes other energies than when it was saved.
         """
-        archive = GeneratorArchive.read(path, allow_pickle)
+        archive = GeneratorArchive.read(path)
+        try:
+            target = archive.rebuilt_target(Rebuilding(allow_pickle, backend, n_threads))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         self = cls.from_target(
-            archive.target(backend=backend, n_threads=n_threads),
-            archive.network,
-            archive.labels,
-            archive.stereochemistry,
-            device,
+            target, archive.network, archive.labels, archive.stereochemistry, device
         )
-        self.handedness = archive.reference(self.particles.stereocentres)
-        self.length = archive.length
-        self.kernel = archive.kernel(self._denoiser, self.model_energy)
+        self.coordinates = archive.rebuilt_coordinates(self.space, self.particles.stereocentres)
+        self.process = archive.rebuilt_process(self._denoiser, self.model_energy)
         return self
 
     # -- internals ----------------------------------------------------------------------------
-    @property
-    def _units(self) -> ModelUnits:
-        """The target in the units of the trained model."""
-        return ModelUnits(self.target, self._trained("this"), self.handedness)
-
-    def _trained(self, action: str) -> float:
-        if self.length is None:
+    def _trained(self, action: str) -> Coordinates:
+        if self.coordinates is None:
             raise ValueError(f"{action}: expected a trained generator; call train() first")
-        return self.length
+        return self.coordinates
 
-    def _tuned(self, action: str, n_steps: int | None = None) -> DiffusionKernel:
+    def _tuned(self, action: str) -> DiffusionProcess:
         self._trained(action)
-        if self.kernel is None:
+        if self.process is None:
             raise ValueError(f"{action}: expected a tuned generator; call tune() first")
-        return self.kernel if n_steps is None else self.kernel.resampled(n_steps)
+        return self.process
 
     def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
         kelvin = self.target.temperature
@@ -600,5 +610,5 @@ class DiffusionBoltzmannGenerator:
 
     def batch_size(self) -> int:
         """What suits the device, see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
-        width = getattr(self.network, "config", {}).get("n_hidden", 64)
+        width = self.network.width if isinstance(self.network, Network) else 64
         return allocator.batch_size(self.device, self.space.n_particles, width)

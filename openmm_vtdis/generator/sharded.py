@@ -13,25 +13,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from openmm_vtdis import storage
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.ensemble.files import join_ensembles, read_metadata
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
-from openmm_vtdis.generator.archive import describe_kernel
 from openmm_vtdis.runtime.progress import progress_bar
 from openmm_vtdis.storage.atomic import write_atomically
 from openmm_vtdis.storage.documents import differences, parse_json
-from openmm_vtdis.storage.fingerprint import digest
-from openmm_vtdis.targets import OpenMMTarget
+from openmm_vtdis.storage.fingerprint import fingerprint
 
 _PLAN = "plan.json"
 
@@ -89,7 +84,7 @@ def sample_to_file(
     checks.output_file("path", path)
     if not isinstance(seed, int | np.integer):
         raise ValueError(f"seed: expected an integer, got {seed!r}")
-    make_generator(seed)
+    make_rng(seed)
     size = gen.batch_size() if batch_size is None else batch_size
     size = checks.positive_integer("batch_size", size)
     sizes = {
@@ -178,31 +173,17 @@ def _plan(
     gen: DiffusionBoltzmannGenerator, n_steps: int | None, sizes: dict[str, int]
 ) -> dict[str, Any]:
     """What the shards of one run have in common, as JSON."""
-    if gen.kernel is None:
+    if gen.process is None:
         raise ValueError("sample_to_file: expected a tuned generator; call tune() first")
     if n_steps is not None:
         n_steps = checks.positive_integer("n_steps", n_steps)
-    steps = gen.kernel.resampled(n_steps or gen.kernel.schedule.n_steps).schedule.n_steps
-    return {**sizes, "n_steps": steps, "generator": _identity(gen)}
-
-
-def _identity(gen: DiffusionBoltzmannGenerator) -> str:
-    """A digest of all that an archive would hold; of what it computes if it cannot have one."""
-    kernel = gen.kernel
-    if isinstance(gen.target, OpenMMTarget):
-        with tempfile.TemporaryDirectory() as folder:
-            tensors, metadata = storage.read_archive(gen.save(f"{folder}/gen.vtdis"), "generator")
-        metadata["system"] = gen.target.fingerprint  # a pickle in its XML is never the same
-        return digest(json.dumps(metadata, sort_keys=True), *(tensors[k] for k in sorted(tensors)))
-    times = kernel.schedule.times  # type: ignore[union-attr]
-    x = gen.space.standard_normal(8, make_generator(0, gen.device))
-    y = (gen.length or 1.0) * x
-    found = [y, gen.target.reduced_energy(y)]
-    with torch.no_grad():
-        for t in (times[0], times[len(times) // 2], times[-1]):
-            found.append(gen.denoiser(x, torch.full((8,), t).to(x)))
-    found += [kernel.covariance.parameters, kernel.mean_gains]  # type: ignore[union-attr]
-    return digest(json.dumps(describe_kernel(kernel)), *found)  # type: ignore[arg-type]
+    sampler = gen.path_sampler(n_steps)
+    identity = [sampler.fingerprint]
+    if gen.target.fingerprint is None:  # which only its energies tell then
+        x = sampler.coordinates.space.standard_normal(8, make_rng(0))
+        energies = gen.target.reduced_energy(sampler.coordinates.to_configurations(x).x)
+        identity.append(fingerprint(energies))
+    return {**sizes, "n_steps": sampler.n_steps, "generator": fingerprint(identity)}
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -1,51 +1,37 @@
-r"""A Monte Carlo move for openmmtools that proposes independent samples of the generator.
+"""A Monte Carlo move for openmmtools that proposes independent samples of a generator.
 
-In the extended space of a configuration and its noising path, a state k has the density
-``exp(-u_k(x)) q(path | x)``, and the generator draws from a density p of both. With the ratio
+:mod:`~openmm_vtdis.mcmc.renoising` has the theory. Velocities are independent of positions and stay
+as they are. (Those of OpenMM's leapfrog integrators stand half a step behind, and then only nearly
+so: between proposals, pieces of dynamics of a few steps have an error of the first order in the
+time step.)
 
-    log w_k = log q - log p - u_k(x),
-
-a new path for the current x is a Gibbs step, and replacing both by what the generator drew, with
-the probability min(1, w' / w), is an independence Metropolis-Hastings step: together they leave
-``exp(-u_k)`` invariant, for any network. The generator knows log w of its own Hamiltonian and
-temperature; u_0(x) - u_k(x) makes it that of any other state, so that one generator serves all
-replicas of a temperature ladder. Velocities are independent of positions and stay as they are.
-(Those of OpenMM's leapfrog integrators stand half a step behind, and then only nearly so: between
-proposals, pieces of dynamics of a few steps have an error of the first order in the time step.)
-
-A generator of one stereoisomer (``stereochemistry="reference"``) proposes no other, and dynamics,
-which knows nothing of that, may invert a stereocentre. The move leaves a configuration outside of
-the isomer as it is. So the densities inside and outside both stay as they are, and with them that
-of *all* stereoisomers, which dynamics samples; configurations that are inside are samples of the
-isomer. (In the density of the isomer, a proposal is worth infinitely more than what is outside.
-But taking it would be a flow into the isomer that balances nothing: together with dynamics, which
-leads out, it would leave neither density as it is.)
-
-Proposals are drawn in batches and used in turn. A move is copied and stored often: it holds the
-path and the digest of the generator's file, while the generator itself, with its batch of
-proposals, is kept once per process.
+A move is copied and stored often: it holds the path and the fingerprint of the generator's file,
+while the generator itself, with its batch of proposals, is kept once per process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openmm
-import torch
 from mpiplus import get_mpicomm
 from openmm import unit
 
 from openmm_vtdis import pretrained
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import fork_entropy, make_generator
+from openmm_vtdis.core.rng import fork_entropy, make_rng
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
+from openmm_vtdis.mcmc.metropolis import accepted_one
+from openmm_vtdis.mcmc.renoising import IndependentProposals
 from openmm_vtdis.runtime.optional_imports import quiet_pymbar
+from openmm_vtdis.sampling import PathSampler
+from openmm_vtdis.storage.fingerprint import file_fingerprint
 from openmm_vtdis.topology.frames import check_flat
 
 with quiet_pymbar():  # which openmmtools imports
@@ -54,58 +40,21 @@ with quiet_pymbar():  # which openmmtools imports
 logger = logging.getLogger(__name__)
 
 
-class Proposals:
-    """A generator, its random numbers, and what it has drawn ahead."""
-
-    def __init__(
-        self,
-        path: Path,
-        device: str,
-        batch_size: int,
-        n_steps: int | None,
-        seed: int | None,
-        allow_pickle: bool = False,
-        n_before: int = 0,
-    ) -> None:
-        self.gen = DiffusionBoltzmannGenerator.load(path, device=device, allow_pickle=allow_pickle)
-        if self.gen.kernel is None:
-            raise ValueError(f"{path}: expected a tuned generator; call tune() before save()")
-        self.batch_size, self.n_steps = batch_size, n_steps
-        # A run that is resumed must not propose again what its states have come from, nor a replica
-        # what one in another process is offered: exchanges would see the two as alike
-        entropy = None if seed is None else [seed, n_before, _mpi_rank(), *fork_entropy()]
-        sequence = np.random.SeedSequence(entropy)
-        self.torch_rng = make_generator(int(sequence.generate_state(1)[0]), self.gen.device)
-        self.rng = np.random.default_rng(sequence)
-        self._stock: list[tuple[np.ndarray, float]] = []
-
-    def draw(self) -> tuple[np.ndarray, float]:
-        """A fresh configuration (M, D) in nm, and its log w + u_0."""
-        if not self._stock:
-            ensemble = self.gen.sample(
-                self.batch_size, n_steps=self.n_steps, seed=self.torch_rng, progress=False
-            )
-            with np.errstate(invalid="ignore"):
-                ratio = ensemble.log_weights + ensemble.reduced_energies
-            ratio[~np.isfinite(ensemble.log_weights)] = -math.inf
-            self._stock = list(zip(ensemble.positions, ratio, strict=True))
-        return self._stock.pop()
-
-    def is_inside(self, x: np.ndarray) -> bool:
-        """Whether a configuration (M, D) in nm is of the stereoisomer that is drawn, if of one."""
-        handedness = self.gen.handedness
-        return handedness is None or int(handedness.agreement(torch.tensor(x[None]))) == 1
-
-    def renew(self, x: np.ndarray) -> float:
-        """log w + u_0 of a configuration (M, D) in nm with a fresh noising path."""
-        frame = x[None]
-        log_w = self.gen.noise(frame, n_steps=self.n_steps, seed=self.torch_rng, progress=False)
-        return float(log_w[0] + self.gen.target.reduced_energy(torch.tensor(frame))[0])
-
-
 _COUNTS = ("n_proposed", "n_accepted", "n_outside")
-_PROPOSALS: dict[tuple[Any, ...], Proposals] = {}
+
+
+@dataclass
+class _Kept:
+    """What all copies of a move in this process share: proposals, and random numbers."""
+
+    proposals: IndependentProposals
+    rng: np.random.Generator
+
+
+_KEPT: dict[tuple[Any, ...], _Kept] = {}
 """One entry for each process, file and setting: what a forked one inherits is its parent's."""
+_SAMPLERS: dict[str, PathSampler] = {}
+"""Samplers that moves of this process were made with, by their fingerprints."""
 
 
 class DiffusionMove(MCMCMove):  # type: ignore[misc]
@@ -118,7 +67,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     ----------
     archive
         File of a tuned generator (``gen.save``), or the name of a shipped one. It has to stay where
-        it is.
+        it is. Or a sampler (``gen.path_sampler()``): such a move cannot be stored and resumed.
     n_proposals
         Proposals tried in each call, one after the other. The current configuration is noised
         once a call, at all noise levels together. That takes as long as one or two proposals,
@@ -153,7 +102,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
 
     def __init__(
         self,
-        archive: str | os.PathLike[str],
+        archive: str | os.PathLike[str] | PathSampler,
         n_proposals: int = 1,
         batch_size: int = 256,
         *,
@@ -163,20 +112,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         allow_pickle: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(archive, str | os.PathLike):
-            raise ValueError(
-                "archive: expected the path of a generator's file, as save() writes it, got "
-                f"{type(archive).__name__}"
-            )
-        if not Path(archive).is_file():
-            if str(archive) not in pretrained.names():
-                raise FileNotFoundError(
-                    f"{archive}: no such archive; save() of a generator writes one, and the names "
-                    f"{', '.join(pretrained.names())} stand for those that ship"
-                )
-            archive = pretrained.path(str(archive))
-        self.archive = str(Path(archive).resolve())
-        self.sha256 = _digest(self.archive)
+        self.archive, self.sha256 = _identified(archive)
         self.n_proposals = checks.positive_integer("n_proposals", n_proposals)
         self.batch_size = checks.positive_integer("batch_size", batch_size)
         if n_steps is not None:
@@ -186,14 +122,15 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         self.n_steps, self.device, self.seed = n_steps, device, seed
         self.allow_pickle = checks.boolean("allow_pickle", allow_pickle)
         self.n_proposed = self.n_accepted = self.n_outside = 0
-        self._proposals()
+        self._kept()
 
     def apply(
         self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None
     ) -> None:
         """Try ``n_proposals`` replacements of the configuration of ``sampler_state``."""
-        proposals = self._proposals()
-        space = proposals.gen.space
+        kept = self._kept()
+        proposals = kept.proposals
+        space = proposals.sampler.target.space
         _check_state(thermodynamic_state, sampler_state, space.n_particles)
         before = np.asarray(sampler_state.positions.value_in_unit(unit.nanometer))
         centre = before.mean(axis=0)
@@ -204,18 +141,18 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
         sampler_state.apply_to_context(context, ignore_velocities=True)
         current = thermodynamic_state.reduced_potential(context)
-        log_w = proposals.renew(before[:, : space.n_dims]) - current
+        log_w = proposals.renewed(before[:, : space.n_dims]).log_ratio - current
         chosen = None
         for _ in range(self.n_proposals):
-            x, ratio = proposals.draw()
+            proposal = proposals.draw()
             self.n_proposed += 1
-            if ratio == -math.inf:
+            if proposal.log_ratio == -math.inf:
                 continue
             positions = np.broadcast_to(centre, before.shape).copy()
-            positions[:, : space.n_dims] += x
+            positions[:, : space.n_dims] += proposal.x
             context.setPositions(positions)
-            new = ratio - _reduced_potential(thermodynamic_state, context)
-            if math.isfinite(new) and math.log(1.0 - proposals.rng.random()) < new - log_w:
+            new = proposal.log_ratio - _reduced_potential(thermodynamic_state, context)
+            if math.isfinite(new) and accepted_one(new - log_w, 1.0 - kept.rng.random()):
                 log_w, chosen = new, positions
                 self.n_accepted += 1
         if chosen is not None:
@@ -241,7 +178,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     @property
     def statistics(self) -> dict[str, int]:
         """``n_proposed``, ``n_accepted`` and ``n_outside``, as openmmtools stores them."""
-        return {name: getattr(self, name) for name in _COUNTS}
+        return {name: vars(self)[name] for name in _COUNTS}
 
     @statistics.setter
     def statistics(self, value: dict[str, int]) -> None:
@@ -269,20 +206,64 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def _proposals(self) -> Proposals:
-        """The generator of this process, loaded when it is first asked for."""
+    def _kept(self) -> _Kept:
+        """The proposals of this process, made when they are first asked for."""
         settings = (self.batch_size, self.n_steps, self.seed, self.allow_pickle)
         key = (os.getpid(), self.archive, self.sha256, self.device, *settings)
-        if key not in _PROPOSALS:
-            if _digest(self.archive) != self.sha256:
+        if key not in _KEPT:
+            sampler = self._sampler()
+            # A run that is resumed must not propose again what its states have come from, nor a
+            # replica what one in another process is offered: exchanges would see the two as alike
+            unlike = [self.n_proposed, _mpi_rank(), *fork_entropy()]
+            sequence = np.random.SeedSequence(None if self.seed is None else [self.seed, *unlike])
+            rng = make_rng(int(sequence.generate_state(1)[0]), checks.device(self.device))
+            proposals = IndependentProposals(sampler, rng, self.batch_size)
+            _KEPT[key] = _Kept(proposals, np.random.default_rng(sequence))
+        return _KEPT[key]
+
+    def _sampler(self) -> PathSampler:
+        if self.archive is None:
+            if self.sha256 not in _SAMPLERS:
                 raise ValueError(
-                    f"{self.archive}: expected the generator that this move was made with, got a "
-                    "file that has changed since; make a new move"
+                    "DiffusionMove: expected the sampler that this move was made with, which only "
+                    "the process that made it has; give the path of an archive (gen.save) instead"
                 )
-            _PROPOSALS[key] = Proposals(
-                Path(self.archive), self.device, *settings, n_before=self.n_proposed
+            sampler = _SAMPLERS[self.sha256]
+            return sampler if self.n_steps is None else sampler.with_n_steps(self.n_steps)
+        if file_fingerprint(self.archive) != self.sha256:
+            raise ValueError(
+                f"{self.archive}: expected the generator that this move was made with, got a file "
+                "that has changed since; make a new move"
             )
-        return _PROPOSALS[key]
+        gen = DiffusionBoltzmannGenerator.load(
+            self.archive, device=self.device, allow_pickle=self.allow_pickle
+        )
+        if gen.process is None:
+            raise ValueError(
+                f"{self.archive}: expected a tuned generator; call tune() before save()"
+            )
+        return gen.path_sampler(self.n_steps)
+
+
+def _identified(archive: object) -> tuple[str | None, str]:
+    """The path of an archive, if it is one, and the fingerprint of it or of a sampler."""
+    if isinstance(archive, PathSampler):
+        _SAMPLERS[archive.fingerprint] = archive
+        return None, archive.fingerprint
+    if not isinstance(archive, str | os.PathLike):
+        raise ValueError(
+            "archive: expected the path of a generator's file, as save() writes it, or a "
+            f"sampler, got {type(archive).__name__}"
+        )
+    if not Path(archive).is_file():
+        if str(archive) not in pretrained.names():
+            raise FileNotFoundError(
+                f"{archive}: no such archive; save() of a generator writes one, and the names "
+                f"{', '.join(pretrained.names())} stand for those that ship"
+            )
+        archive = pretrained.path(str(archive))
+    path = str(Path(archive).resolve())
+    return path, file_fingerprint(path)
 
 
 def _reduced_potential(thermodynamic_state: Any, context: openmm.Context) -> float:
@@ -298,11 +279,6 @@ def _mpi_rank() -> int:
     """Number of this process among those that openmmtools spreads replicas over."""
     communicator = get_mpicomm()
     return 0 if communicator is None else int(communicator.rank)
-
-
-def _digest(path: str) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _check_state(thermodynamic_state: Any, sampler_state: Any, n_particles: int) -> None:

@@ -19,7 +19,6 @@ import copy
 import importlib
 import logging
 import re
-from typing import Any
 
 import numpy as np
 import openmm
@@ -27,8 +26,10 @@ import torch
 from openmm import unit
 from torch import Tensor, nn
 
+from openmm_vtdis.coordinates import Coordinates
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.units import nanometers, thermal_energy
+from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 
 logger = logging.getLogger(__name__)
@@ -37,21 +38,22 @@ logger = logging.getLogger(__name__)
 class Score(nn.Module):
     """Positions (M, 3) in nm -> energy 0 and force kT s (M, 3) in kJ/mol/nm."""
 
-    def __init__(self, denoiser: Any, length: float, sigma: float, kT: float, n_dims: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, coordinates: Coordinates, level: float, kT: float, n_dims: int
+    ) -> None:
         super().__init__()
-        self.denoiser = denoiser
-        self.length, self.level, self.n_dims = length, sigma / length, n_dims
-        self.scale = kT / (self.level**2 * length)
+        self.denoiser, self.coordinates = denoiser, coordinates
+        self.level, self.kT, self.n_dims = level, kT, n_dims
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """For OpenMM's forces, which ask for both."""
-        y = positions[None, :, : self.n_dims].to(torch.float64) / self.length
-        y = self.denoiser.space.project(y)
-        level = torch.full((1,), self.level, dtype=torch.float64, device=y.device)
-        shift = self.denoiser(y, level) - y
-        shift = self.denoiser.space.project(shift)[0]
-        missing = positions.shape[1] - self.n_dims
-        force = nn.functional.pad(self.scale * shift, (0, missing))
+        x = positions[None, :, : self.n_dims].to(torch.float64)
+        space = self.denoiser.space
+        z = space.project(self.coordinates.to_model(x)[0])
+        level = torch.full((1,), self.level, dtype=torch.float64, device=z.device)
+        score = space.project(self.denoiser(z, level) - z) / self.level**2
+        force = self.kT * self.coordinates.push_forward(z, score)[0]
+        force = nn.functional.pad(force, (0, positions.shape[1] - self.n_dims))
         return torch.zeros((), dtype=force.dtype, device=force.device), force
 
 
@@ -101,12 +103,12 @@ def score_force(
         raise ValueError(
             f"score_force: expected a DiffusionBoltzmannGenerator, got {type(gen).__name__}"
         )
-    if gen.length is None or gen.temperature is None:
+    if gen.coordinates is None or gen.temperature is None:
         raise ValueError("score_force: expected a trained generator of a temperature")
-    level = checks.positive_number("sigma", nanometers(sigma))
+    level = gen.coordinates.noise_level(checks.positive_number("sigma", nanometers(sigma)))
     score = Score(
         copy.deepcopy(gen.denoiser),
-        gen.length,
+        gen.coordinates,
         level,
         thermal_energy(gen.temperature),
         gen.space.n_dims,

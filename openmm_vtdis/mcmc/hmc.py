@@ -51,7 +51,8 @@ from torch import Tensor
 from openmm_vtdis import storage
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.defaults import keeps_to_the_cpu
-from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.core.rng import Seed, make_rng
+from openmm_vtdis.mcmc.metropolis import accepted
 from openmm_vtdis.runtime.progress import progress_bar
 from openmm_vtdis.targets.base import Target
 
@@ -216,20 +217,20 @@ class _Run:
             self.virials[:, self.n_kept] = -(x * f).sum(dim=(1, 2))
             self.n_kept += 1
 
-    def save(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
+    def save(self, path: Path, rng: torch.Generator, about: dict[str, Any]) -> None:
         """Write all of it and the state of the random numbers, atomically."""
         kept = {name: getattr(self, name)[:, : self.n_kept] for name in _KEPT}
         others = {
             "start": self.start,
             "exchanged": self.exchanged,
-            "generator": generator.get_state(),
+            "generator": rng.get_state(),
         }
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         storage.write_archive(
             path, "hmc", {**vars(self.state), **kept, **others}, {"run": about, **numbers}
         )
 
-    def restore(self, path: Path, generator: torch.Generator, about: dict[str, Any]) -> None:
+    def restore(self, path: Path, rng: torch.Generator, about: dict[str, Any]) -> None:
         """Go on from a checkpoint of this very run."""
         tensors, metadata = storage.read_archive(path, "hmc")
         changed = storage.differences(metadata["run"], about)
@@ -246,7 +247,7 @@ class _Run:
             getattr(self, name)[:, : self.n_kept] = tensors[name]
         self.state = _State(*(tensors[name] for name in ("x", "u", "f")))
         self.exchanged = tensors["exchanged"]
-        generator.set_state(tensors["generator"])
+        rng.set_state(tensors["generator"])
 
 
 _KEPT = ("positions", "energies", "virials")
@@ -318,26 +319,26 @@ def sample_hmc(
     path = checks.checkpoint(checkpoint, checkpoint_seconds)
     if path is not None:
         seed = checks.positive_integer("seed", seed, minimum=0)
-    generator = make_generator(seed)
-    start = _start(target, n_chains, len(levels), initial, generator)
+    rng = make_rng(seed)
+    start = _start(target, n_chains, len(levels), initial, rng)
     run = _Run.begin(start, len(levels), n_samples, step_size)
     about = {
         "n_chains": n_chains, "n_samples": n_samples, "burn_in": burn_in, "thin": thin,
         "step_size": step_size, "n_leapfrog": n_leapfrog, "ladder": levels.tolist(), "seed": seed,
     }  # fmt: skip
     if path is not None and path.exists():
-        run.restore(path, generator, about)
+        run.restore(path, rng, about)
     saved = time.monotonic()
     total = burn_in + n_samples * thin
     bar = progress_bar(total, "HMC", progress, initial=run.iteration)
     while run.iteration < total:
-        probability = _propose(target, run.state, levels, run.step_size, n_leapfrog, generator)
-        exchanged = _exchange(run.state, levels, run.iteration % 2, generator)
+        probability = _propose(target, run.state, levels, run.step_size, n_leapfrog, rng)
+        exchanged = _exchange(run.state, levels, run.iteration % 2, rng)
         run.count(probability, exchanged, burn_in, thin)
         bar.update()
         due = time.monotonic() - saved >= checkpoint_seconds or run.iteration == total
         if path is not None and due:
-            run.save(path, generator, about)
+            run.save(path, rng, about)
             saved = time.monotonic()
     bar.close()
     pairs = range(len(levels) - 1)
@@ -372,18 +373,18 @@ def _propose(
     levels: Tensor,
     step_size: float,
     n_leapfrog: int,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> float:
     """One proposal for every chain, accepted or not, in place; the mean acceptance probability."""
     temperatures = levels.repeat_interleave(len(state.x) // len(levels))
     beta = 1.0 / temperatures
     scale = beta[:, None, None]
     spread = int(_LEAPFROG_SPREAD * n_leapfrog)
-    n_steps = n_leapfrog + int(torch.randint(-spread, spread + 1, (), generator=generator))
+    n_steps = n_leapfrog + int(torch.randint(-spread, spread + 1, (), generator=rng))
     x, f = state.x, state.f
-    p = target.space.standard_normal(len(x), generator)
+    p = target.space.standard_normal(len(x), rng)
     kinetic = 0.5 * p.square().sum(dim=(1, 2))
-    jitter = torch.rand(len(x), 1, 1, generator=generator, dtype=torch.float64)
+    jitter = torch.rand(len(x), 1, 1, generator=rng, dtype=torch.float64)
     h = step_size * temperatures.sqrt()[:, None, None] * (1.0 + _STEP_SPREAD * (2.0 * jitter - 1.0))
     p = p + 0.5 * h * scale * f
     for step in range(n_steps):
@@ -393,14 +394,14 @@ def _propose(
         p = p + (1.0 if step < n_steps - 1 else 0.5) * h * scale * f
     log_ratio = (beta * state.u + kinetic) - (beta * u + 0.5 * p.square().sum(dim=(1, 2)))
     log_ratio = torch.where(torch.isfinite(u), log_ratio, -torch.inf).nan_to_num(-torch.inf)
-    accepted = _accept(log_ratio, generator)
-    state.x = torch.where(accepted[:, None, None], target.space.project(x), state.x)
-    state.u = torch.where(accepted, u, state.u)
-    state.f = torch.where(accepted[:, None, None], f, state.f)
+    taken = accepted(log_ratio, _uniform(log_ratio, rng))
+    state.x = torch.where(taken[:, None, None], target.space.project(x), state.x)
+    state.u = torch.where(taken, u, state.u)
+    state.f = torch.where(taken[:, None, None], f, state.f)
     return float(log_ratio.clamp(max=0.0).exp().mean())
 
 
-def _exchange(state: _State, levels: Tensor, first: int, generator: torch.Generator) -> Tensor:
+def _exchange(state: _State, levels: Tensor, first: int, rng: torch.Generator) -> Tensor:
     """Exchange neighbours on the ladder, every second pair from ``first`` on, in place.
 
     Acceptance probabilities (L - 1,), averaged over the chains; 0 where it is not a pair's turn.
@@ -412,21 +413,20 @@ def _exchange(state: _State, levels: Tensor, first: int, generator: torch.Genera
     u = state.u.view(len(levels), -1)
     beta = (1.0 / levels)[:, None]
     log_ratio = (beta[lower] - beta[lower + 1]) * (u[lower] - u[lower + 1])
-    accepted = _accept(log_ratio, generator)
+    taken = accepted(log_ratio, _uniform(log_ratio, rng))
     rows = torch.arange(u.numel()).view_as(u)
     order = rows.clone()
-    order[lower] = torch.where(accepted, rows[lower + 1], rows[lower])
-    order[lower + 1] = torch.where(accepted, rows[lower], rows[lower + 1])
+    order[lower] = torch.where(taken, rows[lower + 1], rows[lower])
+    order[lower + 1] = torch.where(taken, rows[lower], rows[lower + 1])
     for name, values in list(vars(state).items()):
         setattr(state, name, values[order.flatten()])
     probabilities[lower] = log_ratio.clamp(max=0.0).exp().mean(dim=1)
     return probabilities
 
 
-def _accept(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
-    """Metropolis: accept with probability min(1, exp(log_ratio)); bool of the same shape."""
-    uniform = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64)
-    return uniform.log() < log_ratio
+def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Random numbers of the shape of a tensor."""
+    return torch.rand(like.shape, generator=rng, dtype=torch.float64)
 
 
 def _start(
@@ -434,11 +434,11 @@ def _start(
     n_chains: int,
     n_levels: int,
     initial: Tensor | None,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> _State:
     space = target.space
     if initial is None:
-        x = _relax(target, space.standard_normal(n_chains, generator))
+        x = _relax(target, space.standard_normal(n_chains, rng))
     else:
         initial = torch.as_tensor(initial, dtype=torch.float64)
         if initial.ndim == 2:

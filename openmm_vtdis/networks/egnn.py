@@ -29,14 +29,16 @@ tau      noise embedding                          (B, H)
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from openmm_vtdis.core import checks
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.networks.base import NETWORKS, Network
 from openmm_vtdis.networks.embedding import NoiseEmbedding, RadialBasis
-from openmm_vtdis.networks.pair_head import PairHead
 
 
 class EGNNLayer(nn.Module):
@@ -96,7 +98,8 @@ def _number(linear: nn.Linear, message: Tensor) -> Tensor:
     return total if linear.bias is None else total + linear.bias
 
 
-class EGNN(nn.Module):
+@NETWORKS.register
+class EGNN(Network):
     """Equivariant displacement network for particles with class labels.
 
     Parameters
@@ -118,6 +121,9 @@ class EGNN(nn.Module):
         Width of a head that gives pair coefficients (:mod:`~openmm_vtdis.networks.pair_head`).
         None: no head; :meth:`add_pair_head` adds one.
     """
+
+    kind: ClassVar[str] = "egnn"
+    graph_safe: ClassVar[bool] = True
 
     labels: Tensor
     nodes: Tensor
@@ -172,16 +178,20 @@ class EGNN(nn.Module):
         self.radial = RadialBasis(n_radial, cutoff)
         n_edge = n_radial + edges.shape[2]
         self.layers = nn.ModuleList([EGNNLayer(n_hidden, n_edge) for _ in range(n_layers)])
-        self.pair_head: PairHead | None = None
+        self.edge_messages = n_hidden
         if pair_head is not None:
             self.add_pair_head(pair_head)
 
-    def add_pair_head(self, n_hidden: int = 64) -> None:
-        """Add an untrained head for pair coefficients, or put one in place of the old."""
-        weight = self.embedding.weight
-        head = PairHead(len(self.labels), self.config["n_hidden"], n_hidden)
-        self.pair_head = head.to(weight.device, weight.dtype)
-        self.config["pair_head"] = n_hidden
+    @classmethod
+    def from_size(
+        cls,
+        n_layers: int,
+        n_hidden: int,
+        labels: Sequence[int],
+        space: Space,
+        features: Mapping[str, Any],
+    ) -> Self:
+        return cls(list(labels), space.n_dims, n_layers, n_hidden, **features)
 
     def forward(self, x: Tensor, log_t: Tensor) -> Tensor:
         """Displacement of each particle: x (B, M, D), log noise level (B,) -> (B, M, D)."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from openmm_vtdis.core import checks
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.networks.base import NETWORKS, Network
 from openmm_vtdis.networks.embedding import NoiseEmbedding
 
 
-class MLP(nn.Module):
+@NETWORKS.register
+class MLP(Network):
     """Residual MLP on flattened coordinates: x (B, M, D), log noise level (B,) -> (B, M, D).
 
     Parameters
@@ -20,6 +24,9 @@ class MLP(nn.Module):
     n_layers, n_hidden
         Number of hidden layers and their width; the paper uses 7 x 512.
     """
+
+    kind: ClassVar[str] = "mlp"
+    graph_safe: ClassVar[bool] = True
 
     def __init__(
         self, n_particles: int, n_dims: int, n_layers: int = 7, n_hidden: int = 512
@@ -39,6 +46,17 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList([nn.Linear(n_hidden, n_hidden) for _ in range(n_layers)])
         self.modulation = nn.ModuleList([nn.Linear(n_hidden, n_hidden) for _ in range(n_layers)])
         self.exit = nn.Linear(n_hidden, size)
+
+    @classmethod
+    def from_size(
+        cls,
+        n_layers: int,
+        n_hidden: int,
+        labels: Sequence[int],
+        space: Space,
+        features: Mapping[str, Any],
+    ) -> Self:
+        return cls(space.n_particles, space.n_dims, n_layers, n_hidden)
 
     def forward(self, x: Tensor, log_t: Tensor) -> Tensor:
         tau = self.noise(log_t)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
 _SECONDS, _SECONDS_IN_A_FILE = 0.1, 30.0
 """Between updates, on a terminal and in a log file."""
+
+
+class Bar(Protocol):
+    """What long work tells of its progress."""
+
+    def update(self, n: int = 1) -> object:
+        """So many more are done."""
 
 
 class NoBar:

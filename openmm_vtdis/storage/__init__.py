@@ -8,12 +8,13 @@ from openmm_vtdis.storage.archive import (
 )
 from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.storage.documents import differences, mentions, parse_json
-from openmm_vtdis.storage.fingerprint import digest
+from openmm_vtdis.storage.fingerprint import file_fingerprint, fingerprint
 
 __all__ = [
     "FORMAT_VERSION",
     "differences",
-    "digest",
+    "file_fingerprint",
+    "fingerprint",
     "mentions",
     "parse_json",
     "read_archive",

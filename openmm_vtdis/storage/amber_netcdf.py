@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.io import netcdf_file
@@ -27,13 +26,13 @@ class AmberTrajectory:
     ----------
     xyz
         (n, M, 3) float32 in nm.
-    log_weights, metadata, temperature
+    log_weights, unweighted, temperature
         (n,), JSON and kelvin of weighted samples; None of any other trajectory.
     """
 
     xyz: np.ndarray
     log_weights: np.ndarray | None
-    metadata: Any = None
+    unweighted: bool = False
     temperature: float | None = None
 
 
@@ -62,8 +61,9 @@ def read_amber_netcdf(path: Path) -> AmberTrajectory | None:
                 return AmberTrajectory(_checked(xyz), None)
             log_weights = np.array(weights[:], np.float64)
             document = parse_json(text.decode())
-            metadata, temperature = document.get("metadata"), document.get("temperature")
-            return AmberTrajectory(_checked(xyz), log_weights, metadata, temperature)
+            unweighted = bool(document.get("provenance", {}).get("unweighted"))
+            temperature = document.get("temperature")
+            return AmberTrajectory(_checked(xyz), log_weights, unweighted, temperature)
     except Exception as error:  # whatever a damaged header leads to
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(said) from error

@@ -3,7 +3,7 @@
 Nothing is ever unpickled, so that a file from a stranger can be opened. The metadata is one JSON
 document under the key ``openmm_vtdis`` of the safetensors header:
 
-    {"format": "openmm-vtdis", "version": 1, "kind": "generator" | "checkpoint", ...}
+    {"format": "openmm-vtdis", "version": 2, "kind": "generator" | "checkpoint", ...}
 
 Beside it stands a CRC of the document and all tensors: a file that was altered is refused.
 """
@@ -23,10 +23,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from openmm_vtdis.storage.atomic import write_atomically
-from openmm_vtdis.storage.documents import parse_json
+from openmm_vtdis.storage.documents import check_version, parse_json
 
 FORMAT = "openmm-vtdis"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_CONVERT = "in a checkout of the sources, python -m recipes.convert {path} converts it"
 _KEY, _CHECKSUM = "openmm_vtdis", "crc32"
 
 
@@ -106,11 +107,7 @@ def _check_header(path: Path, metadata: Any, kind: str) -> None:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected an {FORMAT} archive, got a foreign header")
     version = metadata.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: expected archive format version <= {FORMAT_VERSION}, got {version!r}; "
-            "a newer openmm-vtdis wrote it: upgrade to read it"
-        )
+    check_version(path, "archive", version, FORMAT_VERSION, _CONVERT.format(path=path))
     if metadata.get("kind") != kind:
         raise ValueError(f"{path}: expected a {kind} archive, got a {metadata.get('kind')!r} one")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
@@ -46,3 +47,20 @@ def mentions(xml: str, name: str) -> bool:
         raise ValueError(f"text that is no XML ({error})") from error
     words = (word for e in elements for word in (e.tag, e.text or "", *e.attrib.values()))
     return name in xml or any(name in word for word in words)
+
+
+def check_version(
+    path: str | os.PathLike[str], what: str, version: object, expected: int, remedy: str
+) -> None:
+    """Raise ValueError for a file of another format version; what to do about an older one."""
+    if version == expected and isinstance(version, int):
+        return
+    if isinstance(version, int) and 0 < version < expected:
+        raise ValueError(
+            f"{path}: expected {what} format version {expected}, got {version}, which an older "
+            f"openmm-vtdis wrote; {remedy}"
+        )
+    raise ValueError(
+        f"{path}: expected {what} format version <= {expected}, got {version!r}; a newer "
+        "openmm-vtdis wrote it: upgrade to read it"
+    )

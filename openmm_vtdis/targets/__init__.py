@@ -13,7 +13,13 @@ module                 what it holds
 =====================  ==================================================================
 """
 
-from openmm_vtdis.targets.base import Target, check_is_target
+from openmm_vtdis.targets.base import (
+    TARGETS,
+    Description,
+    Rebuilding,
+    Target,
+    check_is_target,
+)
 from openmm_vtdis.targets.benchmark_systems import (
     BenchmarkSystem,
     alanine_dipeptide,
@@ -25,9 +31,12 @@ from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
 from openmm_vtdis.targets.openmm.target import OpenMMTarget
 
 __all__ = [
+    "TARGETS",
     "BenchmarkSystem",
+    "Description",
     "GaussianMixture",
     "OpenMMTarget",
+    "Rebuilding",
     "Target",
     "alanine_dipeptide",
     "check_is_target",

@@ -7,13 +7,54 @@ knows the space its configurations live in, and nothing about how they are sampl
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
+from openmm import app
 from torch import Tensor
 
 from openmm_vtdis.core.derivatives import differentiate_twice, differentiation, gradients, leaf_of
+from openmm_vtdis.core.registry import Registry
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets.binding import warn_if_unbound
+
+_SPREAD, _SINGLE = 1e-5, 3e-7
+_SAME_CODE = 1e-4
+"""kT between machines, beside what rounding does: models may run in single precision."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an archive keeps of a target.
+
+    Attributes
+    ----------
+    settings
+        JSON-able.
+    tensors
+        By names without a dot in front.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rebuilding:
+    """How a target is made again from an archive.
+
+    Attributes
+    ----------
+    allow_pickle
+        Whether the file is trusted: to be unpickled, or to name code that is run.
+    backend, n_threads
+        How the energies of a System are evaluated.
+    """
+
+    allow_pickle: bool = False
+    backend: str = "auto"
+    n_threads: int | None = None
 
 
 class Target(abc.ABC):
@@ -26,6 +67,14 @@ class Target(abc.ABC):
     temperature
         In kelvin, or None for a density without one.
     """
+
+    kind: ClassVar[str | None] = None
+    """Name under which archives know the class; None: they do not."""
+    runs_user_code: bool = False
+    """Whether its energies come from code that an archive does not hold."""
+
+    alike: ClassVar[bool] = False
+    """Whether particles without a topology are identical, which the target has checked."""
 
     space: Space
     temperature: float | None = None
@@ -42,6 +91,43 @@ class Target(abc.ABC):
     def fingerprint(self) -> str | None:
         """What tells its Hamiltonian from others, whatever the temperature; None: nothing does."""
         return None
+
+    @property
+    def topology(self) -> app.Topology | None:
+        """Of the particles; None: they are all alike, or there is none."""
+        return None
+
+    @property
+    def probes(self) -> Tensor | None:
+        """Configurations (S, M, D), nm, that tell whether code of the user's is what it was."""
+        return None
+
+    def describe(self) -> Description:
+        """What an archive keeps of it, for :meth:`rebuild`.
+
+        Raises
+        ------
+        ValueError
+            If archives do not know its class.
+        """
+        raise ValueError(
+            f"save: expected a target that archives know, got one of {type(self).__name__}; give "
+            "the class a kind, describe() and rebuild(), and register it (CONTRIBUTING, "
+            '"Extending"), or pickle the generator instead'
+        )
+
+    @classmethod
+    def rebuild(cls, description: Description, how: Rebuilding) -> Self:
+        """The target of a description.
+
+        Raises
+        ------
+        ValueError
+            If it is not trusted and would run code, or its energies are others now.
+        KeyError, TypeError
+            If it is not complete.
+        """
+        raise ValueError(f"expected a target that archives know, got {cls.__name__}")
 
     @property
     def twice_differentiable(self) -> bool:
@@ -95,18 +181,19 @@ class Target(abc.ABC):
             )
 
 
+TARGETS: Registry[Target] = Registry("targets")
+"""Targets by their kind; others register with it, or by an entry point."""
+
+
 def check_is_target(target: object) -> None:
     """Raise ValueError for anything but a Target that knows its space; check that it is bound."""
-    if not isinstance(target, Target) or not isinstance(getattr(target, "space", None), Space):
+    if not isinstance(target, Target) or not isinstance(vars(target).get("space"), Space):
         what = "one without" if isinstance(target, Target) else type(target).__name__
         raise ValueError(
             "target: expected a Target with a space, such as a subclass that sets "
             f"self.space = Space(n_particles, n_dims), got {what}"
         )
     target.check_bound()
-
-
-_SPREAD, _SINGLE = 1e-5, 3e-7
 
 
 def same_energy(energies: Tensor, unit: float = 1.0) -> Tensor:
@@ -118,3 +205,20 @@ def same_energy(energies: Tensor, unit: float = 1.0) -> Tensor:
     known = torch.where(torch.isfinite(energies), energies, torch.nan)
     middle = known.nanmedian(dim=-1, keepdim=True).values.nan_to_num()
     return _SPREAD * ((energies - middle).abs() + unit) + _SINGLE * energies.abs()
+
+
+def check_same_code(what: str, energies: Tensor, now: Tensor) -> None:
+    """Check that energies (S,) of probes in kT are what they were when a target was stored.
+
+    Raises
+    ------
+    ValueError
+        If they are others now: the code called ``what`` has changed.
+    """
+    known = torch.isfinite(energies) & torch.isfinite(now)
+    change = torch.where(known, now - energies, 0.0).abs()
+    if bool((change > _SAME_CODE + 10.0 * same_energy(energies)).any()):
+        raise ValueError(
+            f"expected the energies that {what} had when it was stored, got some that differ by up "
+            f"to {float(change.max()):.3g} kT; the code that computes them has changed"
+        )

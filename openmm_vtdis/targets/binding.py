@@ -27,7 +27,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
-from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets.openmm.user_code import all_forces, user_forces
 from openmm_vtdis.topology.graph import bonded_graph, name_of
@@ -229,9 +229,7 @@ def slowest_rise(
     a charge does at low temperatures. Where an energy is NaN, nothing is said.
     """
     n_dims, size = x.shape[2], max(float(x.square().mean().sqrt()), 0.1)
-    directions = torch.randn(
-        _DIRECTIONS, n_dims, generator=make_generator(_SEED), dtype=torch.float64
-    )
+    directions = torch.randn(_DIRECTIONS, n_dims, generator=make_rng(_SEED), dtype=torch.float64)
     directions = directions / directions.norm(dim=1, keepdim=True)
     steps = torch.tensor(distances, dtype=torch.float64) * size
     shift = torch.zeros(_DIRECTIONS, len(distances), *x.shape[1:], dtype=torch.float64)
@@ -257,7 +255,7 @@ def warn_if_unbound(reduced_energy: Callable[[Tensor], Tensor], space: Space) ->
     space
         Of its configurations, of dimension d.
     """
-    x = space.standard_normal(_DIRECTIONS, make_generator(_SEED))
+    x = space.standard_normal(_DIRECTIONS, make_rng(_SEED))
     try:
         with torch.no_grad():
             u = [
@@ -289,7 +287,7 @@ def _coupled(
     n = len(parts)
     if not 3 < n <= _FEW_PARTS:
         return []
-    rng = make_generator(_SEED)
+    rng = make_rng(_SEED)
     far = torch.randn(n, 3, x.shape[1], generator=rng, dtype=torch.float64)
     far *= distances[-1] * max(float(x.square().mean().sqrt()), 0.1)
     frames, pairs = [], list(itertools.combinations(range(n), 2))

@@ -11,18 +11,24 @@ GMM-2, :func:`gaussian_mixture`, is the two-component benchmark in R^d: no parti
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import ClassVar, Self
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import Seed, make_generator
+from openmm_vtdis.core.rng import Seed, make_rng
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.targets.base import Target
+from openmm_vtdis.storage.fingerprint import fingerprint
+from openmm_vtdis.targets.base import TARGETS, Description, Rebuilding, Target
 
 _ArrayLike = Tensor | np.ndarray | list[float]
 
 
+@TARGETS.register
 class GaussianMixture(Target):
     """A normalised mixture of isotropic Gaussians on a space of configurations.
 
@@ -43,6 +49,8 @@ class GaussianMixture(Target):
     weights, means, variances
         As given, normalised and projected; float64.
     """
+
+    kind: ClassVar[str | None] = "gaussian-mixture"
 
     def __init__(
         self,
@@ -68,6 +76,20 @@ class GaussianMixture(Target):
         self.weights: Tensor = weights / weights.sum()
         self.temperature = None
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the space and all numbers."""
+        return fingerprint(self.space, self.means, self.variances, self.weights)
+
+    def describe(self) -> Description:
+        """The space, and all numbers."""
+        tensors = {"means": self.means, "variances": self.variances, "weights": self.weights}
+        return Description(dataclasses.asdict(self.space), tensors)
+
+    @classmethod
+    def rebuild(cls, description: Description, how: Rebuilding) -> Self:
+        return cls(**description.tensors, space=Space(**description.settings))
+
     def reduced_energy(self, x: Tensor) -> Tensor:
         """-log pi(x): x (B, M, D) nm -> (B,), float64, on x's device."""
         self._check_shape(x)
@@ -87,9 +109,9 @@ class GaussianMixture(Target):
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         """Draw n exact, independent samples: (n, M, D) nm, float64."""
         n = checks.positive_integer("n", n)
-        generator = make_generator(seed)
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = self.space.standard_normal(n, generator)
+        rng = make_rng(seed)
+        k = torch.multinomial(self.weights, n, replacement=True, generator=rng)
+        noise = self.space.standard_normal(n, rng)
         return self.means[k] + self.variances[k].sqrt()[:, None, None] * noise
 
     def __repr__(self) -> str:

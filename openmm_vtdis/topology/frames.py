@@ -148,7 +148,7 @@ def check_fair(path: object, amber: AmberTrajectory, temperature: float | None) 
     if None not in (there, temperature) and not math.isclose(there, temperature, rel_tol=1e-6):  # type: ignore[arg-type]
         raise _Weighted(f"expected frames at {temperature:.6g} K, got {path}, of {there:.6g} K")
     alive = log_weights[np.isfinite(log_weights)]
-    unweighted = _says(amber.metadata, "unweighted")
+    unweighted = amber.unweighted
     if not unweighted and 0 < len(alive) == len(log_weights) and np.ptp(alive) == 0.0:
         return
     what = "unweighted" if unweighted else "weighted"
@@ -157,10 +157,3 @@ def check_fair(path: object, amber: AmberTrajectory, temperature: float | None) 
         "trajectory does not have; give WeightedEnsemble.load(path).resample().positions, or "
         "save() the resampled ensemble as .nc"
     )
-
-
-def _says(metadata: Any, key: str) -> bool:
-    """Whether metadata, or that of any part that was concatenated, says so."""
-    if isinstance(metadata, dict):
-        return bool(metadata.get(key)) or _says(metadata.get("concatenated"), key)
-    return isinstance(metadata, list) and any(_says(part, key) for part in metadata)

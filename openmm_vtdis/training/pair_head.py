@@ -22,8 +22,8 @@ from openmm_vtdis.core.defaults import package_defaults
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.posteriors.pairwise import posterior_shape
-from openmm_vtdis.networks import EGNN
-from openmm_vtdis.storage.fingerprint import digest
+from openmm_vtdis.networks import Network
+from openmm_vtdis.storage.fingerprint import fingerprint
 
 
 class PairObjective(nn.Module):
@@ -37,22 +37,27 @@ class PairObjective(nn.Module):
 
     def __init__(self, denoiser: PreconditionedDenoiser) -> None:
         super().__init__()
-        head = getattr(denoiser.network, "pair_head", None)
-        if head is None:
+        network = denoiser.network
+        if not isinstance(network, Network) or network.pair_head is None:
             raise ValueError("pair head: expected a network that has one, got one without")
-        self.head = head
+        self.head = network.pair_head
         self._frozen = (denoiser,)  # in a tuple: its weights are not this module's
 
     def extra_repr(self) -> str:
-        """A digest of the frozen weights, which tells a checkpoint for another denoiser apart."""
+        """The frozen weights' fingerprint, which tells a checkpoint for another denoiser apart."""
         state = self._frozen[0].state_dict()
         frozen = [state[name] for name in state if not name.startswith("network.pair_head.")]
-        return f"denoiser={digest(*frozen)}"
+        return f"denoiser={fingerprint(frozen)}"
 
     @property
     def space(self) -> Space:
         """The space of the configurations."""
         return self._frozen[0].space
+
+    @property
+    def graph_safe(self) -> bool:
+        """Never: its training waits for decompositions."""
+        return False
 
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """(B, M, D), (B,), (B, M, D) -> (B,)."""
@@ -77,13 +82,12 @@ def new_pair_head(denoiser: object, n_hidden: int, seed: int) -> Iterator[PairOb
     ValueError
         If it is not a learned denoiser around a network that can have one.
     """
-    network = getattr(denoiser, "network", None)
-    if not isinstance(denoiser, PreconditionedDenoiser) or not isinstance(network, EGNN):
-        raise ValueError(
-            "train_covariance: expected a trained EGNN, whose messages the pair head reads, got "
-            f"{type(network or denoiser).__name__}"
-        )
-    before = network.pair_head, network.config["pair_head"]
+    if not isinstance(denoiser, PreconditionedDenoiser):
+        raise _without_messages(denoiser)
+    network = denoiser.network
+    if not isinstance(network, Network) or network.edge_messages is None:
+        raise _without_messages(network)
+    before = network.take_pair_head()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -91,11 +95,18 @@ def new_pair_head(denoiser: object, n_hidden: int, seed: int) -> Iterator[PairOb
                 network.add_pair_head(n_hidden)
         yield PairObjective(denoiser)
     except BaseException:
-        network.pair_head, network.config["pair_head"] = before
+        network.put_pair_head(*before)
         raise
 
 
 def forget_pair_head(network: nn.Module) -> None:
     """Take away a head that was trained on messages that are no more."""
-    if isinstance(network, EGNN):
-        network.pair_head, network.config["pair_head"] = None, None
+    if isinstance(network, Network):
+        network.put_pair_head(None, None)
+
+
+def _without_messages(thing: object) -> ValueError:
+    return ValueError(
+        "train_pair_head: expected a trained network with messages that the pair head reads, such "
+        f"as the EGNN, got {type(thing).__name__}"
+    )

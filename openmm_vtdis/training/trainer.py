@@ -25,10 +25,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from openmm_vtdis import storage
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import make_generator
-from openmm_vtdis.diffusion import recording
-from openmm_vtdis.runtime import distributed
+from openmm_vtdis.core.rng import make_rng
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.runtime import cuda_graphs, distributed
 from openmm_vtdis.runtime.progress import progress_bar
-from openmm_vtdis.storage.fingerprint import digest
+from openmm_vtdis.storage.fingerprint import fingerprint
 
 READ_EVERY = 16
 """Steps between looks at the loss: each waits for a GPU to finish what it has been given."""
@@ -117,9 +117,9 @@ class TrainingConfig:
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
         return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine
 
-    def draw_levels(self, n: int, generator: torch.Generator) -> Tensor:
+    def draw_levels(self, n: int, rng: torch.Generator) -> Tensor:
         """Draw n noise levels, (n,) float32."""
-        normal = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float32)
+        normal = torch.randn(n, generator=rng, device=rng.device, dtype=torch.float32)
         log_t = self.log_t_mean + self.log_t_std * normal
         return log_t.clamp(math.log(self.t_min), math.log(self.t_max)).exp()
 
@@ -148,15 +148,41 @@ class TrainingLog:
         self.seconds.append(seconds)
 
 
+class Trainable(Protocol):
+    """What a trainer trains: a torch module with a loss, a denoiser or a head of one."""
+
+    @property
+    def space(self) -> Space:
+        """Where configurations live."""
+        ...
+
+    @property
+    def graph_safe(self) -> bool:
+        """Whether a training step may be recorded as a CUDA graph."""
+        ...
+
+    def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Of clean (B, M, D), t (B,) and noise (B, M, D): (B,)."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def buffers(self) -> Iterator[Tensor]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
+
+    def eval(self) -> object: ...
+
+
 class Trainer:
     """One training run: parameters, their average, optimiser, random stream and history.
 
     Parameters
     ----------
     denoiser
-        A torch module with a ``space`` and a ``loss`` of clean (B, M, D), t (B,) and noise
-        (B, M, D) per configuration, (B,): a denoiser, or a head of one. Trained in place; holds
-        the EMA weights after :meth:`run`.
+        A denoiser, or a head of one. Trained in place; holds the EMA weights after :meth:`run`.
     frames, held_out
         (n, M, D) configurations in model units, projected onto the space.
     config
@@ -165,7 +191,7 @@ class Trainer:
 
     def __init__(
         self,
-        denoiser: Any,
+        denoiser: Trainable,
         frames: Tensor,
         held_out: Tensor,
         config: TrainingConfig,
@@ -175,7 +201,7 @@ class Trainer:
         device = next(denoiser.parameters()).device
         self.frames = frames.to(device, torch.float32)
         self.held_out = held_out.to(device, torch.float32)
-        self.generator = make_generator(config.seed, device)
+        self.rng = make_rng(config.seed, device)
         self.optimizer = torch.optim.Adam(
             denoiser.parameters(), lr=config.learning_rate, fused=True
         )
@@ -186,7 +212,7 @@ class Trainer:
         self._recent: list[float] = []
         self._unread: list[Tensor] = []
         self._steps = 0
-        self._recording: recording.Recording | None = None
+        self._recording: cuda_graphs.Recording | None = None
 
     def run(
         self,
@@ -235,7 +261,7 @@ class Trainer:
         n_iterations = self.config.n_iterations
         first = distributed.in_group()[0] == 0
         distributed.copy_from_first([*self.denoiser.state_dict().values(), *self.average.values()])
-        state = digest(json.dumps(self._identity()), self.generator.get_state())
+        state = fingerprint(self._identity(), self.rng.get_state())
         if not distributed.all_alike(f"{state} {self.iteration}", self.frames.device):
             raise ValueError(
                 "training: expected the same run, at the same iteration, in all processes, got "
@@ -265,18 +291,18 @@ class Trainer:
 
     @torch.enable_grad()
     def _step(self) -> None:
-        config, generator = self.config, self.generator
+        config, rng = self.config, self.rng
         n_frames, device = len(self.frames), self.frames.device
-        index = torch.randint(n_frames, (config.batch_size,), generator=generator, device=device)
+        index = torch.randint(n_frames, (config.batch_size,), generator=rng, device=device)
         clean = self.frames[index]
-        levels = config.draw_levels(config.batch_size, generator)
-        noise = self.denoiser.space.standard_normal(config.batch_size, generator, torch.float32)
+        levels = config.draw_levels(config.batch_size, rng)
+        noise = self.denoiser.space.standard_normal(config.batch_size, rng, torch.float32)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.iteration)
         rank, n_processes = distributed.in_group()
         batch = [v[rank::n_processes] for v in (clean, levels, noise)]
-        may_record = recording.can_record(self.denoiser) and n_processes == 1
-        if may_record and recording.small_enough(clean):
+        may_record = self.denoiser.graph_safe and n_processes == 1
+        if may_record and cuda_graphs.small_enough(clean):
             loss = self._recorded(batch)
         else:
             loss = self._gradients(*batch)
@@ -285,7 +311,8 @@ class Trainer:
             for parameter in parameters:  # one that some share of the batch did not use
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            distributed.sum_over_group([loss, *(p.grad for p in parameters)])
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            distributed.sum_over_group([loss, *gradients])
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
         self._unread.append(torch.stack([loss, norm]))
         self.optimizer.step()
@@ -329,8 +356,8 @@ class Trainer:
         Not of a pair head's training, which waits for its decompositions, nor in a process group.
         """
         self._steps += 1
-        if self._recording is None and self._steps > recording.AFTER:
-            self._recording = recording.Recording(self._gradients, *batch)
+        if self._recording is None and self._steps > cuda_graphs.AFTER:
+            self._recording = cuda_graphs.Recording(self._gradients, *batch)
         run = self._gradients if self._recording is None else self._recording
         return run(*batch)  # type: ignore[no-any-return]
 
@@ -342,13 +369,13 @@ class Trainer:
     @torch.no_grad()
     def held_out_loss(self, n: int = 2048) -> float:
         """Denoising loss of the EMA weights on held-out frames, with fixed noise."""
-        generator = make_generator(0, self.held_out.device)
+        rng = make_rng(0, self.held_out.device)
         current = {k: v.clone() for k, v in self.denoiser.state_dict().items()}
         self.denoiser.load_state_dict(self.average)
         total, count = 0.0, 0
         for chunk in self.held_out[:n].split(256):
-            levels = self.config.draw_levels(len(chunk), generator)
-            noise = self.denoiser.space.standard_normal(len(chunk), generator, torch.float32)
+            levels = self.config.draw_levels(len(chunk), rng)
+            noise = self.denoiser.space.standard_normal(len(chunk), rng, torch.float32)
             total += float(self.denoiser.loss(chunk, levels, noise).sum())
             count += len(chunk)
         self.denoiser.load_state_dict(current)
@@ -361,7 +388,7 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        tensors["generator"] = self.generator.get_state()
+        tensors["generator"] = self.rng.get_state()
         metadata = {
             "run": self._identity(),
             "iteration": self.iteration,
@@ -394,7 +421,7 @@ class Trainer:
             states.setdefault(index, {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self.generator.set_state(tensors["generator"])
+        self.rng.set_state(tensors["generator"])
         self.iteration = int(metadata["iteration"])
         self._elapsed = float(metadata["elapsed"])
         self._recent = list(metadata["recent"])
@@ -406,8 +433,8 @@ class Trainer:
         return {
             "config": dataclasses.asdict(self.config),
             "parameters": {k: list(v.shape) for k, v in self.denoiser.state_dict().items()},
-            "network": digest(repr(self.denoiser), *self.denoiser.buffers()),
-            "frames": digest(self.frames, self.held_out),
+            "network": fingerprint(repr(self.denoiser), list(self.denoiser.buffers())),
+            "frames": fingerprint(self.frames, self.held_out),
         }
 
 

@@ -40,7 +40,7 @@ def adapt(
     grid: Schedule,
     denoiser: Denoiser,
     frames: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     batch_size: int = 256,
     progress: bool = True,
     n_frames: int = N_FRAMES,
@@ -55,10 +55,10 @@ def adapt(
         the best one, with 250 up to 60 %, a geometric one 150 to 200 %.
     """
     even = Schedule.geometric(N_LEVELS - 1, grid.times[0], grid.times[-1]).tensor
-    index = torch.randint(
-        len(frames), (n_frames,), generator=generator, device=generator.device
-    ).to(frames.device)
-    errors = denoising_errors(denoiser, frames[index], even, generator, batch_size, progress)
+    index = torch.randint(len(frames), (n_frames,), generator=rng, device=rng.device).to(
+        frames.device
+    )
+    errors = denoising_errors(denoiser, frames[index], even, rng, batch_size, progress)
     return equal_shares(even, step_cost(even, errors, denoiser.space.dim), grid.n_steps)
 
 
@@ -67,7 +67,7 @@ def denoising_errors(
     denoiser: Denoiser,
     frames: Tensor,
     levels: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     batch_size: int = 256,
     progress: bool = True,
 ) -> Tensor:
@@ -81,9 +81,9 @@ def denoising_errors(
     ValueError
         If the denoiser gives NaN or infinity.
     """
-    device = generator.device
+    device = rng.device
     clean = frames.to(device, torch.float64)
-    noise = denoiser.space.standard_normal(len(clean), generator)
+    noise = denoiser.space.standard_normal(len(clean), rng)
     total = torch.zeros(len(levels), dtype=torch.float64)
     bar = progress_bar(len(levels), "adapting the grid", progress)
     for i, t in enumerate(levels):

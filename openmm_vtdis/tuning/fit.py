@@ -219,7 +219,7 @@ def fit_sgd(
     return Fit(fitted, value, n_iterations, time.perf_counter() - began)
 
 
-class MeanGains(Fittable):
+class MeanCoefficients(Fittable):
     """Mean coefficients k_n, fitted together with an isotropic precision.
 
     Statistics: <a, a>, <a, b>, <b, b> over v_n. Parameters: (lambda_n, kappa_n = lambda_n k_n).
@@ -256,13 +256,13 @@ class MeanGains(Fittable):
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)
 
-    def isotropic_statistics(self, statistics: Tensor, gains: Tensor) -> Tensor:
+    def isotropic_statistics(self, statistics: Tensor, mean_coefficients: Tensor) -> Tensor:
         """|R|^2 / v_n under the mean of given gains (N,): (S, N, 3) -> (S, N, 1)."""
         aa, ab, bb = statistics.unbind(dim=2)
-        return (aa - 2.0 * gains * ab + gains.square() * bb)[..., None]
+        return (aa - 2.0 * mean_coefficients * ab + mean_coefficients.square() * bb)[..., None]
 
     @property
-    def gains(self) -> Tensor:
+    def mean_coefficients(self) -> Tensor:
         """k_n = kappa_n / lambda_n, (N,)."""
         return self.parameters[:, 1] / self.parameters[:, 0]
 

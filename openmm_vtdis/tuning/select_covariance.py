@@ -6,13 +6,12 @@ tell a variance, where they would not tell a mean of weights.) The price is coun
 network evaluations, so that the same seed makes the same choice::
 
     isotropic   1 a step; always a candidate
-    pairwise    PAIRWISE a step; if the network has a pair head
-    hessian     1 + d DIMENSION a step; if the energy can be differentiated twice
+    pairwise    PAIRWISE_PRICE a step; if the network has a pair head
+    hessian     ``hessian_price`` a step; if the energy can be differentiated twice
 
-and a step that goes by the Laplace approximation costs what one of "hessian" does. Both constants
-are rounded from ``benchmarks/step_time.py``. "tweedie" is no candidate, at 1.5
-evaluations for each product with the Jacobian; the others, "diagonal" to "time-network", are for
-comparison.
+and a step that goes by the Laplace approximation costs what one of "hessian" does. "tweedie" is no
+candidate, at 1.5 evaluations for each product with the Jacobian; the others, "diagonal" to
+"time-network", are for comparison. A family says itself whether it is one, and what it costs.
 """
 
 from __future__ import annotations
@@ -25,17 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_vtdis.coordinates import Energy
 from openmm_vtdis.core import checks
-from openmm_vtdis.diffusion.covariance import FAMILIES, Covariance, Energy, Ranked, make_covariance
-from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
+from openmm_vtdis.diffusion.covariance import COVARIANCES, Covariance, Ranked, make_covariance
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.paths import forward_paths
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.posteriors.hessian import hessian_price
+from openmm_vtdis.diffusion.process import DiffusionProcess
 
 N_PILOT = 256
 """Trajectories of a candidate."""
-PAIRWISE, DIMENSION = 1.3, 0.025
-"""Prices in network evaluations: a step of "pairwise"; a Hessian and its eigenvectors, over d."""
 
 
 @dataclass(frozen=True)
@@ -68,37 +66,38 @@ def candidates(
     rank: int = 4,
 ) -> list[Covariance]:
     """The family of a name, or those that "auto" has to choose from."""
-    kinds = [checks.choice("covariance", covariance, ("auto", *FAMILIES, "full"))]
-    if covariance == "auto":
+    kinds = [checks.choice("covariance", covariance, ("auto", *COVARIANCES, "full"))]
+    if covariance == "auto" and objective == "ddpm":
         kinds = ["isotropic"]
-        head = getattr(getattr(denoiser, "network", None), "pair_head", None)
-        if objective != "ddpm" and head is not None:
-            kinds.append("pairwise")
-        if objective != "ddpm" and twice_differentiable:
-            kinds.append("hessian")
+    elif covariance == "auto":
+        kinds = [
+            kind
+            for kind in COVARIANCES
+            if COVARIANCES[kind].is_candidate(denoiser, twice_differentiable)
+        ]
     families = []
     for kind in kinds:
-        ranked = issubclass(FAMILIES.get(kind, Covariance), Ranked)
+        ranked = kind in COVARIANCES and issubclass(COVARIANCES[kind], Ranked)
         options: dict[str, Any] = {"rank": rank} if ranked else {}
         families.append(make_covariance(kind, denoiser.space, labels, **options))
     return families
 
 
-def price(kernel: DiffusionKernel, kind: str) -> float:
+def price(process: DiffusionProcess, family: Covariance) -> float:
     """Network evaluations that a trajectory costs, see the module."""
-    second = 1.0 + kernel.space.dim * DIMENSION
-    level = 0.0 if kernel.laplace is None else kernel.laplace.level
-    n_laplace = sum(t <= level for t in kernel.schedule.times[1:])
-    one = {"isotropic": 1.0, "pairwise": PAIRWISE, "hessian": second}[kind]
-    return n_laplace * second + (kernel.schedule.n_steps - n_laplace) * one
+    dim = process.space.dim
+    level = 0.0 if process.laplace is None else process.laplace.level
+    n_laplace = sum(t <= level for t in process.schedule.times[1:])
+    rest = process.schedule.n_steps - n_laplace
+    return n_laplace * hessian_price(dim) + rest * family.step_price(dim)
 
 
 def run_pilots(
-    kernels: Mapping[str, DiffusionKernel],
+    processes: Mapping[str, DiffusionProcess],
     families: Sequence[Covariance],
     energy: Energy,
     frames: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     n: int = N_PILOT,
     batch_size: int = 256,
     progress: bool = True,
@@ -107,27 +106,27 @@ def run_pilots(
 
     All see the same frames and the same noise.
     """
-    index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
-    x = frames[index.to(frames.device)].to(generator.device, torch.float64)
-    energies, start = energy(x).detach().cpu(), generator.get_state()
+    index = torch.randint(len(frames), (n,), generator=rng, device=rng.device)
+    x = frames[index.to(frames.device)].to(rng.device, torch.float64)
+    energies, start = energy(x).detach().cpu(), rng.get_state()
     pilots = {}
     for family in families:
-        kernel = kernels[family.kind]
-        generator.set_state(start)
-        if isinstance(family, StateCovariance):
-            untuned = family.with_parameters(family.ddpm_parameters(kernel.schedule))
-            kernel = kernel.with_covariance(untuned)
-            paths = forward_paths(kernel, x, generator, None, batch_size, progress)
+        process = processes[family.kind]
+        rng.set_state(start)
+        if family.by_state:
+            untuned = family.with_parameters(family.ddpm_parameters(process.schedule))
+            process = process.with_covariance(untuned)
+            paths = forward_paths(process, x, rng, None, batch_size, progress)
             log_p = paths.log_reverse
         else:
-            paths = forward_paths(kernel, x, generator, family, batch_size, progress)
+            paths = forward_paths(process, x, rng, family, batch_size, progress)
             statistics: Tensor = paths.statistics  # type: ignore[assignment]
-            initial = family.initial(statistics, kernel.schedule)
-            log_p = -family.cost(initial, statistics, kernel.schedule)
+            initial = family.initial(statistics, process.schedule)
+            log_p = -family.cost(initial, statistics, process.schedule)
         log_w = paths.log_forward - energies - log_p
         log_w = log_w[torch.isfinite(log_w)]
         variance = float(log_w.var()) if 2 * len(log_w) > n else math.inf
-        pilots[family.kind] = Pilot(variance, price(kernel, family.kind))
+        pilots[family.kind] = Pilot(variance, price(process, family))
     return pilots
 
 

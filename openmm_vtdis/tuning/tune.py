@@ -18,28 +18,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_vtdis.coordinates import Energy
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import forward_ess
-from openmm_vtdis.diffusion.covariance import Covariance, Energy, Fittable
-from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
-from openmm_vtdis.diffusion.denoiser import pair_head
+from openmm_vtdis.diffusion.covariance import Covariance, Fittable
 from openmm_vtdis.diffusion.paths import forward_paths
-from openmm_vtdis.diffusion.posteriors.laplace import N_FRAMES as LAPLACE_FRAMES
-from openmm_vtdis.diffusion.posteriors.laplace import find_range
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.tuning import select_covariance
 from openmm_vtdis.tuning.adaptive_schedule import N_FRAMES as GRID_FRAMES
 from openmm_vtdis.tuning.adaptive_schedule import adapt
 from openmm_vtdis.tuning.fit import (
     OBJECTIVES,
     Fit,
-    MeanGains,
+    MeanCoefficients,
     Trajectories,
     check_finite,
     fit,
     fit_sgd,
     log_weights,
 )
+from openmm_vtdis.tuning.laplace_range import N_FRAMES as LAPLACE_FRAMES
+from openmm_vtdis.tuning.laplace_range import find_range
 
 
 @dataclass(frozen=True)
@@ -128,16 +127,16 @@ class TuningReport:
 
 
 def _prepare(
-    kernel: DiffusionKernel,
+    process: DiffusionProcess,
     families: Sequence[Covariance],
     frames: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     schedule: str | None,
     laplace: bool,
     n_frames: int,
     batch_size: int,
     progress: bool,
-) -> tuple[DiffusionKernel, Covariance, str | None]:
+) -> tuple[DiffusionProcess, Covariance, str | None]:
     """What is measured before the fit: an adaptive grid, the range of the Laplace approximation,
     and which covariance is best.
 
@@ -146,66 +145,66 @@ def _prepare(
     """
     if schedule == "adaptive":
         n = min(GRID_FRAMES, n_frames)
-        kernel = kernel.with_schedule(
-            adapt(kernel.schedule, kernel.denoiser, frames, generator, batch_size, progress, n)
+        process = process.with_schedule(
+            adapt(process.schedule, process.denoiser, frames, rng, batch_size, progress, n)
         )
-    low, high = kernel.schedule.times[0], min(kernel.schedule.times[-1], 1.0)
-    kernels = {family.kind: kernel for family in families}
-    by_state = [family.kind for family in families if isinstance(family, StateCovariance)]
-    if by_state and laplace and low < high and kernel.energy is not None:
+    low, high = process.schedule.times[0], min(process.schedule.times[-1], 1.0)
+    processes = {family.kind: process for family in families}
+    by_state = [family.kind for family in families if family.by_state]
+    if by_state and laplace and low < high and process.energy is not None:
         found = find_range(
-            kernel.energy, kernel.denoiser, frames, low, high, generator, batch_size, progress,
+            process.energy, process.denoiser, frames, low, high, rng, batch_size, progress,
             min(LAPLACE_FRAMES, n_frames),
         )  # fmt: skip
-        better = kernel.with_laplace(found, jump=schedule is not None)
-        kernels |= dict.fromkeys(by_state, better)
+        better = process.with_laplace(found, jump=schedule is not None)
+        processes |= dict.fromkeys(by_state, better)
     if len(families) == 1:
-        return kernels[families[0].kind], families[0], None
+        return processes[families[0].kind], families[0], None
     n = min(select_covariance.N_PILOT, n_frames)
     pilots = select_covariance.run_pilots(
-        kernels, families, kernel.energy, frames, generator, n, batch_size, progress  # type: ignore[arg-type]
+        processes, families, process.energy, frames, rng, n, batch_size, progress  # type: ignore[arg-type]
     )  # fmt: skip
     best = max(families, key=lambda family: pilots[family.kind].log_yield)
-    return kernels[best.kind], best, select_covariance.explain(pilots)
+    return processes[best.kind], best, select_covariance.explain(pilots)
 
 
 def collect(
-    kernel: DiffusionKernel,
+    process: DiffusionProcess,
     family: Fittable,
     energy: Energy,
     frames: Tensor,
     n: int,
-    generator: torch.Generator,
+    rng: torch.Generator,
     batch_size: int = 256,
     progress: bool = True,
 ) -> Trajectories:
     """Simulate n forward trajectories from frames (model units) drawn with replacement."""
-    index = torch.randint(len(frames), (n,), generator=generator, device=generator.device)
-    x = frames[index.to(frames.device)].to(generator.device, torch.float64)
-    paths = forward_paths(kernel, x, generator, family, batch_size, progress)
+    index = torch.randint(len(frames), (n,), generator=rng, device=rng.device)
+    x = frames[index.to(frames.device)].to(rng.device, torch.float64)
+    paths = forward_paths(process, x, rng, family, batch_size, progress)
     data = Trajectories(paths.log_forward - energy(x).detach().cpu(), paths.statistics)  # type: ignore[arg-type]
     check_finite(data)
     return data
 
 
 def tune(
-    kernel: DiffusionKernel,
+    process: DiffusionProcess,
     families: Sequence[Covariance],
     energy: Energy,
     frames: Tensor,
     held_out: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     config: TuningConfig,
     schedule: str | None = "adaptive",
     laplace: bool = True,
     batch_size: int = 256,
     progress: bool = True,
-) -> tuple[DiffusionKernel, TuningReport]:
+) -> tuple[DiffusionProcess, TuningReport]:
     """Choose grid and family, and fit the covariance, and the mean if asked, to a kernel.
 
     Parameters
     ----------
-    kernel
+    process
         Denoiser and grid; its covariance is replaced.
     families
         Covariances to choose from, or the only one; their own parameters are ignored.
@@ -228,10 +227,10 @@ def tune(
         raise ValueError(
             'covariance: expected "isotropic" with objective="ddpm", which tunes nothing'
         )
-    if any(family.uses_pairs for family in families):
-        pair_head(kernel.denoiser)  # before anything is measured
-    kernel, family, reason = _prepare(
-        kernel, families, frames, generator, schedule, laplace, config.n_trajectories, batch_size,
+    for family in families:
+        family.estimator(process.denoiser, process.energy)  # before anything is measured
+    process, family, reason = _prepare(
+        process, families, frames, rng, schedule, laplace, config.n_trajectories, batch_size,
         progress,
     )  # fmt: skip
     n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10
@@ -241,17 +240,17 @@ def tune(
     def simulate(kind: Fittable, n: int, pool: Tensor, show: bool = progress) -> Trajectories:
         nonlocal n_simulated
         n_simulated += n
-        return collect(kernel, kind, energy, pool, n, generator, batch_size, show)
+        return collect(process, kind, energy, pool, n, rng, batch_size, show)
 
     if config.tune_mean:
-        gains = MeanGains(family.space, family.labels, torch.zeros(1, 1))
-        data = simulate(gains, n_fit, frames)
+        mean_coefficients = MeanCoefficients(family.space, family.labels, torch.zeros(1, 1))
+        data = simulate(mean_coefficients, n_fit, frames)
         train, validation = data[:-n_validation], data[-n_validation:]
-        mean = fit(gains, train, kernel.schedule, config.objective, validation)
-        kernel = kernel.with_gains(mean.fitted.gains)
+        mean = fit(mean_coefficients, train, process.schedule, config.objective, validation)
+        process = process.with_mean_coefficients(mean.fitted.mean_coefficients)
     data = simulate(family, n_fit, frames)
     train, validation = data[:-n_validation], data[-n_validation:]
-    grid = kernel.schedule
+    grid = process.schedule
     if config.objective == "ddpm":
         best = Fit(family.with_parameters(family.ddpm_parameters(grid)), math.nan, 0, 0.0)
     elif config.method == "convex":
@@ -268,7 +267,7 @@ def tune(
             progress=progress,
         )
     test = simulate(family, n_test, held_out)
-    return kernel.with_covariance(best.fitted), TuningReport(
+    return process.with_covariance(best.fitted), TuningReport(
         forward_ess_train=forward_ess(log_weights(best.fitted, train, grid).detach().numpy()),
         forward_ess_test=forward_ess(log_weights(best.fitted, test, grid).detach().numpy()),
         eta=best.fitted.eta(grid).detach().numpy(),

@@ -49,11 +49,11 @@ def exact_cost() -> Tensor:
 
 
 def test_errors_are_those_of_the_posterior() -> None:
-    generator = torch.Generator().manual_seed(1)
-    frames = torch.randn(20_000, 2, 3, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(1)
+    frames = torch.randn(20_000, 2, 3, generator=rng, dtype=torch.float64)
     frames = frames * WIDTHS.reshape(2, 3)
     levels = LEVELS[::20]
-    errors = denoising_errors(LinearDenoiser(), frames, levels, generator, 300, progress=False)
+    errors = denoising_errors(LinearDenoiser(), frames, levels, rng, 300, progress=False)
     expected = shrinkage(levels)
     sigma = (2.0 * expected.square().sum(dim=1) / len(frames)).sqrt()
     assert float(((errors - expected.sum(dim=1)) / sigma).abs().max()) < 4.0
@@ -87,8 +87,8 @@ def test_ends_are_kept_and_the_number_of_steps_is_free() -> None:
     frames = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for n_steps in (2, 7, 300):
         geometric = Schedule.geometric(n_steps, 0.01, 20.0)
-        generator = torch.Generator().manual_seed(3)
-        grid = adapt(geometric, LinearDenoiser(), frames, generator, progress=False)
+        rng = torch.Generator().manual_seed(3)
+        grid = adapt(geometric, LinearDenoiser(), frames, rng, progress=False)
         assert grid.n_steps == n_steps
         assert (grid.times[0], grid.times[-1]) == pytest.approx((0.01, 20.0), rel=1e-14)
 
@@ -143,9 +143,9 @@ def test_the_divergence_is_that_of_trajectories() -> None:
     excess = {}
     for t_max in (None, 7.0):
         gen.tune(frames, 30, "isotropic", n_trajectories=4_000, t_max=t_max, **settings)
-        assert gen.kernel is not None
-        grid = gen.kernel.schedule
-        log_w = np.asarray(gen.noise(fresh, seed=7, progress=False))
+        assert gen.process is not None
+        grid = gen.process.schedule
+        log_w = np.asarray(gen.log_weights(fresh, seed=7, progress=False))
         excess[t_max] = log_w.mean() - Profile(gen, grid, 8_000).divergence(grid)
         stderr = log_w.std() / np.sqrt(len(log_w))
     assert abs(excess[None]) < 4.0 * stderr + 2e-3
@@ -160,8 +160,8 @@ def test_the_measured_grid_is_nearly_the_best() -> None:
     best = profile.divergence(equal_shares(levels, cost, 40))
     frames = frames_of(gen, 5_000, seed=8) / gen.length
     for seed in range(5):
-        generator = torch.Generator().manual_seed(seed)
-        grid = adapt(geometric, gen.denoiser, frames, generator, progress=False)
+        rng = torch.Generator().manual_seed(seed)
+        grid = adapt(geometric, gen.denoiser, frames, rng, progress=False)
         assert profile.divergence(grid) < 1.3 * best < 0.5 * profile.divergence(geometric)
 
 

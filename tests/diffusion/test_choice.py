@@ -13,7 +13,7 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.tuning import select_covariance
@@ -23,17 +23,17 @@ from tests.conftest import Oracle, exact_generator, make_oracle
 GRID = Schedule.geometric(12, 0.03, 15.0)
 
 
-def generator(seed: int) -> torch.Generator:
+def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def pilots_of(oracle: Oracle, kinds: list[str], n: int = 2000) -> dict[str, Pilot]:
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     labels = [0] * oracle.space.n_particles
     families = [candidates(kind, "alpha2", oracle.denoiser, labels, True)[0] for kind in kinds]
     x = oracle.sample(n, seed=1)
-    kernels, energy = dict.fromkeys(kinds, kernel), oracle.reduced_energy
-    return run_pilots(kernels, families, energy, x, generator(2), n, 500, False)
+    processes, energy = dict.fromkeys(kinds, process), oracle.reduced_energy
+    return run_pilots(processes, families, energy, x, rng(2), n, 500, False)
 
 
 def test_candidates_are_what_the_generator_has() -> None:
@@ -62,10 +62,10 @@ def test_the_variance_is_that_of_the_weights() -> None:
     oracle = make_oracle(4, 2, True)
     pilots = pilots_of(oracle, ["isotropic", "hessian"])
     family = make_covariance("hessian", oracle.space, [0] * 4)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
-    kernel = kernel.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    process = process.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
     x = oracle.sample(2000, seed=3)
-    paths = forward_paths(kernel, x, generator(4), progress=False)
+    paths = forward_paths(process, x, rng(4), progress=False)
     log_w = paths.log_ratio - oracle.reduced_energy(x)
     assert pilots["hessian"].variance == pytest.approx(float(log_w.var()), rel=0.25)
     shifted = log_w + 0.7 * oracle.reduced_energy(x)  # the control: a wrong part of the energy
@@ -83,12 +83,12 @@ def test_the_same_seed_makes_the_same_pilots_and_all_see_the_same_noise() -> Non
 
 def test_the_price_counts_steps_of_either_kind() -> None:
     oracle = make_oracle(4, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     second = 1.0 + 6 * select_covariance.DIMENSION
-    assert price(kernel, "isotropic") == 12.0
-    assert price(kernel, "pairwise") == pytest.approx(12.0 * select_covariance.PAIRWISE)
-    assert price(kernel, "hessian") == pytest.approx(12.0 * second)
-    below = kernel.with_laplace(LaplaceRange(GRID.times[4]), jump=False)
+    assert price(process, "isotropic") == 12.0
+    assert price(process, "pairwise") == pytest.approx(12.0 * select_covariance.PAIRWISE)
+    assert price(process, "hessian") == pytest.approx(12.0 * second)
+    below = process.with_laplace(LaplaceRange(GRID.times[4]), jump=False)
     assert price(below, "pairwise") == pytest.approx(
         4.0 * second + 8.0 * select_covariance.PAIRWISE
     )
@@ -102,10 +102,10 @@ def test_a_candidate_that_fails_on_most_frames_is_not_chosen() -> None:
     def broken(x: Tensor) -> Tensor:
         return torch.full((len(x),), math.nan, dtype=torch.float64)
 
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, broken)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, broken)
     families = candidates("isotropic", "alpha2", oracle.denoiser, [0] * 3, True)
     x = oracle.sample(50, seed=1)
-    pilot = run_pilots({"isotropic": kernel}, families, broken, x, generator(2), 50, 50, False)
+    pilot = run_pilots({"isotropic": process}, families, broken, x, rng(2), 50, 50, False)
     assert pilot["isotropic"].log_yield == -math.inf
 
 
@@ -116,13 +116,13 @@ def test_tune_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.reason is not None
     assert f"{report.covariance} gives the most effective" in report.reason
     assert report.reason in str(report)
-    assert gen.kernel is not None
-    assert gen.kernel.covariance.kind == report.covariance
+    assert gen.process is not None
+    assert gen.process.covariance.kind == report.covariance
     for favourite in ("isotropic", "hessian"):  # whatever the pilots say is done
         rigged = {
             kind: Pilot(0.1 if kind == favourite else 5.0, 8.0) for kind in ("isotropic", "hessian")
         }
         monkeypatch.setattr(select_covariance, "run_pilots", lambda *args, rigged=rigged: rigged)
         assert gen.tune(frames, 8, n_trajectories=200, progress=False).covariance == favourite
-        assert (gen.kernel.laplace is not None) == (favourite == "hessian")
+        assert (gen.process.laplace is not None) == (favourite == "hessian")
     assert gen.tune(frames, 8, "isotropic", n_trajectories=200, progress=False).reason is None

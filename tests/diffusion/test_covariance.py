@@ -29,28 +29,28 @@ LABELS = [0, 1, 1, 2, 1]
 
 def fitted(family: type[ClassCovariance], space: Space, labels: list[int]) -> Covariance:
     """A family with arbitrary, valid parameters that differ from step to step."""
-    generator = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     n_classes = max(labels) + 1
     empty = family(space, labels, torch.zeros(1, 1))
     if family is Block:
         k = len(empty.between)
         rows, columns = torch.tril_indices(k, k)
-        triangle = torch.randn(4, len(rows), generator=generator, dtype=torch.float64)
+        triangle = torch.randn(4, len(rows), generator=rng, dtype=torch.float64)
         triangle[:, rows == columns] = triangle[:, rows == columns].abs() + 0.5
-        lam = torch.rand(4, n_classes, generator=generator, dtype=torch.float64) + 0.5
+        lam = torch.rand(4, n_classes, generator=rng, dtype=torch.float64) + 0.5
         return empty.with_parameters(torch.cat([lam, triangle], dim=1))
     if family is Diagonal:
-        lam = torch.rand(4, n_classes, generator=generator, dtype=torch.float64) + 0.5
+        lam = torch.rand(4, n_classes, generator=rng, dtype=torch.float64) + 0.5
         return empty.with_parameters(lam)
     if family is LowRank:
         k = len(empty.between)
         size = 1 + k * min(4, k)
-        return empty.with_parameters(torch.randn(4, size, generator=generator, dtype=torch.float64))
+        return empty.with_parameters(torch.randn(4, size, generator=rng, dtype=torch.float64))
     if family is TimeNetwork:
         start = empty.initial(torch.zeros(1, 4, 1), GRID)
-        noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(start.shape, generator=rng, dtype=torch.float64)
         return empty.with_parameters(start + 0.3 * noise)
-    return empty.with_parameters(torch.randn(4, 1, generator=generator, dtype=torch.float64))
+    return empty.with_parameters(torch.randn(4, 1, generator=rng, dtype=torch.float64))
 
 
 FAMILIES = [Isotropic, Diagonal, Block, LowRank, TimeNetwork]
@@ -95,11 +95,11 @@ def test_cost_of_statistics_is_minus_the_log_prob(
     family: type[ClassCovariance], space: Space
 ) -> None:
     covariance = fitted(family, space, LABELS)
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     rows, total = [], torch.zeros(6, dtype=torch.float64)
     for n in range(1, 5):
         step = reverse_step(space, n)
-        residual = space.standard_normal(6, generator)
+        residual = space.standard_normal(6, rng)
         rows.append(covariance.statistics(step, residual))
         total -= covariance.at(step).log_prob(residual)
     statistics = torch.stack(rows, dim=1)
@@ -150,9 +150,9 @@ def test_identical_particles_leave_only_the_isotropic_covariance(kind: str) -> N
     space = Space(4, 3)
     template = make_covariance(kind, space, [0] * 4)
     isotropic = make_covariance("isotropic", space, [0] * 4)
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     step = reverse_step(space, 1)
-    residual = [space.standard_normal(50, generator) for _ in range(4)]
+    residual = [space.standard_normal(50, rng) for _ in range(4)]
     rows = [template.statistics(step, r) for r in residual]
     plain = [isotropic.statistics(step, r) for r in residual]
     a = template.with_parameters(template.initial(torch.stack(rows, 1), GRID))

@@ -10,7 +10,7 @@ import torch
 from openmm_vtdis.diffusion.covariance import Covariance, make_covariance
 from openmm_vtdis.diffusion.covariance.base import roughness
 from openmm_vtdis.diffusion.paths import forward_paths
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.tuning.fit import Trajectories, fit, fit_sgd, log_weights, objective_value
 from tests.conftest import Oracle, make_oracle
@@ -24,10 +24,10 @@ def oracle() -> Oracle:
 
 
 def collect(oracle: Oracle, family: Covariance, n: int, seed: int) -> Trajectories:
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID)
     x = oracle.sample(n, seed)
     paths = forward_paths(
-        kernel, x, torch.Generator().manual_seed(seed + 1), family, progress=False
+        process, x, torch.Generator().manual_seed(seed + 1), family, progress=False
     )
     return Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
 
@@ -44,9 +44,9 @@ def test_ten_random_starts_end_at_one_optimum(oracle: Oracle, kind: str) -> None
     data = collect(oracle, family, 2000, seed=1)
     first = family.initial(data.statistics, GRID)
     reference = fit(family, data, GRID)
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for _ in range(10):
-        noise = torch.randn(first.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(first.shape, generator=rng, dtype=torch.float64)
         start = torch.maximum(first * (1.0 + 0.3 * noise), 0.1 * first.abs())
         start = torch.where(family.lower_bounds(first) > 0, start, first + 0.2 * noise)
         again = fit(family, data, GRID, start=start, max_iterations=3000)
@@ -59,11 +59,11 @@ def test_objective_is_convex_along_random_lines(oracle: Oracle, kind: str, objec
     family = make_covariance(kind, oracle.space, [0, 0, 1, 2])
     data = collect(oracle, family, 300, seed=2)
     first = family.initial(data.statistics, GRID)
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for _ in range(20):
         ends = []
         for _ in range(2):
-            noise = torch.randn(first.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(first.shape, generator=rng, dtype=torch.float64)
             end = first + 0.3 * noise
             ends.append(torch.maximum(end, family.lower_bounds(first) + 0.05))
         middle = 0.5 * (ends[0] + ends[1])
@@ -105,16 +105,16 @@ def test_steps_learn_from_each_other(oracle: Oracle, kind: str) -> None:
     """From 100 trajectories: a price on roughness gains on others."""
     family = make_covariance(kind, oracle.space, [0, 0, 1, 1])
     test = collect(oracle, family, 6000, seed=11)
-    gains = []
+    mean_coefficients = []
     for seed in range(12, 24):
         train = collect(oracle, family, 100, seed=100 * seed)
         with_price, without = (
             float(objective_value(log_weights(fit(f, train, GRID).fitted, test, GRID), "alpha2"))
             for f in (family, free(family))
         )
-        gains.append(without - with_price)
-    gain = torch.tensor(gains)
-    assert float(gain.mean()) > 4.0 * float(gain.std()) / math.sqrt(len(gains))
+        mean_coefficients.append(without - with_price)
+    gain = torch.tensor(mean_coefficients)
+    assert float(gain.mean()) > 4.0 * float(gain.std()) / math.sqrt(len(mean_coefficients))
 
 
 def test_roughness_is_what_steps_differ_by_beyond_the_grid() -> None:
@@ -132,10 +132,10 @@ def test_roughness_is_what_steps_differ_by_beyond_the_grid() -> None:
 def test_convex_fit_is_at_least_as_good_as_sgd(oracle: Oracle) -> None:
     family = make_covariance("isotropic", oracle.space, [0] * 4)
     train, test = collect(oracle, family, 6000, seed=5), collect(oracle, family, 6000, seed=50)
-    generator = torch.Generator().manual_seed(9)
+    rng = torch.Generator().manual_seed(9)
 
     def draw(n: int) -> Trajectories:
-        return train[torch.randint(len(train), (n,), generator=generator)]
+        return train[torch.randint(len(train), (n,), generator=rng)]
 
     sgd = fit_sgd(family, draw, GRID, torch.zeros(12, 1), n_iterations=400, progress=False)
     one_pass = fit(family, train, GRID)

@@ -24,7 +24,7 @@ from openmm_vtdis.diffusion.posteriors.laplace import (
     find_range,
     laplace_posterior,
 )
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.mcmc.hmc import sample_hmc
 from openmm_vtdis.model_units import ModelUnits
@@ -34,7 +34,7 @@ from tests.conftest import Oracle, exact_generator, make_oracle, z_of_mean_weigh
 from tests.molecules import molecule
 
 
-def generator(seed: int) -> torch.Generator:
+def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -44,7 +44,7 @@ class Quadratic:
     def __init__(self, space: Space) -> None:
         self.space = space
         vectors = torch.linalg.qr(
-            torch.randn(space.dim, space.dim, generator=generator(1), dtype=torch.float64)
+            torch.randn(space.dim, space.dim, generator=rng(1), dtype=torch.float64)
         )[0]
         self.precision = (vectors * torch.linspace(1.5, 400.0, space.dim).double()) @ vectors.mT
         self.root = torch.linalg.cholesky(torch.linalg.inv(self.precision))
@@ -58,7 +58,7 @@ class Quadratic:
         return log_norm - self.energy(x)
 
     def sample(self, n: int, seed: int) -> Tensor:
-        z = torch.randn(n, self.space.dim, generator=generator(seed), dtype=torch.float64)
+        z = torch.randn(n, self.space.dim, generator=rng(seed), dtype=torch.float64)
         return self.space.expand((z @ self.root.mT).reshape(n, self.space.rank, self.space.n_dims))
 
     def matrix(self, t: float) -> Tensor:
@@ -83,7 +83,7 @@ SPACES = [Space(2, 2), Space(3, 3), Space(3, 1, centred=False)]
 @pytest.mark.parametrize("t", [0.02, 0.3, 4.0])
 def test_a_gaussian_has_its_exact_posterior_whatever_the_denoiser(space: Space, t: float) -> None:
     gaussian = Quadratic(space)
-    x = gaussian.sample(5, seed=2) + t * space.standard_normal(5, generator(3))
+    x = gaussian.sample(5, seed=2) + t * space.standard_normal(5, rng(3))
     exact = (gaussian.matrix(t) @ space.reduce(x).flatten(1)[:, :, None])[:, :, 0] / t**2
     denoised = gaussian(x, torch.full((5,), t))
     assert not torch.allclose(space.reduce(denoised).flatten(1), exact, rtol=1e-3)
@@ -112,10 +112,10 @@ def test_the_posterior_of_springs_in_openmms_units_is_exact() -> None:
         space.basis @ stiffness @ space.basis.mT * length**2 / kt, torch.eye(3).double()
     )
     assert float(torch.linalg.eigvalsh(precision)[0]) > 1.0  # narrower than the model's unit
-    x = space.standard_normal(5, generator(1))
+    x = space.standard_normal(5, rng(1))
     exact = torch.linalg.inv(precision + torch.eye(space.dim) / t**2)
     mean = space.reduce(x).flatten(1) / t**2 @ exact
-    denoised = space.expand(mean.reshape(5, 3, 3)) + 0.01 * space.standard_normal(5, generator(2))
+    denoised = space.expand(mean.reshape(5, 3, 3)) + 0.01 * space.standard_normal(5, rng(2))
 
     def posterior_agrees(energy: Energy) -> bool:
         level = torch.full((5,), t, dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
     space, t = Space(3, 2), 0.3
     gaussian = Quadratic(space)
     x = gaussian.sample(3, seed=2)
-    denoised = x + 50.0 * space.standard_normal(3, generator(3))
+    denoised = x + 50.0 * space.standard_normal(3, rng(3))
 
     def energy(y: Tensor) -> Tensor:
         return torch.where(torch.arange(3) == 1, torch.nan, 1.0) * gaussian.energy(y)
@@ -155,8 +155,8 @@ def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
 def test_it_turns_and_permutes_with_the_configuration() -> None:
     target = double_well().target()
     space, t = target.space, torch.full((4,), 0.1, dtype=torch.float64)
-    x = space.project(torch.randn(4, 4, 2, generator=generator(1), dtype=torch.float64))
-    turn = random_rotations(4, 2, generator(2))
+    x = space.project(torch.randn(4, 4, 2, generator=rng(1), dtype=torch.float64))
+    turn = random_rotations(4, 2, rng(2))
     order = [2, 0, 3, 1]
 
     def moved(y: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def test_many_levels_at_once_are_the_same_as_one_by_one() -> None:
     space = Space(3, 2)
     gaussian = Quadratic(space)
     t = torch.tensor([0.02, 0.3, 4.0], dtype=torch.float64)
-    x = gaussian.sample(3, seed=2) + t[:, None, None] * space.standard_normal(3, generator(3))
+    x = gaussian.sample(3, seed=2) + t[:, None, None] * space.standard_normal(3, rng(3))
     together = laplace_posterior(gaussian.energy, space, x, 0.9 * x, t)
     alone = [
         laplace_posterior(gaussian.energy, space, y, 0.9 * y, s)
@@ -190,7 +190,7 @@ def test_many_levels_at_once_are_the_same_as_one_by_one() -> None:
 def test_a_gaussian_is_taken_from_the_highest_level() -> None:
     gaussian = Quadratic(Space(3, 2))
     found = find_range(
-        gaussian.energy, gaussian, gaussian.sample(500, 1), 0.01, 2.0, generator(2), progress=False
+        gaussian.energy, gaussian, gaussian.sample(500, 1), 0.01, 2.0, rng(2), progress=False
     )
     assert found == LaplaceRange(pytest.approx(2.0), pytest.approx(2.0))  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ def test_a_small_error_of_the_denoiser_is_found_in_spite_of_the_noise(seed: int)
     target = GaussianMixture(torch.zeros(1, 3, 3), [0.7], [1.0], space)
     wide = GaussianMixtureDenoiser(space, target.weights, target.means, 1.3 * target.variances)
     found = find_range(
-        target.reduced_energy, wide, target.sample(500, 1), 0.01, 1.0, generator(seed),
+        target.reduced_energy, wide, target.sample(500, 1), 0.01, 1.0, rng(seed),
         progress=False,
     )  # fmt: skip
     assert found == LaplaceRange(pytest.approx(1.0), pytest.approx(1.0))  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ def test_between_two_modes_the_exact_denoiser_is_taken() -> None:
     """The Laplace approximation sees one mode only; it gains nothing on an exact denoiser."""
     oracle = make_oracle(4, 2, True)
     found = find_range(
-        oracle.reduced_energy, oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0, generator(2),
+        oracle.reduced_energy, oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0, rng(2),
         progress=False,
     )  # fmt: skip
     assert found.level < 1.5
@@ -231,7 +231,7 @@ def test_a_mode_that_the_gaussian_misses_is_seen(seed: int) -> None:
     target = GaussianMixture(torch.stack([apart, -apart]), [0.01, 0.01], [0.5, 0.5], space)
     exact = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
     found = find_range(
-        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, generator(seed),
+        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, rng(seed),
         progress=False,
     )  # fmt: skip
     # At a level t the other mode has the posterior weight exp(-2 / t^2) or more, if x is between
@@ -258,7 +258,7 @@ def test_the_jump_is_from_the_level_before_the_last_that_passes(
 
     monkeypatch.setattr(laplace, "_jump_cost", found)
     measured = find_range(
-        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, generator(0),
+        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, rng(0),
         progress=False,
     )  # fmt: skip
     levels = Schedule.geometric(laplace.N_LEVELS - 1, 0.01, 2.0).times
@@ -280,7 +280,7 @@ def test_a_mode_that_no_draw_meets_is_seen_at_the_frames_in_it() -> None:
     )
     for frames, is_seen in ((known, False), (missed, True)):
         cost, shortfall = laplace._jump_cost(
-            target.reduced_energy, space, frames, x, posterior, t, generator(0)
+            target.reduced_energy, space, frames, x, posterior, t, rng(0)
         )
         assert float(cost.mean()) < laplace.JUMP_COST
         assert (float(shortfall.max()) > laplace.MOST) == is_seen
@@ -290,15 +290,15 @@ def jump_divergence(oracle: Oracle, level: float) -> Tensor:
     """log p(x_0 | x_1) by Bayes, all densities being known, less that of the kernel: (4,000,)."""
     grid = Schedule((1e-4, level, 1.1 * level))
     x = oracle.sample(4_000, 5)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
     family = make_covariance("hessian", oracle.space, [0] * 4, torch.zeros(1, 22))
-    x_1 = kernel.sample_forward(1, x, generator(6))
-    step = kernel.with_laplace(LaplaceRange(level), jump=False).step(1, x_1)
-    log_p = family.at(step).log_prob(x - kernel.mean(step))
+    x_1 = process.sample_forward(1, x, rng(6))
+    step = process.with_laplace(LaplaceRange(level), jump=False).step(1, x_1)
+    log_p = family.at(step).log_prob(x - process.mean(step))
     exact = oracle.denoiser
     variances = exact.variances + grid.times[1] ** 2 - grid.times[0] ** 2
     marginal = GaussianMixture(exact.means, variances, exact.weights, oracle.space)
-    log_q = kernel.forward_log_prob(1, x, x_1) - oracle.reduced_energy(x)
+    log_q = process.forward_log_prob(1, x, x_1) - oracle.reduced_energy(x)
     return log_q + marginal.reduced_energy(x_1) - log_p
 
 
@@ -307,20 +307,20 @@ def test_the_level_itself_goes_by_the_energy_in_whatever_order() -> None:
     space = Space(3, 2)
     gaussian = Quadratic(space)
     grid = Schedule.geometric(6, 0.01, 10.0)
-    kernel = DiffusionKernel.ddpm(gaussian, grid, gaussian.energy)  # type: ignore[arg-type]
-    kernel = kernel.with_laplace(LaplaceRange(grid.times[3]), jump=False)
+    process = DiffusionProcess.ddpm(gaussian, grid, gaussian.energy)  # type: ignore[arg-type]
+    process = process.with_laplace(LaplaceRange(grid.times[3]), jump=False)
     x = gaussian.sample(2, seed=2)
     order = [3, 6, 1, 4, 2]
-    steps = kernel.steps(order, [x] * 5)
+    steps = process.steps(order, [x] * 5)
     assert [step.n for step in steps] == order
     assert [step.posterior is not None for step in steps] == [n <= 3 for n in order]
     for step in steps:
-        torch.testing.assert_close(step.denoised, kernel.step(step.n, x).denoised)
+        torch.testing.assert_close(step.denoised, process.step(step.n, x).denoised)
 
 
-def forward_log_w(gaussian: Quadratic, kernel: DiffusionKernel) -> Tensor:
+def forward_log_w(gaussian: Quadratic, process: DiffusionProcess) -> Tensor:
     x = gaussian.sample(400, seed=7)
-    return gaussian.log_prob(x) + forward_paths(kernel, x, generator(8), progress=False).log_ratio
+    return gaussian.log_prob(x) + forward_paths(process, x, rng(8), progress=False).log_ratio
 
 
 def test_the_error_of_a_denoiser_leaves_the_weights() -> None:
@@ -329,15 +329,15 @@ def test_the_error_of_a_denoiser_leaves_the_weights() -> None:
     gaussian = Quadratic(space)
     family = make_covariance("hessian", space, [0] * 3, torch.zeros(1, 22))
     grid = Schedule.geometric(20, 0.002, 30.0)
-    plain = DiffusionKernel.ddpm(gaussian, grid, gaussian.energy).with_covariance(family)
+    plain = DiffusionProcess.ddpm(gaussian, grid, gaussian.energy).with_covariance(family)
     spreads = {}
-    for name, kernel in {
+    for name, process in {
         "plain": plain,
         "laplace": plain.with_laplace(LaplaceRange(30.0), jump=False),
         "jump": plain.with_laplace(LaplaceRange(30.0, 0.1)),
     }.items():
-        assert kernel.schedule.n_steps == 20
-        spreads[name] = float(forward_log_w(gaussian, kernel).std())
+        assert process.schedule.n_steps == 20
+        spreads[name] = float(forward_log_w(gaussian, process).std())
     assert spreads["laplace"] < 0.02
     assert spreads["jump"] < 0.02
     assert spreads["plain"] > 0.3
@@ -348,15 +348,15 @@ def test_mean_weight_is_one(kind: str) -> None:
     """Weights are exact where the approximation is not: two modes, and a level far too high."""
     oracle = make_oracle(3, 2, True)
     family = make_covariance(kind, oracle.space, [0] * 3, torch.zeros(1, 22))
-    kernel = DiffusionKernel.ddpm(
+    process = DiffusionProcess.ddpm(
         oracle.denoiser, Schedule.geometric(15, 0.02, 15.0), oracle.reduced_energy
     ).with_covariance(family)
-    kernel = kernel.with_laplace(LaplaceRange(0.8, 0.1))
-    paths = reverse_paths(kernel, 4_000, generator(1), progress=False)
+    process = process.with_laplace(LaplaceRange(0.8, 0.1))
+    paths = reverse_paths(process, 4_000, rng(1), progress=False)
     log_w = paths.log_ratio - oracle.reduced_energy(paths.x)
     assert abs(z_of_mean_weight(log_w)) < 4.0
     x = oracle.sample(4_000, 2)
-    log_v = forward_paths(kernel, x, generator(3), progress=False).log_ratio
+    log_v = forward_paths(process, x, rng(3), progress=False).log_ratio
     assert abs(z_of_mean_weight(oracle.reduced_energy(x) - log_v)) < 4.0
 
 
@@ -370,19 +370,19 @@ def test_jumping_keeps_ends_number_and_density() -> None:
     torch.testing.assert_close(ratios, torch.full_like(ratios, math.log(200.0) / 39.0))
     assert grid.jumping(1e-4) is grid
     assert grid.jumping(20.0) is grid
-    again = jumped.resampled(20, keep_first=True)
+    again = jumped.with_n_steps(20, keep_first=True)
     assert (again.n_steps, *again.times[:2], again.times[-1]) == (20, 1e-3, 0.05, 10.0)
     with pytest.raises(ValueError, match="n_steps"):
-        jumped.resampled(2, keep_first=True)
+        jumped.with_n_steps(2, keep_first=True)
 
 
 def test_a_flow_does_not_jump() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(
+    process = DiffusionProcess.ddpm(
         oracle.denoiser, Schedule.geometric(40, 1e-3, 10.0), oracle.reduced_energy
     )
-    jumped = kernel.with_laplace(LaplaceRange(0.2, 0.05))
-    assert kernel.flow_schedule() == kernel.schedule
+    jumped = process.with_laplace(LaplaceRange(0.2, 0.05))
+    assert process.flow_schedule() == process.schedule
     for n in (40, 25):
         flow = jumped.flow_schedule(n)
         torch.testing.assert_close(flow.tensor, Schedule.geometric(n, 1e-3, 10.0).tensor)
@@ -391,12 +391,12 @@ def test_a_flow_does_not_jump() -> None:
 
 def test_a_kernel_keeps_its_jump_for_another_number_of_steps() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(
+    process = DiffusionProcess.ddpm(
         oracle.denoiser, Schedule.geometric(40, 1e-3, 10.0), oracle.reduced_energy
     )
     family = make_covariance("hessian", oracle.space, [0] * 3, torch.zeros(1, 22))
-    jumped = kernel.with_covariance(family).with_laplace(LaplaceRange(0.2, 0.05))
-    again = jumped.resampled(20)
+    jumped = process.with_covariance(family).with_laplace(LaplaceRange(0.2, 0.05))
+    again = jumped.with_n_steps(20)
     assert again.schedule.times[:2] == jumped.schedule.times[:2] == (1e-3, 0.05)
     assert again.laplace == jumped.laplace
 
@@ -405,21 +405,21 @@ def test_a_jump_for_which_the_grid_has_no_room_is_none() -> None:
     """Below its second level, or with too few levels above: else a step would pass for a jump."""
     oracle = make_oracle(3, 2, True)
     grid = Schedule.geometric(12, 0.02, 10.0)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, grid, oracle.reduced_energy)
     for jump in (0.9 * grid.times[1], 1.1 * grid.times[-2]):
-        there = kernel.with_laplace(LaplaceRange(11.0, jump))
+        there = process.with_laplace(LaplaceRange(11.0, jump))
         assert there.schedule == grid
         assert not there.jumps
         assert there.laplace == LaplaceRange(11.0)
-    assert kernel.with_laplace(LaplaceRange(11.0, 1.1 * grid.times[1])).jumps  # control
+    assert process.with_laplace(LaplaceRange(11.0, 1.1 * grid.times[1])).jumps  # control
 
 
 def test_its_covariance_stands_in_for_that_of_every_family() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(
+    process = DiffusionProcess.ddpm(
         oracle.denoiser, Schedule.geometric(20, 0.02, 10.0), oracle.reduced_energy
     ).with_laplace(LaplaceRange(0.5), jump=False)
-    step = kernel.step(3, oracle.sample(5, seed=1))
+    step = process.step(3, oracle.sample(5, seed=1))
     assert step.posterior is not None
     tweedie, hessian = (
         make_covariance(kind, oracle.space, [0] * 3, torch.zeros(1, 22)).at(step)
@@ -435,15 +435,15 @@ def test_a_grid_above_one_goes_without() -> None:
     levels = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
     frames = target.sample(600, seed=1)
     gen.tune(frames, None, "hessian", schedule=levels, n_trajectories=200, progress=False)
-    assert gen.kernel is not None
-    assert gen.kernel.laplace is None
+    assert gen.process is not None
+    assert gen.process.laplace is None
 
 
 def test_a_kernel_without_energy_is_refused() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, Schedule.geometric(5, 0.1, 10.0))
+    process = DiffusionProcess.ddpm(oracle.denoiser, Schedule.geometric(5, 0.1, 10.0))
     with pytest.raises(ValueError, match="knows the energy"):
-        kernel.with_laplace(LaplaceRange(0.2))
+        process.with_laplace(LaplaceRange(0.2))
 
 
 def test_only_covariances_that_know_the_state_use_it() -> None:
@@ -451,17 +451,17 @@ def test_only_covariances_that_know_the_state_use_it() -> None:
     frames = target.sample(600, seed=1)
     for kind, used in (("isotropic", False), ("tweedie", True)):
         gen.tune(frames, 20, kind, n_trajectories=200, progress=False)
-        assert gen.kernel is not None
-        assert (gen.kernel.laplace is not None) == used
+        assert gen.process is not None
+        assert (gen.process.laplace is not None) == used
     gen.tune(frames, 20, "tweedie", n_trajectories=200, laplace=False, progress=False)
-    assert gen.kernel is not None
-    assert gen.kernel.laplace is None
+    assert gen.process is not None
+    assert gen.process.laplace is None
     levels = [0.01 * 2.0**k for k in range(11)]
     gen.tune(frames, None, "tweedie", schedule=levels, n_trajectories=200, progress=False)
-    assert gen.kernel is not None
-    assert gen.kernel.schedule.times == tuple(levels)
-    assert gen.kernel.laplace is not None
-    assert not gen.kernel.jumps
+    assert gen.process is not None
+    assert gen.process.schedule.times == tuple(levels)
+    assert gen.process.laplace is not None
+    assert not gen.process.jumps
 
 
 @pytest.fixture(scope="module")
@@ -478,13 +478,13 @@ def test_an_archive_keeps_it(frames: Tensor, tmp_path: Path) -> None:
     )
     gen.train(frames, 3, progress=False)
     gen.tune(frames, 10, "hessian", n_trajectories=100, progress=False)
-    assert gen.kernel is not None
+    assert gen.process is not None
     found = LaplaceRange(0.3, 0.05)
-    gen.kernel = gen.kernel.with_laplace(found)
+    gen.process = gen.process.with_laplace(found)
     again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "a.vtdis"))
-    assert again.kernel is not None
-    assert again.kernel.laplace == found
-    assert again.kernel.schedule == gen.kernel.schedule
+    assert again.process is not None
+    assert again.process.laplace == found
+    assert again.process.schedule == gen.process.schedule
     one, two = (g.sample(20, seed=3, progress=False) for g in (gen, again))
     torch.testing.assert_close(torch.tensor(one.log_weights), torch.tensor(two.log_weights))
 
@@ -496,5 +496,5 @@ def test_energies_from_contexts_are_not_asked_for_second_derivatives(frames: Ten
     )
     gen.train(frames, 3, progress=False)
     gen.tune(frames, 10, "tweedie", n_trajectories=100, progress=False)
-    assert gen.kernel is not None
-    assert gen.kernel.laplace is None
+    assert gen.process is not None
+    assert gen.process.laplace is None

@@ -14,7 +14,7 @@ from openmm_vtdis.diffusion.covariance import ReverseStep, make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.posteriors.pairwise import pair_laplacian, posterior_shape
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.networks.pair_head import PairHead, pair_indices
@@ -26,13 +26,13 @@ from tests.conftest import make_oracle, z_of_mean_weight
 GRID = Schedule.geometric(12, 0.03, 15.0)
 
 
-def generator(seed: int) -> torch.Generator:
+def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def random_pairs(n: int, space: Space, seed: int = 0) -> Tensor:
     n_pairs = space.n_particles * (space.n_particles - 1) // 2
-    return torch.randn(n, n_pairs, 4, generator=generator(seed), dtype=torch.float64).exp()
+    return torch.randn(n, n_pairs, 4, generator=rng(seed), dtype=torch.float64).exp()
 
 
 def pairs_of(n_particles: int) -> list[tuple[int, int]]:
@@ -43,10 +43,10 @@ def pairs_of(n_particles: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3), Space(3, 2, False)], ids=str)
 def test_the_pair_laplacian_is_the_hessian_of_springs(space: Space) -> None:
     """1/2 sum_{i<j} [alpha |z_ij|^2 + beta (r_ij . z_ij)^2] for displacements z."""
-    x = space.standard_normal(3, generator(1))
+    x = space.standard_normal(3, rng(1))
     pairs = random_pairs(3, space)
     matrix = pair_laplacian(space, pairs[..., 0], pairs[..., 1], x)
-    z = space.standard_normal(3, generator(2))
+    z = space.standard_normal(3, rng(2))
     energy = torch.zeros(3, dtype=torch.float64)
     for p, (i, j) in enumerate(pairs_of(space.n_particles)):
         line = x[:, i] - x[:, j]
@@ -65,7 +65,7 @@ def test_the_pair_laplacian_is_the_hessian_of_springs(space: Space) -> None:
 @pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3), Space(3, 2, False)], ids=str)
 def test_the_posterior_is_a_precision_and_a_covariance(space: Space) -> None:
     """(I + t^2 / M  L_1)^-1 + t^2 / (10 M (1 + t^2)^2) L_2, of levels that differ."""
-    x, pairs = space.standard_normal(3, generator(1)), random_pairs(3, space)
+    x, pairs = space.standard_normal(3, rng(1)), random_pairs(3, space)
     t = torch.tensor([0.02, 0.5, 3.0], dtype=torch.float64)
     found = posterior_shape(space, pairs, x, t)
     for k, level in enumerate(t.tolist()):
@@ -82,7 +82,7 @@ def test_the_posterior_is_a_precision_and_a_covariance(space: Space) -> None:
 def test_a_laplacian_may_be_needed_in_inference_mode_first() -> None:
     """What is kept of a space then serves training too."""
     space = Space(9, 2)  # of no other test
-    x, pairs = space.standard_normal(2, generator(1)), random_pairs(2, space)
+    x, pairs = space.standard_normal(2, rng(1)), random_pairs(2, space)
     with torch.inference_mode():
         expected = pair_laplacian(space, pairs[..., 0], pairs[..., 1], x)
     alpha = pairs[..., 0].clone().requires_grad_()
@@ -114,7 +114,7 @@ def test_the_head_reads_messages_and_the_noise_level() -> None:
 
 def test_factors_of_a_step_are_those_of_the_fit() -> None:
     """For levels between knots, on them and beyond them, whatever the step's other end."""
-    family = pairwise_kernel(Space(3, 2)).covariance
+    family = pairwise_process(Space(3, 2)).covariance
     for t in (1e-4, 0.01, 0.0234, 0.7, 90.0, 300.0):
         for ratio in (0.3, 0.9):
             levels = torch.tensor([[ratio * t, t]], dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_factors_of_a_step_are_those_of_the_fit() -> None:
 def test_a_posterior_that_is_not_finite_is_taken_as_round() -> None:
     """And only that one: those of others in its batch are what they were."""
     space, t = Space(4, 3), torch.full((3,), 0.4, dtype=torch.float64)
-    pairs, x = random_pairs(3, space), space.standard_normal(3, generator(1))
+    pairs, x = random_pairs(3, space), space.standard_normal(3, rng(1))
     expected = posterior_shape(space, pairs, x, t)
     assert float((expected[1] - torch.eye(space.dim)).abs().max()) > 0.1
     bad_pairs, bad_x = pairs.clone(), x.clone()
@@ -138,25 +138,25 @@ def test_a_posterior_that_is_not_finite_is_taken_as_round() -> None:
         torch.testing.assert_close(found[1], torch.eye(space.dim, dtype=torch.float64))
 
 
-def pairwise_kernel(space: Space, double: bool = False) -> DiffusionKernel:
+def pairwise_process(space: Space, double: bool = False) -> DiffusionProcess:
     torch.manual_seed(0)
     network = EGNN([0] + [1] * (space.n_particles - 1), space.n_dims, 2, 16, pair_head=16)
     torch.nn.init.normal_(network.pair_head.exit.weight, std=1.0)  # type: ignore[union-attr]
     denoiser = PreconditionedDenoiser(network.double() if double else network, space)
-    parameters = 0.3 * torch.randn(1, 22, generator=generator(5), dtype=torch.float64)
+    parameters = 0.3 * torch.randn(1, 22, generator=rng(5), dtype=torch.float64)
     family = make_covariance("pairwise", space, network.config["labels"], parameters)
-    return DiffusionKernel.ddpm(denoiser, GRID).with_covariance(family)
+    return DiffusionProcess.ddpm(denoiser, GRID).with_covariance(family)
 
 
 def in_particle_coordinates(
-    kernel: DiffusionKernel, step: ReverseStep, residual: Tensor, projected: bool = True
+    process: DiffusionProcess, step: ReverseStep, residual: Tensor, projected: bool = True
 ) -> Tensor:
     """log density of residuals from (M D, M D) matrices, loops and their definition: (B,).
 
     No reduced coordinates: on the space the covariance has a pseudo-inverse and a
     pseudo-determinant. Not ``projected``: the precision's identity is that of all R^(M D).
     """
-    family, m, n_dims = kernel.covariance, kernel.space.n_particles, kernel.space.n_dims
+    family, m, n_dims = process.covariance, process.space.n_particles, process.space.n_dims
     a, c = (
         float(v)
         for v in family._scales(family.parameters, torch.tensor([[step.s, step.t]]).double())  # type: ignore[attr-defined]
@@ -188,28 +188,28 @@ def in_particle_coordinates(
 
 @pytest.mark.parametrize("n", [2, 6, 11])
 def test_the_density_is_that_of_the_projected_covariance(n: int) -> None:
-    kernel = pairwise_kernel(Space(4, 3))
-    step = kernel.step(n, GRID.times[n] * kernel.space.standard_normal(3, generator(n)))
-    scatter = kernel.covariance.at(step)
-    residual = scatter.sample(3, generator(9))
+    process = pairwise_process(Space(4, 3))
+    step = process.step(n, GRID.times[n] * process.space.standard_normal(3, rng(n)))
+    scatter = process.covariance.at(step)
+    residual = scatter.sample(3, rng(9))
     log_p = scatter.log_prob(residual)
     torch.testing.assert_close(
-        log_p, in_particle_coordinates(kernel, step, residual), rtol=1e-8, atol=1e-8
+        log_p, in_particle_coordinates(process, step, residual), rtol=1e-8, atol=1e-8
     )
     # Controls: without the projection, and a covariance in the unit of another noise level
-    wrong = in_particle_coordinates(kernel, step, residual, projected=False)
+    wrong = in_particle_coordinates(process, step, residual, projected=False)
     assert float((wrong - log_p).abs().min()) > 0.1
     other = dataclasses.replace(step, s=1.01 * step.s)
-    assert float((in_particle_coordinates(kernel, other, residual) - log_p).abs().max()) > 0.01
+    assert float((in_particle_coordinates(process, other, residual) - log_p).abs().max()) > 0.01
 
 
 def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
-    kernel = pairwise_kernel(Space(4, 3))
-    space, family = kernel.space, kernel.covariance
+    process = pairwise_process(Space(4, 3))
+    space, family = process.space, process.covariance
     rows, total = [], torch.zeros(5, dtype=torch.float64)
     for n in range(1, 13):
-        step = kernel.step(n, GRID.times[n] * space.standard_normal(5, generator(n)))
-        residual = 0.1 * space.standard_normal(5, generator(40 + n))
+        step = process.step(n, GRID.times[n] * space.standard_normal(5, rng(n)))
+        residual = 0.1 * space.standard_normal(5, rng(40 + n))
         rows.append(family.statistics(step, residual))
         log_prob = family.at(step).log_prob(residual)
         total -= log_prob
@@ -229,13 +229,13 @@ def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
 @pytest.mark.parametrize("n_dims", [2, 3])
 def test_pairwise_turns_with_the_configuration(n_dims: int) -> None:
     space = Space(4, n_dims)
-    kernel = pairwise_kernel(space, double=True)
-    x = space.standard_normal(3, generator(1))
-    turn = random_rotations(3, n_dims, generator(2))
+    process = pairwise_process(space, double=True)
+    x = space.standard_normal(3, rng(1))
+    turn = random_rotations(3, n_dims, rng(2))
     turn[:, :, 0] *= -1.0
     order = [0, 3, 1, 2]
-    before = kernel.covariance.shape(kernel.step(5, x))  # type: ignore[attr-defined]
-    after = kernel.covariance.shape(kernel.step(5, (x @ turn)[:, order]))  # type: ignore[attr-defined]
+    before = process.covariance.shape(process.step(5, x))  # type: ignore[attr-defined]
+    after = process.covariance.shape(process.step(5, (x @ turn)[:, order]))  # type: ignore[attr-defined]
     identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
     tangents = space.expand(identity.reshape(3, space.dim, space.rank, n_dims))
     motion = space.reduce((tangents @ turn[:, None])[:, :, order]).flatten(2).mT
@@ -261,22 +261,20 @@ def test_pairwise_weights_are_exact_with_any_head() -> None:
 
     family = make_covariance("pairwise", oracle.space, [0] * 4, torch.zeros(1, 22))
     grid = Schedule.geometric(30, 0.03, 15.0)
-    kernel = DiffusionKernel.ddpm(WithRandomPairs(), grid).with_covariance(family)
-    paths = reverse_paths(kernel, 3000, generator(1), progress=False)
+    process = DiffusionProcess.ddpm(WithRandomPairs(), grid).with_covariance(family)
+    paths = reverse_paths(process, 3000, rng(1), progress=False)
     log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
     assert abs(z_of_mean_weight(log_w)) < 4.0
     x = oracle.sample(3000, seed=2)
-    log_v = (
-        -oracle.reduced_energy(x) + forward_paths(kernel, x, generator(3), progress=False).log_ratio
-    )
+    log_v = -oracle.reduced_energy(x) + forward_paths(process, x, rng(3), progress=False).log_ratio
     assert abs(z_of_mean_weight(-log_v)) < 4.0
 
 
 def test_training_the_head_lowers_its_loss_and_nothing_else() -> None:
     oracle = make_oracle(3, 2, True)
     frames = oracle.sample(600, seed=0)
-    kernel = pairwise_kernel(Space(3, 2))
-    denoiser = kernel.denoiser
+    process = pairwise_process(Space(3, 2))
+    denoiser = process.denoiser
     before = {k: v.clone() for k, v in denoiser.state_dict().items() if "pair_head" not in k}  # type: ignore[attr-defined]
     config = TrainingConfig(150, batch_size=64, learning_rate=5e-3, seed=1)
     with new_pair_head(denoiser, 16, seed=1) as objective:
@@ -303,7 +301,7 @@ def test_a_head_whose_training_failed_is_taken_away_again() -> None:
 def test_a_checkpoint_for_another_denoiser_is_refused(tmp_path: Path) -> None:
     frames = make_oracle(3, 2, True).sample(100, seed=0)
     config = TrainingConfig(4, batch_size=8, seed=1)
-    denoiser = pairwise_kernel(Space(3, 2)).denoiser
+    denoiser = pairwise_process(Space(3, 2)).denoiser
     for change in (0.0, 0.0, 0.1):
         denoiser.network.node_input.weight.data += change  # type: ignore[attr-defined]
         with new_pair_head(denoiser, 8, seed=1) as objective:
@@ -320,7 +318,7 @@ def test_the_training_of_a_head_resumes_bit_for_bit(tmp_path: Path) -> None:
     path, config = tmp_path / "head.ckpt", TrainingConfig(12, batch_size=8, seed=1)
 
     def run(stop: bool) -> dict[str, Tensor]:
-        denoiser = pairwise_kernel(Space(3, 2)).denoiser
+        denoiser = pairwise_process(Space(3, 2)).denoiser
         with new_pair_head(denoiser, 8, seed=1) as objective:
             trainer = Trainer(objective, frames[:80], frames[80:], config)
             if stop:
@@ -342,18 +340,18 @@ def test_the_training_of_a_head_resumes_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["tweedie", "hessian", "pairwise"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_configuration_that_is_not_finite_stays_alone(kind: str, bad: float) -> None:
-    kernel = pairwise_kernel(Space(4, 2))
-    family = make_covariance(kind, kernel.space, [0, 1, 1, 1], torch.zeros(1, 22))
+    process = pairwise_process(Space(4, 2))
+    family = make_covariance(kind, process.space, [0, 1, 1, 1], torch.zeros(1, 22))
     energy = make_oracle(4, 2, True).reduced_energy
-    kernel = DiffusionKernel.ddpm(kernel.denoiser, GRID, energy).with_covariance(family)
-    clean = kernel.space.standard_normal(5, generator(1))
+    process = DiffusionProcess.ddpm(process.denoiser, GRID, energy).with_covariance(family)
+    clean = process.space.standard_normal(5, rng(1))
     x = clean.clone()
     x[2, 1, 0] = bad
-    residual = 0.1 * kernel.space.standard_normal(5, generator(2))
-    expected = family.at(kernel.step(6, clean)).log_prob(residual)
-    scatter = family.at(kernel.step(6, x))
+    residual = 0.1 * process.space.standard_normal(5, rng(2))
+    expected = family.at(process.step(6, clean)).log_prob(residual)
+    scatter = family.at(process.step(6, x))
     good = torch.tensor([0, 1, 3, 4])
     torch.testing.assert_close(scatter.log_prob(residual)[good], expected[good])
-    assert bool(torch.isfinite(scatter.sample(5, generator(3))).all())
-    statistics = family.statistics(kernel.step(6, x, pairs=kind == "pairwise"), residual)
+    assert bool(torch.isfinite(scatter.sample(5, rng(3))).all())
+    statistics = family.statistics(process.step(6, x, pairs=kind == "pairwise"), residual)
     assert bool(torch.isfinite(statistics[good]).all())

@@ -13,10 +13,10 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN
-from openmm_vtdis.tuning.fit import MeanGains, Trajectories, fit
+from openmm_vtdis.tuning.fit import MeanCoefficients, Trajectories, fit
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(30, 0.03, 15.0)
@@ -26,30 +26,30 @@ KINDS = [
 ]  # fmt: skip
 
 
-def generator(seed: int) -> torch.Generator:
+def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def tuned_kernel(oracle: Oracle, kind: str, n: int = 800) -> DiffusionKernel:
+def tuned_process(oracle: Oracle, kind: str, n: int = 800) -> DiffusionProcess:
     labels = [0] + [1] * (oracle.space.n_particles - 1)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     family = make_covariance(kind, oracle.space, labels)
     x = oracle.sample(n, seed=11)
-    paths = forward_paths(kernel, x, generator(12), family, progress=False)
+    paths = forward_paths(process, x, rng(12), family, progress=False)
     data = Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
     options = {"max_iterations": 60}
-    return kernel.with_covariance(fit(family, data, GRID, "alpha2", **options).fitted)  # type: ignore[arg-type]
+    return process.with_covariance(fit(family, data, GRID, "alpha2", **options).fitted)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mean_weight_is_one_and_both_directions_agree(oracle: Oracle, kind: str) -> None:
-    kernel = tuned_kernel(oracle, kind)
-    paths = reverse_paths(kernel, 3000, generator(1), progress=False)
+    process = tuned_process(oracle, kind)
+    paths = reverse_paths(process, 3000, rng(1), progress=False)
     log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
     assert log_w.dtype == torch.float64
     assert abs(z_of_mean_weight(log_w)) < 4.0
     x = oracle.sample(3000, seed=2)
-    noised = forward_paths(kernel, x, generator(3), progress=False)
+    noised = forward_paths(process, x, rng(3), progress=False)
     log_v = -oracle.reduced_energy(x) + noised.log_ratio
     assert abs(z_of_mean_weight(-log_v)) < 4.0
 
@@ -74,13 +74,13 @@ def test_few_samples_are_noised_at_many_levels_at_once(kind: str) -> None:
 
     energy = oracle.reduced_energy
     family = make_covariance(kind, oracle.space, [0, 1, 1])
-    kernel = DiffusionKernel.ddpm(Counting(), GRID, energy).with_laplace(LaplaceRange(0.2), False)  # type: ignore[arg-type]
-    kernel = kernel.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    process = DiffusionProcess.ddpm(Counting(), GRID, energy).with_laplace(LaplaceRange(0.2), False)  # type: ignore[arg-type]
+    process = process.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
     x = oracle.sample(2, seed=2)
     found = []
     for batch_size in (2, 15, 64):
         batches.clear()
-        paths = forward_paths(kernel, x, generator(3), family, batch_size, progress=False)
+        paths = forward_paths(process, x, rng(3), family, batch_size, progress=False)
         found.append(paths)
         n_low = sum(t <= 0.2 for t in GRID.times[1:])
         if kind != "tweedie":  # which differentiate the denoiser, level by level
@@ -98,15 +98,15 @@ def test_few_samples_are_noised_at_many_levels_at_once(kind: str) -> None:
 def test_negative_control_a_wrong_log_weight_fails(break_it: str) -> None:
     """Leave out one ingredient of the path density, and the same check fails."""
     oracle = make_oracle(4, 2, True)
-    kernel = tuned_kernel(oracle, "diagonal" if break_it == "projection" else "isotropic")
-    paths = reverse_paths(kernel, 3000, generator(1), progress=False)
+    process = tuned_process(oracle, "diagonal" if break_it == "projection" else "isotropic")
+    paths = reverse_paths(process, 3000, rng(1), progress=False)
     log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
     if break_it == "projection":  # the determinant over all particles, not over the subspace
         share = torch.tensor([1.0, 3.0]) / 4.0
-        centre = (share / kernel.covariance.parameters).sum(dim=1).log().sum()
+        centre = (share / process.covariance.parameters).sum(dim=1).log().sum()
         log_w = log_w + 0.5 * oracle.space.n_dims * centre
     elif break_it == "covariance":
-        log_w = log_w + 0.5 * oracle.space.n_dims * kernel.covariance.parameters.sum()
+        log_w = log_w + 0.5 * oracle.space.n_dims * process.covariance.parameters.sum()
     elif break_it == "prior":
         extra = oracle.space.n_dims
         log_w = log_w + 0.5 * extra * math.log(2.0 * math.pi * GRID.times[-1] ** 2)
@@ -117,20 +117,20 @@ def test_negative_control_a_wrong_log_weight_fails(break_it: str) -> None:
 
 def test_tuned_gains_keep_the_weights_exact() -> None:
     oracle = make_oracle(4, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
-    family = MeanGains(oracle.space, [0] * 4, torch.zeros(1, 1))
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    family = MeanCoefficients(oracle.space, [0] * 4, torch.zeros(1, 1))
     x = oracle.sample(2000, seed=4)
-    paths = forward_paths(kernel, x, generator(5), family, progress=False)
+    paths = forward_paths(process, x, rng(5), family, progress=False)
     data = Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)
     fitted = fit(family, data, GRID).fitted
     torch.testing.assert_close(
-        fitted.gains[5:],
-        kernel.mean_gains[5:],
+        fitted.mean_coefficients[5:],
+        process.coefficients[5:],
         rtol=0.15,
         atol=0.0,  # type: ignore[attr-defined]
     )
-    tuned = kernel.with_gains(fitted.gains)  # type: ignore[attr-defined]
-    generated = reverse_paths(tuned, 3000, generator(6), progress=False)
+    tuned = process.with_mean_coefficients(fitted.mean_coefficients)  # type: ignore[attr-defined]
+    generated = reverse_paths(tuned, 3000, rng(6), progress=False)
     log_w = -oracle.reduced_energy(generated.x) + generated.log_ratio
     assert abs(z_of_mean_weight(log_w)) < 4.0
 
@@ -139,17 +139,17 @@ def test_log_ratio_is_invariant_under_rotation_and_reflection() -> None:
     """An equivariant denoiser (one Gaussian at the origin) sees no difference."""
     oracle = make_oracle(4, 3, True)
     oracle.denoiser.means.zero_()
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
     x = oracle.sample(50, seed=1)
-    step = kernel.step(3, x)
+    step = process.step(3, x)
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
-    turned = kernel.step(3, x @ rotation)
-    torch.testing.assert_close(kernel.mean(turned), kernel.mean(step) @ rotation)
+    turned = process.step(3, x @ rotation)
+    torch.testing.assert_close(process.mean(turned), process.mean(step) @ rotation)
     before = x + 0.01 * oracle.sample(50, seed=2)
     for turn in (rotation, -torch.eye(3, dtype=torch.float64)):
         torch.testing.assert_close(
-            kernel.forward_log_prob(3, before @ turn, x @ turn),
-            kernel.forward_log_prob(3, before, x),
+            process.forward_log_prob(3, before @ turn, x @ turn),
+            process.forward_log_prob(3, before, x),
         )
 
 
@@ -159,22 +159,22 @@ def test_log_weight_of_a_moved_trajectory_is_the_same(kind: str) -> None:
     space, labels = Space(5, 3), [0, 1, 1, 2, 1]
     torch.manual_seed(0)
     network = EGNN(labels, 3, n_layers=2, n_hidden=16).double()
-    kernel = DiffusionKernel.ddpm(PreconditionedDenoiser(network, space), GRID)
+    process = DiffusionProcess.ddpm(PreconditionedDenoiser(network, space), GRID)
     family = make_covariance(kind, space, labels)
-    path = [space.standard_normal(4, generator(8))]
+    path = [space.standard_normal(4, rng(8))]
     for n in range(1, GRID.n_steps + 1):
-        path.append(kernel.sample_forward(n, path[-1], generator(100 + n)))
-    residuals = [path[n - 1] - kernel.mean(kernel.step(n, path[n])) for n in (1, 7, 30)]
-    rows = [family.statistics(kernel.step(7, path[7]), r) for r in residuals]
+        path.append(process.sample_forward(n, path[-1], rng(100 + n)))
+    residuals = [path[n - 1] - process.mean(process.step(n, path[n])) for n in (1, 7, 30)]
+    rows = [family.statistics(process.step(7, path[7]), r) for r in residuals]
     spread = torch.stack(rows, dim=1).repeat(1, 10, 1)
-    kernel = kernel.with_covariance(family.with_parameters(family.initial(spread, GRID)))
+    process = process.with_covariance(family.with_parameters(family.initial(spread, GRID)))
 
     def log_ratio(points: list[Tensor]) -> Tensor:
-        total = -kernel.prior_log_prob(points[-1])
+        total = -process.prior_log_prob(points[-1])
         for n in range(1, len(points)):
-            step = kernel.step(n, points[n])
-            reverse = kernel.covariance.at(step).log_prob(points[n - 1] - kernel.mean(step))
-            total = total + kernel.forward_log_prob(n, points[n - 1], points[n]) - reverse
+            step = process.step(n, points[n])
+            reverse = process.covariance.at(step).log_prob(points[n - 1] - process.mean(step))
+            total = total + process.forward_log_prob(n, points[n - 1], points[n]) - reverse
         return total
 
     reference = log_ratio(path)
@@ -193,16 +193,16 @@ def test_log_weight_of_a_moved_trajectory_is_the_same(kind: str) -> None:
 
 def test_another_number_of_steps_needs_a_covariance_for_any_grid() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = tuned_kernel(oracle, "time-network", 400)
-    other = kernel.resampled(17)
+    process = tuned_process(oracle, "time-network", 400)
+    other = process.with_n_steps(17)
     assert other.schedule.n_steps == 17
     assert other.schedule.times[0] == GRID.times[0]
     assert other.schedule.times[-1] == GRID.times[-1]
-    paths = reverse_paths(other, 3000, generator(1), progress=False)
+    paths = reverse_paths(other, 3000, rng(1), progress=False)
     log_w = -oracle.reduced_energy(paths.x) + paths.log_ratio
     assert abs(z_of_mean_weight(log_w)) < 4.0
     with pytest.raises(ValueError, match="expected parameters for 17 steps, got 30"):
-        tuned_kernel(oracle, "block", 400).resampled(17)
+        tuned_process(oracle, "block", 400).with_n_steps(17)
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "diagonal"])
@@ -211,19 +211,19 @@ def test_a_tuning_transfers_between_numbers_of_steps(kind: str, n_steps: int) ->
     """Against a fresh fit on the other grid; the control carries eta over without its grid."""
     oracle = make_oracle(4, 2, True)
 
-    def objective(kernel: DiffusionKernel) -> float:
+    def objective(process: DiffusionProcess) -> float:
         x = oracle.sample(4000, seed=21)
-        paths = forward_paths(kernel, x, generator(22), progress=False)
+        paths = forward_paths(process, x, rng(22), progress=False)
         log_w = -oracle.reduced_energy(x) + paths.log_ratio
         return float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
 
-    tuned = tuned_kernel(oracle, kind, 4000)
-    carried = tuned.resampled(n_steps)
+    tuned = tuned_process(oracle, kind, 4000)
+    carried = tuned.with_n_steps(n_steps)
     other = carried.schedule
     family = make_covariance(kind, oracle.space, [0, 1, 1, 1])
     x = oracle.sample(4000, seed=11)
-    ddpm = DiffusionKernel.ddpm(oracle.denoiser, other)
-    paths = forward_paths(ddpm, x, generator(12), family, progress=False)
+    ddpm = DiffusionProcess.ddpm(oracle.denoiser, other)
+    paths = forward_paths(ddpm, x, rng(12), family, progress=False)
     data = Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)  # type: ignore[arg-type]
     fresh = objective(ddpm.with_covariance(fit(family, data, other, "alpha2").fitted))
     lost = objective(carried) - fresh
@@ -231,7 +231,7 @@ def test_a_tuning_transfers_between_numbers_of_steps(kind: str, n_steps: int) ->
     n = torch.linspace(0.0, 29.0, n_steps).round().long()
     naive = tuned.covariance.with_parameters(tuned.covariance.parameters[n])
     assert objective(ddpm.with_covariance(naive)) - fresh > max(0.03, 3.0 * lost)
-    generated = reverse_paths(carried, 3000, generator(1), progress=False)
+    generated = reverse_paths(carried, 3000, rng(1), progress=False)
     log_w = -oracle.reduced_energy(generated.x) + generated.log_ratio
     assert abs(z_of_mean_weight(log_w)) < 4.0
 
@@ -239,17 +239,17 @@ def test_a_tuning_transfers_between_numbers_of_steps(kind: str, n_steps: int) ->
 def test_mean_coefficients_transfer_too() -> None:
     """Those of DDPM, 1 - r_n, stay those of DDPM."""
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
-    kernel = kernel.with_gains(0.9 * (1.0 - GRID.ratios)).resampled(17)
-    assert kernel.gains is not None
-    torch.testing.assert_close(kernel.gains, 0.9 * (1.0 - kernel.schedule.ratios))
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID)
+    process = process.with_mean_coefficients(0.9 * (1.0 - GRID.ratios)).with_n_steps(17)
+    assert process.mean_coefficients is not None
+    torch.testing.assert_close(process.mean_coefficients, 0.9 * (1.0 - process.schedule.ratios))
 
 
 def test_same_seed_same_result_and_batches_are_independent_streams() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
-    a = reverse_paths(kernel, 100, generator(7), batch_size=40, progress=False)
-    b = reverse_paths(kernel, 100, generator(7), batch_size=40, progress=False)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
+    a = reverse_paths(process, 100, rng(7), batch_size=40, progress=False)
+    b = reverse_paths(process, 100, rng(7), batch_size=40, progress=False)
     assert torch.equal(a.x, b.x)
     assert torch.equal(a.log_ratio, b.log_ratio)
     assert len(a.x.flatten(1).unique(dim=0)) == 100
@@ -269,16 +269,16 @@ def test_a_batch_that_does_not_fit_is_halved_and_begun_again() -> None:
             return oracle.denoiser(x, t)
 
     grid = Schedule.geometric(6, 0.1, 10.0)
-    small, whole = (DiffusionKernel.ddpm(d, grid) for d in (Small(), oracle.denoiser))
-    expected = reverse_paths(whole, 30, generator(1), 4, progress=False)
-    found = reverse_paths(small, 30, generator(1), 16, progress=False)
+    small, whole = (DiffusionProcess.ddpm(d, grid) for d in (Small(), oracle.denoiser))
+    expected = reverse_paths(whole, 30, rng(1), 4, progress=False)
+    found = reverse_paths(small, 30, rng(1), 16, progress=False)
     assert largest[:3] == [16, 8, 4]
     assert torch.equal(found.x, expected.x)
     assert torch.equal(found.log_ratio, expected.log_ratio)
     x = oracle.sample(20, seed=0)
-    expected_f = forward_paths(whole, x, generator(2), None, 4, progress=False)
-    found_f = forward_paths(small, x, generator(2), None, 16, progress=False)
+    expected_f = forward_paths(whole, x, rng(2), None, 4, progress=False)
+    found_f = forward_paths(small, x, rng(2), None, 16, progress=False)
     assert torch.equal(found_f.log_ratio, expected_f.log_ratio)
     Small.room = 0
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        reverse_paths(small, 30, generator(1), 16, progress=False)
+        reverse_paths(small, 30, rng(1), 16, progress=False)

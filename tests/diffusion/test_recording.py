@@ -17,7 +17,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion import paths, recording
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.recording import RecordedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.training.trainer import Trainer, TrainingConfig
@@ -131,19 +131,19 @@ def test_chains_of_a_recorded_denoiser_are_the_same(
 ) -> None:
     monkeypatch.setattr(recording, "AFTER", 3)
     name, _, laplace = kind.partition(", ")
-    kernel = DiffusionKernel.ddpm(shipped.denoiser, GRID, shipped.model_energy)
+    process = DiffusionProcess.ddpm(shipped.denoiser, GRID, shipped.model_energy)
     family = make_covariance(name, shipped.space, shipped.labels)
-    kernel = kernel.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
+    process = process.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
     if laplace:
-        kernel = kernel.with_laplace(LaplaceRange(0.5), jump=False)
+        process = process.with_laplace(LaplaceRange(0.5), jump=False)
     frames = shipped.space.standard_normal(2, torch.Generator().manual_seed(5))
 
     def chains() -> list[Tensor]:
         seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         half_precision = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
         with half_precision:
-            there = paths.reverse_paths(kernel, 7, seeds[0], 4, progress=False)
-            back = paths.forward_paths(kernel, frames, seeds[1], None, 2, progress=False)
+            there = paths.reverse_paths(process, 7, seeds[0], 4, progress=False)
+            back = paths.forward_paths(process, frames, seeds[1], None, 2, progress=False)
         return [there.x, there.log_ratio, back.log_ratio]
 
     eager = chains()
@@ -165,12 +165,12 @@ def test_a_recording_that_computes_nothing_would_be_seen(
         def __call__(self, *inputs: Tensor) -> Any:
             return self.outputs
 
-    kernel = DiffusionKernel.ddpm(shipped.denoiser, GRID, shipped.model_energy)
+    process = DiffusionProcess.ddpm(shipped.denoiser, GRID, shipped.model_energy)
     found = []
     for kind in (TapedRecording, Stale):
         monkeypatch.setattr(recording, "Recording", kind)
         seed = torch.Generator().manual_seed(1)
-        found.append(paths.reverse_paths(kernel, 4, seed, 4, progress=False).log_ratio)
+        found.append(paths.reverse_paths(process, 4, seed, 4, progress=False).log_ratio)
     assert float((found[0] - found[1]).abs().min()) > 1e-2
 
 

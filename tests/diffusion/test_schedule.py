@@ -70,7 +70,7 @@ def test_default_range_follows_the_stiffest_mode() -> None:
 
 @pytest.mark.parametrize("n_steps", [5, 20, 77])
 def test_resampling_a_geometric_grid_gives_a_geometric_grid(n_steps: int) -> None:
-    again = Schedule.geometric(20, 0.02, 10.0).resampled(n_steps)
+    again = Schedule.geometric(20, 0.02, 10.0).with_n_steps(n_steps)
     expected = Schedule.geometric(n_steps, 0.02, 10.0)
     np.testing.assert_allclose(again.times, expected.times, rtol=1e-12)
     pairs = again.pairs

@@ -16,7 +16,7 @@ from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, Preconditio
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.posteriors.hessian import energy_derivatives
 from openmm_vtdis.diffusion.posteriors.jacobian import denoiser_jacobian
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.mcmc.hmc import sample_hmc
@@ -29,7 +29,7 @@ from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 GRID = Schedule.geometric(12, 0.03, 15.0)
 
 
-def generator(seed: int) -> torch.Generator:
+def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -51,19 +51,19 @@ def posterior_covariance(oracle: Oracle, x: Tensor, t: float) -> Tensor:
 
 
 def reverse_step(oracle: Oracle, n: int, x: Tensor) -> ReverseStep:
-    return DiffusionKernel.ddpm(oracle.denoiser, GRID).step(n, x)
+    return DiffusionProcess.ddpm(oracle.denoiser, GRID).step(n, x)
 
 
 def arbitrary(space: Space) -> Tweedie:
     empty = make_covariance("tweedie", space, [0] * space.n_particles)
     start = empty.ddpm_parameters(GRID)
-    noise = torch.randn(start.shape, generator=generator(5), dtype=torch.float64)
+    noise = torch.randn(start.shape, generator=rng(5), dtype=torch.float64)
     return empty.with_parameters(0.3 * noise)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("t", [0.05, 0.7, 8.0])
 def test_the_jacobian_is_the_posterior_covariance(oracle: Oracle, t: float) -> None:
-    x = oracle.sample(20, seed=1) + t * oracle.space.standard_normal(20, generator(2))
+    x = oracle.sample(20, seed=1) + t * oracle.space.standard_normal(20, rng(2))
     jacobian = denoiser_jacobian(oracle.denoiser, oracle.space, x, t)
     torch.testing.assert_close(t**2 * jacobian, posterior_covariance(oracle, x, t))
 
@@ -83,7 +83,7 @@ def test_log_prob_is_the_dense_gaussian(oracle: Oracle) -> None:
     space = oracle.space
     family = arbitrary(space)
     for n in (1, 7, 12):
-        x = GRID.times[n] * space.standard_normal(6, generator(n))
+        x = GRID.times[n] * space.standard_normal(6, rng(n))
         step = reverse_step(oracle, n, x)
         levels = torch.tensor([[step.s, step.t]], dtype=torch.float64)
         a, c = (float(value) for value in family._scales(family.parameters, levels))
@@ -92,7 +92,7 @@ def test_log_prob_is_the_dense_gaussian(oracle: Oracle) -> None:
         reference = torch.distributions.MultivariateNormal(
             torch.zeros(space.dim, dtype=torch.float64), dense
         )
-        residual = space.standard_normal(6, generator(20 + n))
+        residual = space.standard_normal(6, rng(20 + n))
         torch.testing.assert_close(
             family.at(step).log_prob(residual),
             reference.log_prob(space.reduce(residual).flatten(1)),
@@ -103,10 +103,8 @@ def test_cost_of_statistics_is_minus_the_log_prob(oracle: Oracle) -> None:
     family = arbitrary(oracle.space)
     rows, total = [], torch.zeros(5, dtype=torch.float64)
     for n in range(1, 13):
-        step = reverse_step(
-            oracle, n, GRID.times[n] * oracle.space.standard_normal(5, generator(n))
-        )
-        residual = 0.1 * oracle.space.standard_normal(5, generator(40 + n))
+        step = reverse_step(oracle, n, GRID.times[n] * oracle.space.standard_normal(5, rng(n)))
+        residual = 0.1 * oracle.space.standard_normal(5, rng(40 + n))
         rows.append(family.statistics(step, residual))
         total -= family.at(step).log_prob(residual)
     statistics = torch.stack(rows, dim=1)
@@ -119,7 +117,7 @@ def test_samples_have_the_covariance(oracle: Oracle) -> None:
     step = reverse_step(oracle, 9, x[:1])
     one = Tweedie(oracle.space, [0] * oracle.space.n_particles, torch.zeros(1, 22)).at(step)
     scatter = EigenScatter(oracle.space, one.vectors.expand(n, -1, -1), one.variances.expand(n, -1))
-    residual = scatter.sample(n, generator(3))
+    residual = scatter.sample(n, rng(3))
     torch.testing.assert_close(oracle.space.project(residual), residual)
     flat = oracle.space.reduce(residual).flatten(1)
     measured = flat.mT @ flat / n
@@ -136,8 +134,8 @@ def test_covariance_turns_with_the_configuration(n_dims: int) -> None:
     for p in network.parameters():
         p.data = p.data + 0.2 * torch.randn_like(p)
     denoiser = PreconditionedDenoiser(network, space)
-    x = space.standard_normal(3, generator(1))
-    turn = random_rotations(3, n_dims, generator(2))
+    x = space.standard_normal(3, rng(1))
+    turn = random_rotations(3, n_dims, rng(2))
     turn[:, :, 0] *= -1.0
     order = [0, 3, 1, 2]
     with torch.no_grad():
@@ -161,8 +159,8 @@ def test_a_missing_determinant_fails_the_weight_oracle() -> None:
     """Negative control: leave out how log det Sigma depends on the state."""
     oracle = make_oracle(4, 2, True)
     family = Tweedie(oracle.space, [0] * 4, torch.zeros(1, 22))
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID).with_covariance(family)
-    paths = reverse_paths(kernel, 3000, generator(1), progress=False)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID).with_covariance(family)
+    paths = reverse_paths(process, 3000, rng(1), progress=False)
     right = -oracle.reduced_energy(paths.x) + paths.log_ratio
     assert abs(z_of_mean_weight(right)) < 4.0
 
@@ -175,8 +173,8 @@ def test_a_missing_determinant_fails_the_weight_oracle() -> None:
             scatter = super().at(step)
             return Without(scatter.space, scatter.vectors, scatter.variances)
 
-    broken = kernel.with_covariance(Broken(oracle.space, [0] * 4, torch.zeros(1, 22)))
-    paths = reverse_paths(broken, 3000, generator(1), progress=False)
+    broken = process.with_covariance(Broken(oracle.space, [0] * 4, torch.zeros(1, 22)))
+    paths = reverse_paths(broken, 3000, rng(1), progress=False)
     wrong = -oracle.reduced_energy(paths.x) + paths.log_ratio
     wrong = wrong - float(torch.logsumexp(wrong, 0)) + math.log(len(wrong))
     assert float(right.exp().var()) < 0.3 * float(wrong.exp().var())
@@ -184,14 +182,14 @@ def test_a_missing_determinant_fails_the_weight_oracle() -> None:
 
 def test_it_beats_isotropic_with_an_exact_denoiser() -> None:
     oracle = make_oracle(4, 2, True)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, GRID)
+    process = DiffusionProcess.ddpm(oracle.denoiser, GRID)
     objective = {}
     for kind in ("isotropic", "tweedie"):
         family = make_covariance(kind, oracle.space, [0] * 4)
         values = []
         for seed in (1, 2):
             x = oracle.sample(1500, seed)
-            paths = forward_paths(kernel, x, generator(seed), family, progress=False)
+            paths = forward_paths(process, x, rng(seed), family, progress=False)
             values.append(
                 Trajectories(paths.log_forward - oracle.reduced_energy(x), paths.statistics)  # type: ignore[arg-type]
             )
@@ -207,17 +205,17 @@ def test_degenerate_configurations_stay_positive_definite(case: str, kind: str) 
     space = Space(4, 3)
     torch.manual_seed(0)
     denoiser = PreconditionedDenoiser(EGNN([0] * 4, 3, n_layers=2, n_hidden=16), space)
-    x = space.standard_normal(2, generator(0))
+    x = space.standard_normal(2, rng(0))
     if case == "coincident":
         x[:, 1] = x[:, 0]
     elif case == "collinear":
         x[:, :, 1:] = 0.0
     else:
         x = 1e4 * x
-    kernel = DiffusionKernel.ddpm(denoiser, Schedule.geometric(3, 1e-3, 50.0))
+    process = DiffusionProcess.ddpm(denoiser, Schedule.geometric(3, 1e-3, 50.0))
     family = make_covariance(kind, space, [0] * 4, torch.zeros(1, 22))
     for n in (1, 3):
-        scatter = family.at(kernel.step(n, space.project(x)))
+        scatter = family.at(process.step(n, space.project(x)))
         assert bool(torch.isfinite(scatter.vectors).all())
         assert bool((scatter.variances > 0.0).all())
         assert bool(torch.isfinite(scatter.log_prob(x)).all())
@@ -248,39 +246,41 @@ def test_one_gaussian_has_the_exact_posterior(t: float) -> None:
     space, variance = Space(3, 2), 0.4
     mean = torch.zeros(1, 3, 2, dtype=torch.float64)
     oracle = Oracle(GaussianMixtureDenoiser(space, torch.ones(1), mean, torch.tensor([variance])))
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, Schedule((0.05, 0.07, t)), oracle.reduced_energy)
+    process = DiffusionProcess.ddpm(
+        oracle.denoiser, Schedule((0.05, 0.07, t)), oracle.reduced_energy
+    )
     family = make_covariance("hessian", space, [0] * 3, torch.zeros(1, 22))
-    shape = family.shape(kernel.step(2, oracle.sample(4, seed=0)))  # type: ignore[attr-defined]
+    shape = family.shape(process.step(2, oracle.sample(4, seed=0)))  # type: ignore[attr-defined]
     identity = torch.eye(space.dim, dtype=torch.float64).expand(4, -1, -1)
     torch.testing.assert_close(shape, variance / (variance + t**2) * identity)
 
 
 def test_an_energy_that_is_not_finite_counts_as_flat() -> None:
     oracle = make_oracle(3, 2, True)
-    kernel = DiffusionKernel.ddpm(
+    process = DiffusionProcess.ddpm(
         oracle.denoiser, GRID, lambda x: x.square().sum(dim=(1, 2)) * torch.nan
     )
     family = make_covariance("hessian", oracle.space, [0] * 3, torch.zeros(1, 22))
-    step = kernel.step(6, oracle.sample(4, seed=0))
+    step = process.step(6, oracle.sample(4, seed=0))
     identity = torch.eye(4, dtype=torch.float64).expand(4, -1, -1)
     torch.testing.assert_close(family.shape(step), identity / (1.0 + step.t**2))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match='a kernel that knows the energy .* for "hessian"'):
-        family.at(DiffusionKernel.ddpm(oracle.denoiser, GRID).step(6, step.x))
+        family.at(DiffusionProcess.ddpm(oracle.denoiser, GRID).step(6, step.x))
 
 
 # -- on another grid --------------------------------------------------------------------------
 def test_only_what_grows_with_the_step_is_carried_in_proportion() -> None:
     family = arbitrary(Space(4, 2))
-    fine, coarse = GRID.resampled(48), GRID.resampled(6)
-    torch.testing.assert_close(family.resampled(GRID, GRID).parameters, family.parameters)
+    fine, coarse = GRID.with_n_steps(48), GRID.with_n_steps(6)
+    torch.testing.assert_close(family.carried(GRID, GRID).parameters, family.parameters)
     for grid in (fine, coarse):
-        log_a, log_c = family.resampled(GRID, grid).parameters[0].chunk(2)
+        log_a, log_c = family.carried(GRID, grid).parameters[0].chunk(2)
         before, same = family.parameters[0].chunk(2)
         torch.testing.assert_close(log_c, same)
         ratio = float(grid.widening[0] / GRID.widening[0])  # of a geometric grid, everywhere
         torch.testing.assert_close(log_a.abs().expm1(), ratio * before.abs().expm1())
         assert bool((torch.sign(log_a) == torch.sign(before)).all())
-        back = family.resampled(GRID, grid).resampled(grid, GRID)
+        back = family.carried(GRID, grid).with_n_steps(grid, GRID)
         torch.testing.assert_close(back.parameters, family.parameters)
 
 
@@ -290,13 +290,13 @@ def test_a_tuning_for_few_steps_serves_many(monkeypatch: pytest.MonkeyPatch) -> 
     frames = sample_hmc(
         gen.target, n_chains=400, n_samples=1, burn_in=200, seed=45, progress=False
     ).positions
-    untuned = gen.kernel.resampled(10)  # type: ignore[union-attr]
+    untuned = gen.process.with_n_steps(10)  # type: ignore[union-attr]
     wider = torch.zeros_like(untuned.covariance.parameters)
     wider[:, 3:9] = 0.25
 
     def ess(n_steps: int, parameters: Tensor) -> float:
-        gen.kernel = untuned.with_covariance(untuned.covariance.with_parameters(parameters))
-        return forward_ess(gen.noise(frames, n_steps=n_steps, seed=5, progress=False))
+        gen.process = untuned.with_covariance(untuned.covariance.with_parameters(parameters))
+        return forward_ess(gen.log_weights(frames, n_steps=n_steps, seed=5, progress=False))
 
     best = ess(40, 0.0 * wider)
     assert ess(10, wider) > 0.5 * ess(10, 0.0 * wider)
@@ -308,10 +308,10 @@ def test_a_tuning_for_few_steps_serves_many(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_knots_that_trajectories_say_nothing_of_stay(oracle: Oracle) -> None:
     grid = Schedule.geometric(5, 0.03, 15.0)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid)
+    process = DiffusionProcess.ddpm(oracle.denoiser, grid)
     family = make_covariance("tweedie", oracle.space, [0] * oracle.space.n_particles)
     data = collect(
-        kernel, family, oracle.reduced_energy, oracle.sample(300, 1), 300, generator(2),
+        process, family, oracle.reduced_energy, oracle.sample(300, 1), 300, rng(2),
         300, False,
     )  # fmt: skip
     fitted = fit(family, data, grid).fitted.parameters
@@ -325,10 +325,10 @@ def test_knots_that_trajectories_say_nothing_of_stay(oracle: Oracle) -> None:
 def test_the_paper_s_procedure_has_the_penalty_too(oracle: Oracle) -> None:
     """A knot that no level of the grid is near feels nothing else."""
     grid = Schedule.geometric(5, 0.03, 1.0)
-    kernel = DiffusionKernel.ddpm(oracle.denoiser, grid)
+    process = DiffusionProcess.ddpm(oracle.denoiser, grid)
     family = make_covariance("tweedie", oracle.space, [0] * oracle.space.n_particles)
     data = collect(
-        kernel, family, oracle.reduced_energy, oracle.sample(50, 1), 50, generator(2), 50, False
+        process, family, oracle.reduced_energy, oracle.sample(50, 1), 50, rng(2), 50, False
     )
     start = family.ddpm_parameters(grid)
     start[0, 10] = 1.0

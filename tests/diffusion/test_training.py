@@ -94,7 +94,7 @@ def test_negative_control_a_lost_random_state_does_not_resume(tmp_path: Path) ->
     first.save(path)
     second = make_trainer()
     second.restore(path)
-    second.generator.manual_seed(99)
+    second.rng.manual_seed(99)
     second.run(progress=False)
     assert not all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
 
@@ -241,9 +241,9 @@ def test_a_step_keeps_to_its_settings() -> None:
 
 def test_the_held_out_loss_is_the_same_every_time() -> None:
     trainer = make_trainer()
-    state = trainer.generator.get_state()
+    state = trainer.rng.get_state()
     assert trainer.held_out_loss() == trainer.held_out_loss()
-    assert torch.equal(trainer.generator.get_state(), state)
+    assert torch.equal(trainer.rng.get_state(), state)
 
 
 def test_an_autocast_around_a_training_is_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.tuning import tune
 from openmm_vtdis.tuning.fit import Fit, Trajectories
@@ -21,12 +21,12 @@ GRID = Schedule.geometric(8, 0.05, 20.0)
 
 
 def tuned(held_out: Tensor) -> TuningReport:
-    kernel = DiffusionKernel.ddpm(ORACLE.denoiser, GRID, ORACLE.reduced_energy)
+    process = DiffusionProcess.ddpm(ORACLE.denoiser, GRID, ORACLE.reduced_energy)
     family = make_covariance("isotropic", ORACLE.space, [0, 1, 2])
-    generator = torch.Generator().manual_seed(2)
+    rng = torch.Generator().manual_seed(2)
     frames = ORACLE.sample(800, seed=0)
     return tune.tune(
-        kernel, [family], ORACLE.reduced_energy, frames, held_out, generator,
+        process, [family], ORACLE.reduced_energy, frames, held_out, rng,
         TuningConfig(n_trajectories=1_000), "geometric", progress=False,
     )[1]  # fmt: skip
 

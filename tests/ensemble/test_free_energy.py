@@ -195,7 +195,7 @@ def test_an_exact_generator_has_a_known_log_z(space: Space | None) -> None:
     target, gen = exact_generator(0.7, space)
     gen.tune(target.sample(2_000, seed=1), 12, "isotropic", n_trajectories=1_500, progress=False)
     ensemble = gen.sample(3_000, seed=2, progress=False)
-    log_v = gen.noise(target.sample(3_000, seed=3), seed=4, progress=False)
+    log_v = gen.log_weights(target.sample(3_000, seed=3), seed=4, progress=False)
     result = ensemble.free_energy(log_v)
     assert abs(result.z(0.0)) < 4.0
     assert result.stderr < 0.9 * ensemble.log_z().stderr
@@ -214,7 +214,9 @@ def pooled(shift: float = 0.0, with_second: bool = True):  # type: ignore[no-unt
     other = warmer(target)
     gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=1_500, progress=False)
     frames = [target.sample(1_500, seed=3), other.sample(1_500, seed=5) if with_second else None]
-    weights = [None if x is None else gen.noise(x, seed=7, progress=False) + shift for x in frames]
+    weights = [
+        None if x is None else gen.log_weights(x, seed=7, progress=False) + shift for x in frames
+    ]
     arrays = [None if x is None else x.numpy() for x in frames]
     ensemble = gen.sample(2_000, seed=2, progress=False)
     return mbar(ensemble, [target, other], arrays, weights), target, other
@@ -254,7 +256,7 @@ def test_what_cannot_be_pooled() -> None:
     gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     x = target.sample(300, seed=3).numpy()
-    lw = gen.noise(x, seed=7, progress=False)
+    lw = gen.log_weights(x, seed=7, progress=False)
     with pytest.raises(ValueError, match="the one that the ensemble is weighted for"):
         mbar(ensemble, [warmer(target)], [x], [lw])
     with pytest.raises(ValueError, match="frames and log weights of state 0, got only one"):
@@ -281,7 +283,7 @@ def test_samples_that_noise_does_not_belong_to_are_refused() -> None:
     gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     x = target.sample(300, seed=3).numpy()
-    lw = gen.noise(x, seed=7, progress=False)
+    lw = gen.log_weights(x, seed=7, progress=False)
     gen.tune(target.sample(2_000, seed=1), 10, "isotropic", n_trajectories=500, progress=False)
     both = WeightedEnsemble.concatenate([ensemble, gen.sample(300, seed=4, progress=False)])
     for other, message in (
@@ -308,7 +310,7 @@ def test_frames_are_checked_and_may_be_views() -> None:
     gen.tune(target.sample(2_000, seed=1), 20, "isotropic", n_trajectories=500, progress=False)
     ensemble = gen.sample(300, seed=2, progress=False)
     x = target.sample(300, seed=3).numpy()
-    lw = gen.noise(x[::-1], seed=7, progress=False)
+    lw = gen.log_weights(x[::-1], seed=7, progress=False)
     assert abs(mbar(ensemble, [target], [x[::-1]], [lw]).log_z().z(0.0)) < 4.0
     bad = x.copy()
     bad[3] = np.nan
@@ -335,7 +337,7 @@ def test_frames_are_thinned_by_the_energies_of_their_own_state() -> None:
     ensemble = gen.sample(500, seed=2, progress=False)
     number = {}
     for name, frames in (("white", x), ("slow", slow)):
-        lw = gen.noise(frames, seed=7, progress=False)
+        lw = gen.log_weights(frames, seed=7, progress=False)
         pool = mbar(ensemble, [target, other], [None, frames.numpy()], [None, lw])
         number[name] = pool.statistical_inefficiencies[1]
     assert number["white"] < 3.0
@@ -381,7 +383,7 @@ def test_md_of_another_temperature_in_openmm_units() -> None:
     frames = [v**0.5 * cold.space.standard_normal(3_000, rng) for v in variances]
     gen.tune(frames[0], 12, "isotropic", n_trajectories=1_000, progress=False)
     ensemble = gen.sample(3_000, seed=2, progress=False)
-    noised = [gen.noise(x, seed=3 + k, progress=False) for k, x in enumerate(frames)]
+    noised = [gen.log_weights(x, seed=3 + k, progress=False) for k, x in enumerate(frames)]
     state = ThermodynamicState(warm.system, 450.0 * unit.kelvin)
     pool = mbar(ensemble, [cold, state], [x.numpy() for x in frames], noised)
     for k, (target, log_z) in enumerate(((cold, log_z_cold), (warm, log_z_warm))):
@@ -405,7 +407,7 @@ def test_a_generated_sample_without_weight_has_none_in_the_pool() -> None:
     lost = rng.random(2_000) < 0.3
     halved = ensemble.with_log_weights(np.where(lost, -np.inf, ensemble.log_weights))
     x = target.sample(1_000, seed=3).numpy()
-    pool = mbar(halved, [target], [x], [gen.noise(x, seed=7, progress=False)])
+    pool = mbar(halved, [target], [x], [gen.log_weights(x, seed=7, progress=False)])
     values = np.zeros(len(pool.positions))
     values[:2_000] = lost
     assert pool.expectation(values).value == pytest.approx(0.0, abs=1e-9)

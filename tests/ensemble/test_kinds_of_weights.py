@@ -31,7 +31,7 @@ def ensemble(gen: DiffusionBoltzmannGenerator) -> WeightedEnsemble:
 def log_w(gen: DiffusionBoltzmannGenerator, ensemble: WeightedEnsemble) -> np.ndarray:
     """Of frames, which are resampled here."""
     frames = ensemble.resample(300, seed=12).positions
-    return gen.noise(frames, n_steps=25, seed=13, progress=False)
+    return gen.log_weights(frames, n_steps=25, seed=13, progress=False)
 
 
 def test_unweighted_samples_have_means_and_nothing_else(
@@ -160,8 +160,8 @@ def samples(where: float, seed: int = 2) -> WeightedEnsemble:
     target = gaussian_mixture(3)
     gen = DiffusionBoltzmannGenerator.from_denoiser(target, Sometimes(target, math.inf), 1.0)
     gen.tune(target.sample(500, seed=1), 30, "isotropic", n_trajectories=300, progress=False)
-    assert gen.kernel is not None
-    gen.kernel = dataclasses.replace(gen.kernel, denoiser=Sometimes(target, where))
+    assert gen.process is not None
+    gen.process = dataclasses.replace(gen.process, denoiser=Sometimes(target, where))
     return gen.sample(3_000, seed=seed, progress=False)
 
 

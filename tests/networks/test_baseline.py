@@ -10,7 +10,7 @@ from benchmarks.baseline import EdgeListEGNN, sample
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import reverse_paths
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN
 
@@ -81,8 +81,8 @@ def test_what_is_shared_or_unread_is_not_computed(n_layers: int) -> None:
 def test_the_baseline_sampler_is_the_same_process() -> None:
     dense, plain = networks()
     space, grid = Space(5, 3), Schedule.geometric(8, 0.05, 12.0)
-    kernel = DiffusionKernel.ddpm(PreconditionedDenoiser(dense, space), grid)
-    paths = reverse_paths(kernel, 6, torch.Generator().manual_seed(3), progress=False)
+    process = DiffusionProcess.ddpm(PreconditionedDenoiser(dense, space), grid)
+    paths = reverse_paths(process, 6, torch.Generator().manual_seed(3), progress=False)
     x, log_ratio = sample(
         PreconditionedDenoiser(plain, space), grid, 6, torch.Generator().manual_seed(3)
     )

@@ -71,7 +71,9 @@ def temperatures(n: int) -> Experiment:
             gaussian_frames(cold, variance, n // 2, b),
             gaussian_frames(warm, variance * WARM / 300.0, n // 2, c),
         ]
-        log_w = [gen.noise(x, seed=s, progress=False) for x, s in zip(frames, (d, e), strict=True)]
+        log_w = [
+            gen.log_weights(x, seed=s, progress=False) for x, s in zip(frames, (d, e), strict=True)
+        ]
         other = ensemble.reweight(warm)
         pool = mbar(ensemble, [cold, warm], frames, log_w, subsample=False)
         return {
@@ -118,7 +120,7 @@ def flow(n: int) -> Experiment:
         a, b, c = seeds_of(seed, 3)
         options = {"solver": "rk4", "n_steps": 30, "batch_size": n, "progress": False}
         ensemble = gen.sample_ode(n, seed=a, **options)  # type: ignore[arg-type]
-        log_w = gen.noise_ode(target.sample(n, seed=b), seed=c, **options)  # type: ignore[arg-type]
+        log_w = gen.log_weights_ode(target.sample(n, seed=b), seed=c, **options)  # type: ignore[arg-type]
         bar = ensemble.free_energy(log_w, subsample=False, n_bootstraps=0)
         return {
             "log Z, generated": ensemble.log_z().z(0.0),
@@ -159,7 +161,7 @@ def profiles(n: int) -> Experiment:
             found[f"density {k}"] = Estimate(density[k], stderr[k]).z(exact[k])
             energy = Estimate(-math.log(density[k]), stderr[k] / density[k])
             found[f"-log p {k}"] = energy.z(-math.log(exact[k]))
-        log_w = gen.noise(target.sample(n, seed=b), seed=c, progress=False)
+        log_w = gen.log_weights(target.sample(n, seed=b), seed=c, progress=False)
         bar = ensemble.free_energy(log_w, subsample=False, n_bootstraps=100, seed=seed)
         return {
             **found,

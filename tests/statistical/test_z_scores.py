@@ -24,7 +24,7 @@ from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.process import DiffusionKernel
+from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.ensemble import mbar
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture
@@ -77,8 +77,8 @@ def tuned(name: str) -> tuple[GaussianMixture, DiffusionBoltzmannGenerator]:
         target.sample(2_000, seed=0), 20, case.covariance, n_trajectories=1_000, seed=0,
         progress=False, **case.options,  # type: ignore[arg-type]
     )  # fmt: skip
-    assert gen.kernel is not None
-    assert gen.kernel.jumps == case.laplace
+    assert gen.process is not None
+    assert gen.process.jumps == case.laplace
     return target, gen
 
 
@@ -100,7 +100,7 @@ def experiment(name: str, n: int, first: int = 0) -> Callable[[int], dict[str, f
         a, b, c = np.random.SeedSequence([first, seed]).generate_state(3).tolist()
         ensemble = gen.sample(n, seed=a, **options)
         frames = target.sample(n, seed=b)
-        log_w = gen.noise(frames, seed=c, **options)
+        log_w = gen.log_weights(frames, seed=c, **options)
         bar = ensemble.free_energy(log_w, subsample=False, n_bootstraps=0)
         pool = mbar(ensemble, [target], [frames.numpy()], [log_w], subsample=False)
         log_z = ensemble.log_z()
@@ -163,11 +163,11 @@ def test_a_weight_without_the_jacobian_of_the_length_unit(monkeypatch: pytest.Mo
 
 
 def test_a_weight_without_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(kernel: DiffusionKernel, x: Tensor) -> Tensor:
+    def nothing(process: DiffusionProcess, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.float64)
 
     run = experiment("isotropic", 200)
-    monkeypatch.setattr(DiffusionKernel, "prior_log_prob", nothing)
+    monkeypatch.setattr(DiffusionProcess, "prior_log_prob", nothing)
     found = faults(collect(run, range(8)))
     assert all("mean" in found[name] for name in LOG_Z)
 

@@ -62,8 +62,8 @@ def many_body() -> openmm.CustomManyParticleForce:
 
 def configurations(n: int, n_particles: int = 4, n_dims: int = 3, seed: int = 0) -> Tensor:
     """Gaussian positions (n, M, D), nm, centred."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, n_particles, n_dims, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, n_particles, n_dims, generator=rng, dtype=torch.float64)
     return x - x.mean(dim=1, keepdim=True)
 
 

@@ -82,8 +82,8 @@ def test_the_seed_decides() -> None:
     a, b = (short(target, **settings, seed=7).positions for _ in range(2))
     assert torch.equal(a, b)
     assert not torch.equal(a, short(target, **settings, seed=8).positions)
-    generator = torch.Generator().manual_seed(7)
-    assert torch.equal(a, short(target, **settings, seed=generator).positions)
+    rng = torch.Generator().manual_seed(7)
+    assert torch.equal(a, short(target, **settings, seed=rng).positions)
 
 
 def test_the_current_state_is_not_computed_again() -> None:
@@ -203,7 +203,7 @@ def test_exchanges_that_are_always_accepted_fail(monkeypatch: pytest.MonkeyPatch
 # Negative controls: the checks above notice what they are there to notice
 
 
-def always(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
+def always(log_ratio: Tensor, rng: torch.Generator) -> Tensor:
     return torch.isfinite(log_ratio)
 
 

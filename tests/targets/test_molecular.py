@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from openmm_vtdis.core.derivatives import differentiate_twice
 from openmm_vtdis.targets.openmm.tabulated import lookup, spline
 from openmm_vtdis.targets.openmm.term_geometry import angle, dihedral
-from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.term_hessians import TermHessians
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from openmm_vtdis.targets.openmm.translators.bonded import bicubic, evaluate_map
 from openmm_vtdis.targets.openmm.translators.implicit import _Chain
@@ -272,7 +272,9 @@ def test_negative_control_a_missing_part_of_a_hessian_is_seen(
     x = 0.5 * configurations(3, N)
     derivatives_agree(energy, x)
     with monkeypatch.context() as patch:
-        patch.setattr(Curvature, "add_outer", lambda *_: None)  # all that goes through Born radii
+        patch.setattr(
+            TermHessians, "add_outer", lambda *_: None
+        )  # all that goes through Born radii
         with pytest.raises(AssertionError):
             derivatives_agree(energy, x)
     with monkeypatch.context() as patch:
@@ -344,10 +346,10 @@ def test_tables_say_nothing_outside_their_range() -> None:
 def geometries(positions: unit.Quantity) -> torch.Tensor:
     """The given one, four increasingly distorted, and a random cloud: (6, M, 3) nm."""
     x = torch.tensor(np.asarray(positions.value_in_unit(unit.nanometer)), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def noise() -> torch.Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(x.shape, generator=rng, dtype=torch.float64)
 
     distorted = [x + scale * noise() for scale in (0.003, 0.01, 0.05, 0.2)]
     return torch.stack([x, *distorted, 0.3 * len(x) ** (1.0 / 3.0) * noise()])

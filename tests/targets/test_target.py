@@ -16,7 +16,7 @@ from openmm_vtdis.core import units
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones
 from openmm_vtdis.targets.openmm import terms, validation
-from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.term_hessians import TermHessians
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from openmm_vtdis.targets.openmm.translators import custom
 from openmm_vtdis.testing import check_target
@@ -336,7 +336,7 @@ class WrongGradient(terms.PairSum):
 class WrongCurvature(terms.PairSum):
     """Negative control: the right energy and force, and a Hessian that is 1 % off."""
 
-    def add_derivatives(self, coordinates: torch.Tensor, total: Curvature) -> None:
+    def add_derivatives(self, coordinates: torch.Tensor, total: TermHessians) -> None:
         super().add_derivatives(coordinates, total)
         total.hessian *= 1.01
 

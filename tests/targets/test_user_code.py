@@ -29,7 +29,7 @@ def exact(x: np.ndarray) -> np.ndarray:
     return np.array([potentials.Springs().of(frame)[0] for frame in x])
 
 
-def generator(potential: object, **options: object) -> DiffusionBoltzmannGenerator:
+def rng(potential: object, **options: object) -> DiffusionBoltzmannGenerator:
     """Trained for a moment, and tuned."""
     topology, _ = potentials.water()
     gen = DiffusionBoltzmannGenerator(
@@ -97,7 +97,7 @@ def test_the_energy_of_all_electrons_hides_nothing(
     system = potentials.system_with(potentials.HeavyNoise())
     with pytest.raises(ValueError, match="depends on positions only, got PythonForce"):
         OpenMMTarget(system, topology, positions=x)
-    path = generator(potentials.HeavyEdited(), positions=x).save(tmp_path / "pf.vtdis")
+    path = rng(potentials.HeavyEdited(), positions=x).save(tmp_path / "pf.vtdis")
     DiffusionBoltzmannGenerator.load(path, allow_pickle=True)  # control
     monkeypatch.setattr(potentials.HeavyEdited, "factor", 1.5)
     with pytest.raises(ValueError, match="expected the energies that PythonForce had when it was"):
@@ -147,7 +147,7 @@ def test_one_odd_configuration_is_a_sample_without_weight(
     positions: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, x = potentials.water()
-    gen = generator(potentials.Diverging(), positions=x if positions else None)
+    gen = rng(potentials.Diverging(), positions=x if positions else None)
     ensemble = gen.sample(300, seed=0, progress=False)
     about = ensemble.diagnostics()
     assert 0 < about.n_without_energy == about.n_zero_weight < 300
@@ -204,7 +204,7 @@ def test_identities_are_of_content() -> None:
 
 
 def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path) -> None:
-    gen = generator(potentials.Springs())
+    gen = rng(potentials.Springs())
     path = gen.save(tmp_path / "pf.vtdis")
     with pytest.raises(ValueError, match=r"allow_pickle=True .* only if you trust"):
         DiffusionBoltzmannGenerator.load(path)
@@ -215,7 +215,9 @@ def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path)
     for k, other in enumerate(others):
         assert other.target.fingerprint == gen.target.fingerprint
         WeightedEnsemble.concatenate([ensemble, other.sample(20, seed=2 + k, progress=False)])
-        assert other.noise(x, seed=0, progress=False).proposal == ensemble.metadata["proposal"]
+        assert (
+            other.log_weights(x, seed=0, progress=False).proposal == ensemble.metadata["proposal"]
+        )
     with pytest.raises(ValueError, match="pass allow_pickle=True"):
         DiffusionMove(path)
     move = DiffusionMove(path, allow_pickle=True, batch_size=8, seed=0)
@@ -233,7 +235,7 @@ def test_two_systems_with_one_potential_are_one() -> None:
 def test_code_that_has_changed_since_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = generator(potentials.Edited()).save(tmp_path / "pf.vtdis")
+    path = rng(potentials.Edited()).save(tmp_path / "pf.vtdis")
     DiffusionBoltzmannGenerator.load(path, allow_pickle=True)  # control
     monkeypatch.setattr(potentials.Edited, "factor", 1.01)
     with pytest.raises(ValueError, match="expected the energies that PythonForce had when it was"):

@@ -11,56 +11,52 @@ from torch import Tensor
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance.base import (
+    COVARIANCES,
     Covariance,
-    Energy,
     Fittable,
-    MatrixScatter,
-    Posterior,
     Ranked,
     ReverseStep,
-    Scatter,
 )
 from openmm_vtdis.diffusion.covariance.constant import Block, ClassCovariance, Diagonal, Isotropic
+from openmm_vtdis.diffusion.covariance.gaussians import MatrixScatter, Scatter
 from openmm_vtdis.diffusion.covariance.low_rank import LowRank
+from openmm_vtdis.diffusion.covariance.state_dependent import (
+    Hessian,
+    Pairwise,
+    StateCovariance,
+    Tweedie,
+)
 from openmm_vtdis.diffusion.covariance.time_network import TimeNetwork
-from openmm_vtdis.diffusion.covariance.tweedie import Tweedie
-from openmm_vtdis.diffusion.posteriors.hessian import Hessian
-from openmm_vtdis.diffusion.posteriors.pairwise import Pairwise
 
 __all__ = [
-    "FAMILIES",
+    "COVARIANCES",
     "Block",
     "ClassCovariance",
     "Covariance",
     "Diagonal",
-    "Energy",
     "Fittable",
     "Hessian",
     "Isotropic",
     "LowRank",
     "MatrixScatter",
     "Pairwise",
-    "Posterior",
     "Ranked",
     "ReverseStep",
     "Scatter",
+    "StateCovariance",
     "TimeNetwork",
     "Tweedie",
     "make_covariance",
 ]
-
-_ALL = (Isotropic, Diagonal, Block, LowRank, TimeNetwork, Tweedie, Hessian, Pairwise)
-FAMILIES: dict[str, type[Covariance]] = {cls.kind: cls for cls in _ALL}
-"""Families by name, for :func:`make_covariance` and archives."""
 
 
 def make_covariance(
     kind: str, space: Space, labels: Sequence[int], parameters: Tensor | None = None, **options: Any
 ) -> Covariance:
     """Make a family by name; "full" is "block" with every particle a class of its own."""
-    checks.choice("covariance", kind, (*FAMILIES, "full"))
+    checks.choice("covariance", kind, (*COVARIANCES, "full"))
     if kind == "full":
-        kind, labels = "block", range(space.n_particles)  # type: ignore[assignment]
+        kind, labels = "block", list(range(space.n_particles))
     if parameters is None:
         parameters = torch.zeros(1, 0, dtype=torch.float64)
-    return FAMILIES[kind](space, labels, parameters, **options)
+    return COVARIANCES[kind](space, labels, parameters, **options)

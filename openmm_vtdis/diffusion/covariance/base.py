@@ -6,60 +6,37 @@ does not depend on the family's parameters, so that a fit needs only the family'
 statistics of R (:meth:`Covariance.statistics`), from which :meth:`Covariance.cost` makes minus the
 log density for any parameters.
 
-A family is given x_n, D(x_n, t_n), both noise levels and the denoiser in a :class:`ReverseStep`, so
-that one that depends on the state implements the same methods.
+A family is given x_n, both noise levels and an estimate of the posterior in a :class:`ReverseStep`;
+it says how the latter is to be made (:meth:`Fittable.estimator`), so that one that depends on the
+state implements the same methods.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from openmm_vtdis.coordinates import Energy
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.space import LOG_2PI, Space
+from openmm_vtdis.core.registry import Registry
+from openmm_vtdis.core.space import Space
+from openmm_vtdis.diffusion.covariance.gaussians import Scatter
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.posteriors.base import Estimator, MeanEstimator, Posterior
 from openmm_vtdis.diffusion.schedule import Schedule
 
-Energy = Callable[[Tensor], Tensor]
-"""Minus the log density up to a constant, in model units: (B, M, D) -> (B,) float64.
-
-One that has a method ``derivatives(x)``, gradient (B, M, D) and Hessian (B, M, D, M, D), is asked
-for them; others are differentiated."""
 _ROUGHNESS = 1e-2
-Denoiser = Any  # the protocol lives in denoiser.py; covariances only pass it on
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """A Gaussian approximation of p(x_0 | x_n).
-
-    Attributes
-    ----------
-    mean
-        (B, M, D).
-    values, vectors
-        Eigenvalues (B, d), positive, and eigenvectors (B, d, d) of C = Cov[x_0 | x_n] / t_n^2, in
-        reduced coordinates.
-    """
-
-    mean: Tensor
-    values: Tensor
-    vectors: Tensor
-
-    def split(self, sizes: list[int]) -> list[Posterior]:
-        """Into posteriors of so many configurations each."""
-        parts = (part.split(sizes) for part in (self.mean, self.values, self.vectors))
-        return [Posterior(*part) for part in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
 class ReverseStep:
-    """What a reverse kernel may depend on.
+    """What a reverse step may depend on.
 
     Attributes
     ----------
@@ -67,26 +44,22 @@ class ReverseStep:
         Step number, 1..N: from x_n to x_{n-1}.
     t, s
         t_n and t_{n-1}.
-    x, denoised
-        x_n and D(x_n, t_n), (B, M, D).
-    denoiser, energy
-        For families that differentiate them; the energy may not be known.
-    pairs
-        (B, P, 4) coefficients of the denoiser's pair head, for families that use them.
+    x
+        x_n, (B, M, D).
     posterior
-        From the energy, at noise levels where the kernel goes by it: ``denoised`` is then its mean,
-        and families that depend on the state take its C for theirs.
+        The estimate of p(x_0 | x_n).
     """
 
     n: int
     t: float
     s: float
     x: Tensor
-    denoised: Tensor
-    denoiser: Denoiser
-    energy: Energy | None = None
-    pairs: Tensor | None = None
-    posterior: Posterior | None = None
+    posterior: Posterior
+
+    @property
+    def denoised(self) -> Tensor:
+        """D(x_n, t_n), or whatever estimates the posterior's mean: (B, M, D)."""
+        return self.posterior.mean
 
     @property
     def ratio(self) -> float:
@@ -97,47 +70,6 @@ class ReverseStep:
     def variance(self) -> float:
         """DDPM variance v_n (Eq. 21)."""
         return self.s**2 * (1.0 - self.ratio)
-
-
-class Scatter(Protocol):
-    """Zero-mean Gaussian of the residual x_{n-1} - mu_n at one step."""
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, M, D) float64."""
-        ...
-
-    def log_prob(self, residual: Tensor) -> Tensor:
-        """(B, M, D) -> (B,) float64."""
-        ...
-
-
-@dataclass(frozen=True)
-class MatrixScatter:
-    """Gaussian with covariance v (root root^T) (x) I_D on the space; whitening inverts root there.
-
-    Attributes
-    ----------
-    root, whitening
-        (M, M) float64.
-    log_det
-        log det of the precision whitening^T whitening restricted to the space (one of D factors).
-    """
-
-    space: Space
-    root: Tensor
-    whitening: Tensor
-    log_det: float
-    variance: float
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        noise = self.space.standard_normal(n, generator)
-        return math.sqrt(self.variance) * (self.root.to(noise) @ noise)
-
-    def log_prob(self, residual: Tensor) -> Tensor:
-        white = self.whitening.to(residual) @ residual
-        square = white.square().sum(dim=(-2, -1)) / self.variance
-        constant = self.space.dim * (math.log(self.variance) + LOG_2PI)
-        return -0.5 * (square - self.space.n_dims * self.log_det + constant)
 
 
 def roughness(parameters: Tensor, schedule: Schedule) -> Tensor:
@@ -167,9 +99,6 @@ class Fittable(ABC):
         (N, P) float64, the fitted parameters of each step; (1, P) where they do not depend on it.
     """
 
-    uses_pairs: ClassVar[bool] = False
-    """Whether steps need the coefficients of the denoiser's pair head."""
-
     def __init__(self, space: Space, labels: Sequence[int], parameters: Tensor) -> None:
         self.space = space
         self.labels = tuple(int(label) for label in labels)
@@ -181,6 +110,16 @@ class Fittable(ABC):
                 f"got {labels!r}"
             )
         self.parameters = torch.as_tensor(parameters, dtype=torch.float64)
+
+    def estimator(self, denoiser: Denoiser, energy: Energy | None) -> Estimator:
+        """How posteriors of x_0 are estimated for its steps: by the denoiser's mean.
+
+        Raises
+        ------
+        ValueError
+            If the denoiser or the energy, which may not be known, does not have what it takes.
+        """
+        return MeanEstimator(denoiser)
 
     @abstractmethod
     def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
@@ -211,6 +150,21 @@ class Covariance(Fittable):
     """A family of reverse covariances, with its fitted parameters."""
 
     kind: ClassVar[str]
+    by_state: ClassVar[bool] = False
+    """Whether it depends on x_n, by an estimate of the posterior that the energy may better."""
+
+    @classmethod
+    def is_candidate(cls, denoiser: Denoiser, twice_differentiable: bool) -> bool:
+        """Whether ``covariance="auto"`` tries it.
+
+        ``twice_differentiable``: whether the energy is.
+        """
+        return False
+
+    @classmethod
+    def step_price(cls, dim: int) -> float:
+        """What a step costs in network evaluations, in d = ``dim`` dimensions."""
+        return 1.0
 
     @abstractmethod
     def at(self, step: ReverseStep) -> Scatter:
@@ -233,7 +187,7 @@ class Covariance(Fittable):
                 "tune again for this schedule"
             )
 
-    def resampled(self, old: Schedule, new: Schedule) -> Self:
+    def carried(self, old: Schedule, new: Schedule) -> Self:
         """The family fitted for the grid ``old``, on another grid.
 
         Raises
@@ -265,3 +219,7 @@ class Ranked(Covariance):
 
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters, self.rank)
+
+
+COVARIANCES: Registry[Covariance] = Registry("covariances")
+"""Families by their kind; others register with it, or by an entry point."""

@@ -32,12 +32,13 @@ from torch import Tensor
 
 from openmm_vtdis.core.space import LOG_2PI, Space
 from openmm_vtdis.diffusion.covariance.base import (
+    COVARIANCES,
     Covariance,
-    MatrixScatter,
     ReverseStep,
-    Scatter,
     roughness,
 )
+from openmm_vtdis.diffusion.covariance.gaussians import MatrixScatter, Scatter
+from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.schedule import Schedule
 
 LEAST_ETA = 0.1
@@ -166,10 +167,15 @@ def _constant(space: Space, schedule: Schedule) -> Tensor:
     return 0.5 * space.dim * (schedule.variances.log() + LOG_2PI).sum()
 
 
+@COVARIANCES.register
 class Isotropic(ClassCovariance):
     """Sigma_n = eta_n v_n I (Eq. 6). Parameters: log(1/eta_n), (N, 1)."""
 
     kind = "isotropic"
+
+    @classmethod
+    def is_candidate(cls, denoiser: Denoiser, twice_differentiable: bool) -> bool:
+        return True
 
     @classmethod
     def ddpm(cls, space: Space, schedule: Schedule) -> Isotropic:
@@ -200,7 +206,7 @@ class Isotropic(ClassCovariance):
     def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
         return roughness(parameters, schedule)
 
-    def resampled(self, old: Schedule, new: Schedule) -> Self:
+    def carried(self, old: Schedule, new: Schedule) -> Self:
         """The excess of eta over one, interpolated; see :func:`transferred`."""
         return self.with_parameters(-transferred((-self.parameters).exp(), old, new).log())
 
@@ -208,6 +214,7 @@ class Isotropic(ClassCovariance):
         return type(self)(self.space, self.labels, parameters)
 
 
+@COVARIANCES.register
 class Diagonal(ClassCovariance):
     r"""Precision V diag(lambda_L) V^T on the space: particles independent given their CoM (Eq. 7).
 
@@ -257,7 +264,7 @@ class Diagonal(ClassCovariance):
     def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
         return roughness(parameters, schedule)
 
-    def resampled(self, old: Schedule, new: Schedule) -> Self:
+    def carried(self, old: Schedule, new: Schedule) -> Self:
         """The excess of eta over one, interpolated; see :func:`transferred`."""
         if self.parameters.shape[0] == 1:
             return self
@@ -267,6 +274,7 @@ class Diagonal(ClassCovariance):
         return type(self)(self.space, self.labels, parameters)
 
 
+@COVARIANCES.register
 class Block(ClassCovariance):
     """Every covariance that respects the labels: class-class blocks (Sec. 4.3).
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.covariance.base import Ranked
+from openmm_vtdis.diffusion.covariance.base import COVARIANCES, Ranked
 from openmm_vtdis.diffusion.covariance.constant import ClassCovariance
 from openmm_vtdis.diffusion.schedule import Schedule
 
 
+@COVARIANCES.register
 class LowRank(Ranked, ClassCovariance):
     """Sigma_n = v_n (A A^T + alpha I), A of ``rank`` columns that respect the labels (Eq. 8).
 

@@ -22,103 +22,40 @@ In the eigenbasis of C the log density needs the eigenvalues and the squares of 
 components: these 2 d numbers a step are the statistics. If C turns with the configuration, so does
 Sigma.
 
-Where the kernel goes by the Laplace approximation of the posterior
-(:mod:`~openmm_vtdis.diffusion.posteriors.laplace`), its C is taken, whatever the family.
-
-A C that is not finite, as at a configuration that is not, counts as zero ("pairwise": as the
-identity): that trajectory ends with weight zero by itself, and the rest of its batch goes on.
+How C is estimated is another matter (:mod:`~openmm_vtdis.diffusion.posteriors`), and all that the
+families differ in.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_vtdis.core.eigh import eigh
-from openmm_vtdis.core.space import LOG_2PI, Space
-from openmm_vtdis.diffusion.covariance.base import Covariance, ReverseStep, Scatter
+from openmm_vtdis.coordinates import Energy
+from openmm_vtdis.core.space import LOG_2PI
+from openmm_vtdis.diffusion.covariance.base import COVARIANCES, Covariance, ReverseStep
+from openmm_vtdis.diffusion.covariance.gaussians import (
+    CholeskyScatter,
+    EigenScatter,
+    Scatter,
+    components,
+)
+from openmm_vtdis.diffusion.denoiser import Denoiser, check_pairs, knows_pairs
+from openmm_vtdis.diffusion.posteriors.base import DefinitePosterior, Estimator
+from openmm_vtdis.diffusion.posteriors.hessian import HessianEstimator, hessian_price
+from openmm_vtdis.diffusion.posteriors.jacobian import JacobianEstimator
+from openmm_vtdis.diffusion.posteriors.pairwise import PairwiseEstimator
 from openmm_vtdis.diffusion.schedule import Schedule
 
 _FIRST_KNOT, _KNOTS_PER_DECADE, N_KNOTS = -3.0, 2.0, 11
 """log10 of the first knot's noise level; knots reach to 100."""
+PAIRWISE_PRICE = 1.3
+"""Of a step in network evaluations, rounded from ``benchmarks/step_time.py``."""
 _PENALTY = 0.01
 """Nats for a knot that is off by a factor e, and for two neighbours that differ by one."""
-
-
-@dataclass(frozen=True)
-class EigenScatter:
-    """Gaussian with a covariance of its own for every sample, given by its eigenvectors.
-
-    Attributes
-    ----------
-    vectors
-        (B, d, d), eigenvectors in the columns, in reduced coordinates.
-    variances
-        (B, d) positive.
-    """
-
-    space: Space
-    vectors: Tensor
-    variances: Tensor
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, M, D) float64, n = B."""
-        noise = self.space.reduce(self.space.standard_normal(n, generator)).flatten(1)
-        reduced = self.vectors @ (self.variances.sqrt() * noise)[:, :, None]
-        return self.space.expand(reduced.reshape(n, self.space.rank, self.space.n_dims))
-
-    def log_prob(self, residual: Tensor) -> Tensor:
-        """(B, M, D) -> (B,) float64."""
-        square = components(self.space, self.vectors, residual).square()
-        terms = square / self.variances + self.variances.log() + LOG_2PI
-        return -0.5 * terms.sum(dim=1)
-
-
-@dataclass(frozen=True)
-class CholeskyScatter:
-    """Gaussian with a covariance of its own for every sample, given by its Cholesky factor.
-
-    Attributes
-    ----------
-    factor
-        (B, d, d) lower triangular, in reduced coordinates. Unchecked, so that a GPU need not wait
-        for the answer: draws and densities use the same factor and weights are exact whatever it
-        is, or NaN where it is singular.
-    """
-
-    space: Space
-    factor: Tensor
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, M, D) float64, n = B."""
-        noise = self.space.reduce(self.space.standard_normal(n, generator)).flatten(1)
-        reduced = self.factor @ noise[:, :, None]
-        return self.space.expand(reduced.reshape(n, self.space.rank, self.space.n_dims))
-
-    def log_prob(self, residual: Tensor) -> Tensor:
-        """(B, M, D) -> (B,) float64."""
-        reduced = self.space.reduce(residual.to(torch.float64)).flatten(1)
-        white = torch.linalg.solve_triangular(self.factor, reduced[:, :, None], upper=False)
-        log_det = torch.diagonal(self.factor, dim1=1, dim2=2).abs().log().sum(dim=1)
-        square = white.square().sum(dim=(1, 2))
-        return -0.5 * (square + self.space.dim * LOG_2PI) - log_det
-
-
-def finite_or_zero(matrices: Tensor) -> Tensor:
-    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
-    finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
-    return torch.where(finite, matrices, 0.0)
-
-
-def components(space: Space, vectors: Tensor, residual: Tensor) -> Tensor:
-    """Residuals (B, M, D) in bases (B, d, d): (B, d)."""
-    reduced = space.reduce(residual.to(torch.float64)).flatten(1)
-    return (vectors.mT @ reduced[:, :, None])[:, :, 0]
 
 
 class StateCovariance(Covariance):
@@ -127,26 +64,21 @@ class StateCovariance(Covariance):
     Parameters: log a and log c at the knots, (1, 2 K).
     """
 
-    positive: ClassVar[bool] = False
-    """Whether C is positive definite by construction, also where the network is not finite: a
-    Cholesky factor then does."""
-
-    @abstractmethod
-    def shape(self, step: ReverseStep) -> Tensor:
-        """C at x_n: (B, d, d) float64, symmetric."""
+    by_state: ClassVar[bool] = True
 
     def at(self, step: ReverseStep) -> Scatter:
         a, gain = self._factors(step)
-        if self.positive and step.posterior is None:
-            matrix = self.shape(step).mul_(gain * step.variance)
+        posterior = step.posterior
+        if isinstance(posterior, DefinitePosterior):
+            matrix = posterior.matrix * (gain * step.variance)
             matrix.diagonal(dim1=1, dim2=2).add_(a * step.variance)
             return CholeskyScatter(self.space, torch.linalg.cholesky_ex(matrix).L)
-        values, vectors = self.spectrum(step)
+        values, vectors = posterior.spectrum()
         return EigenScatter(self.space, vectors, step.variance * (a + gain * values))
 
     def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
         """(B, 2 d): eigenvalues of C_+, and squares of the components of R over v_n."""
-        values, vectors = self.spectrum(step)
+        values, vectors = step.posterior.spectrum()
         square = components(self.space, vectors, residual).square() / step.variance
         return torch.cat([values, square], dim=1)
 
@@ -175,7 +107,7 @@ class StateCovariance(Covariance):
         logs = parameters.reshape(2, N_KNOTS)
         return _PENALTY * (logs.square().sum() + logs.diff(dim=1).square().sum())
 
-    def resampled(self, old: Schedule, new: Schedule) -> Self:
+    def carried(self, old: Schedule, new: Schedule) -> Self:
         """The excess of a over one (or of 1/a) in proportion to (1 - r) / r; c as it is."""
         levels = torch.logspace(
             _FIRST_KNOT, _FIRST_KNOT + (N_KNOTS - 1) / _KNOTS_PER_DECADE, N_KNOTS,
@@ -189,13 +121,6 @@ class StateCovariance(Covariance):
 
     def with_parameters(self, parameters: Tensor) -> Self:
         return type(self)(self.space, self.labels, parameters)
-
-    def spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (B, d), not negative, and eigenvectors (B, d, d) of C at x_n."""
-        if step.posterior is not None:
-            return step.posterior.values, step.posterior.vectors
-        values, vectors = eigh(finite_or_zero(self.shape(step)))
-        return values.clamp_min(0.0), vectors
 
     def _factors(self, step: ReverseStep) -> tuple[float, float]:
         """Of I and of C_+ at one step: :meth:`_scales`, without a tensor's overhead."""
@@ -218,3 +143,58 @@ def _hats(t: np.ndarray) -> np.ndarray:
     position = (np.log10(t) - _FIRST_KNOT) * _KNOTS_PER_DECADE
     apart = np.arange(N_KNOTS)[:, None] - position.clip(0.0, N_KNOTS - 1.0)
     return np.maximum(1.0 - np.abs(apart), 0.0)
+
+
+@COVARIANCES.register
+class Tweedie(StateCovariance):
+    """C from products with the denoiser's Jacobian, d of them a step."""
+
+    kind: ClassVar[str] = "tweedie"
+
+    @classmethod
+    def step_price(cls, dim: int) -> float:
+        return 1.0 + 1.5 * dim
+
+    def estimator(self, denoiser: Denoiser, energy: Energy | None) -> Estimator:
+        return JacobianEstimator(denoiser)
+
+
+@COVARIANCES.register
+class Pairwise(StateCovariance):
+    """C from the pair coefficients of the denoiser's head."""
+
+    kind: ClassVar[str] = "pairwise"
+
+    @classmethod
+    def is_candidate(cls, denoiser: Denoiser, twice_differentiable: bool) -> bool:
+        return knows_pairs(denoiser)
+
+    @classmethod
+    def step_price(cls, dim: int) -> float:
+        return PAIRWISE_PRICE
+
+    def estimator(self, denoiser: Denoiser, energy: Energy | None) -> Estimator:
+        return PairwiseEstimator(check_pairs(denoiser))
+
+
+@COVARIANCES.register
+class Hessian(StateCovariance):
+    """C from the Hessian of the energy at D(x_n)."""
+
+    kind: ClassVar[str] = "hessian"
+
+    @classmethod
+    def is_candidate(cls, denoiser: Denoiser, twice_differentiable: bool) -> bool:
+        return twice_differentiable
+
+    @classmethod
+    def step_price(cls, dim: int) -> float:
+        return hessian_price(dim)
+
+    def estimator(self, denoiser: Denoiser, energy: Energy | None) -> Estimator:
+        if energy is None:
+            raise ValueError(
+                "covariance: expected a process that knows the energy of its target for "
+                '"hessian", got one without'
+            )
+        return HessianEstimator(denoiser, energy)

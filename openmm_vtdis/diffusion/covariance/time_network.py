@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_vtdis.diffusion.covariance.base import COVARIANCES
 from openmm_vtdis.diffusion.covariance.constant import Diagonal
 from openmm_vtdis.diffusion.schedule import Schedule, widening
 
 
+@COVARIANCES.register
 class TimeNetwork(Diagonal):
     r"""eta_L(t_n, t_{n-1}) from a small network of log t: one tuning for any number of steps.
 

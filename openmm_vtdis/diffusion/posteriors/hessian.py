@@ -1,4 +1,4 @@
-r"""Covariance from the Hessian of the energy itself: no training, and no network Jacobian.
+r"""The posterior's covariance from the Hessian of the energy: no training, no network Jacobian.
 
 The posterior of x_0 given x_n is proportional to ``exp(-u(x_0) - |x_0 - x_n|^2 / 2 t_n^2)``. Where
 it is narrow it is a Gaussian around D(x_n) with the precision H + I / t_n^2, H = Hessian of u at
@@ -14,30 +14,38 @@ to be flat there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from openmm_vtdis.core.derivatives import differentiate_twice
+from openmm_vtdis.coordinates import Energy
 from openmm_vtdis.core.eigh import eigh
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.covariance.base import Energy, ReverseStep
-from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance, finite_or_zero
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.posteriors.base import EigenPosterior, finite_or_zero
+
+_PRICE_OF_A_DIMENSION = 0.025
+"""Of a Hessian and its eigenvectors, in network evaluations, rounded from
+``benchmarks/step_time.py``."""
+
+
+def hessian_price(dim: int) -> float:
+    """What a network evaluation and a Hessian in d = ``dim`` dimensions cost, in the former."""
+    return 1.0 + _PRICE_OF_A_DIMENSION * dim
 
 
 def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (B, d) and Hessian (B, d, d) of an energy in reduced coordinates, float64.
 
-    ``x`` is (B, M, D); both are on its device. They come from the energy's own method
-    ``derivatives(x)`` where it has one.
+    ``x`` is (B, M, D); both are on its device.
 
     Raises
     ------
     ValueError
         If the energy cannot be differentiated twice, such as that of OpenMM Contexts.
     """
-    x = x.detach().to(torch.float64)
-    known = getattr(energy, "derivatives", None)
-    gradient, hessian = differentiate_twice(energy, x) if known is None else known(x)
+    gradient, hessian = energy.derivatives(x.detach().to(torch.float64))
     basis = space.basis_like(hessian)
     rows = torch.einsum("ki,biajc->bkajc", basis, hessian)
     matrix = torch.einsum("lj,bkajc->bkalc", basis, rows).flatten(3).flatten(1, 2)
@@ -50,25 +58,16 @@ def hessian_spectrum(matrix: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return 1.0 / (1.0 + t.square()[:, None] * values.clamp_min(1.0)), vectors
 
 
-class Hessian(StateCovariance):
-    """C = (I + t^2 max(H, 1))^-1, eigenvalue by eigenvalue; see the module."""
+@dataclass(frozen=True)
+class HessianEstimator:
+    """C = (I + t^2 max(H, 1))^-1, eigenvalue by eigenvalue, around the denoiser's mean."""
 
-    kind = "hessian"
+    denoiser: Denoiser
+    energy: Energy
 
-    def shape(self, step: ReverseStep) -> Tensor:
-        """C at x_n, from the energy at D(x_n)."""
-        values, vectors = self.spectrum(step)
-        return (vectors * values[:, None]) @ vectors.mT
-
-    def spectrum(self, step: ReverseStep) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (B, d) and eigenvectors (B, d, d) of C at x_n."""
-        if step.posterior is not None:
-            return step.posterior.values, step.posterior.vectors
-        if step.energy is None:
-            raise ValueError(
-                "covariance: expected a kernel that knows the energy of its target for "
-                '"hessian", got one without'
-            )
-        _, matrix = energy_derivatives(step.energy, self.space, step.denoised)
-        level = torch.full((len(step.x),), step.t, dtype=torch.float64, device=step.x.device)
-        return hessian_spectrum(matrix.to(step.x.device), level)
+    def __call__(self, x: Tensor, t: Tensor) -> EigenPosterior:
+        """From the energy at D(x, t)."""
+        space = self.denoiser.space
+        denoised = space.project(self.denoiser(x, t))
+        _, matrix = energy_derivatives(self.energy, space, denoised)
+        return EigenPosterior(denoised, *hessian_spectrum(matrix.to(x.device), t))

@@ -1,19 +1,27 @@
-r"""The denoiser's Jacobian, in reduced coordinates.
+r"""The posterior's covariance from the denoiser's Jacobian (Tweedie's second-order identity).
 
 With V the orthonormal basis of the space, J = V (dD/dx) V^T is a d x d matrix for every
-configuration. For an exact denoiser t^2 J = Cov[x_0 | x_t = x] (Tweedie's second-order identity),
-symmetric and positive semi-definite; a learned one is symmetrised. A row is one pass backwards
-through the same evaluation, which takes about as long as that. (The same by forward-mode
-differentiation, for many directions at once, is twice to three times as slow on a CPU.)
+configuration. For an exact denoiser t^2 J = Cov[x_0 | x_t = x], symmetric and positive
+semi-definite; a learned one is symmetrised. A row is one pass backwards through the same
+evaluation, which takes about as long as that. (The same by forward-mode differentiation, for many
+directions at once, is twice to three times as slow on a CPU.)
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from openmm_vtdis.core.derivatives import Linearised
 from openmm_vtdis.core.space import Space
+from openmm_vtdis.diffusion.denoiser import Denoiser
+from openmm_vtdis.diffusion.posteriors.base import EigenPosterior
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""x (B, M, D) and t (B,) -> (B, M, D)."""
 
 
 def tangent_basis(space: Space, like: Tensor) -> Tensor:
@@ -23,18 +31,29 @@ def tangent_basis(space: Space, like: Tensor) -> Tensor:
     return torch.einsum("rm,de->rdme", rows, axes).reshape(space.dim, *like.shape[1:])
 
 
-def linearised(denoiser: object, x: Tensor, t: float) -> Linearised:
-    """D at x (B, M, D) and noise level t."""
+def denoiser_jacobian(
+    denoiser: Denoise, space: Space, x: Tensor, t: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """D (B, M, D) and sym(V dD/dx V^T) (B, d, d) float64, at x (B, M, D) and levels t (B,)."""
+    level = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
     def function(y: Tensor) -> Tensor:
-        return denoiser(y, y.new_full((len(y),), t))  # type: ignore[operator, no-any-return]
+        return denoiser(y, level.to(y))
 
-    return Linearised(function, x)
-
-
-def denoiser_jacobian(denoiser: object, space: Space, x: Tensor, t: float) -> Tensor:
-    """sym(V dD/dx V^T) at x (B, M, D) and noise level t: (B, d, d) float64."""
-    denoised = linearised(denoiser, x, t)
+    denoised = Linearised(function, x)
     rows = [denoised.product(v.expand_as(x)) for v in tangent_basis(space, x)]
     matrix = torch.stack([space.reduce(row).flatten(1) for row in rows], dim=1)
-    return 0.5 * (matrix + matrix.mT).to(torch.float64)
+    return denoised.value, 0.5 * (matrix + matrix.mT).to(torch.float64)
+
+
+@dataclass(frozen=True)
+class JacobianEstimator:
+    """C = sym(dD/dx), from d products with the denoiser's Jacobian."""
+
+    denoiser: Denoiser
+
+    def __call__(self, x: Tensor, t: Tensor) -> EigenPosterior:
+        """Where the Jacobian is not finite, C is zero."""
+        space = self.denoiser.space
+        denoised, matrix = denoiser_jacobian(self.denoiser, space, x, t)
+        return EigenPosterior.of(space.project(denoised), matrix)

@@ -1,4 +1,4 @@
-r"""Covariance as a learned elastic network: nearly the price of an isotropic one.
+r"""The posterior's covariance as a learned elastic network: nearly for the price of the mean.
 
 Where forces act between pairs, the Hessian of the energy is an elastic network: a sum over pairs of
 springs along and across the line that joins them. With e_i the unit vector of particle i and r_ij
@@ -8,7 +8,7 @@ the direction from j to i in the denoised configuration, the *pair Laplacian*
 
 is positive semi-definite for alpha, beta >= 0, blind to translations, and turns and permutes with
 the configuration, whatever network gives the coefficients. Two of them make the covariance of the
-posterior over t^2 (see :mod:`~openmm_vtdis.diffusion.covariance.state_dependent`):
+posterior over t^2:
 
     C = (I + t^2 / M  L_1)^-1  +  t^2 / (M (1 + t^2)^2)  L_2 / 10.
 
@@ -24,14 +24,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.covariance.base import ReverseStep
-from openmm_vtdis.diffusion.covariance.state_dependent import StateCovariance
+from openmm_vtdis.diffusion.denoiser import PairDenoiser
+from openmm_vtdis.diffusion.posteriors.base import DefinitePosterior
 from openmm_vtdis.networks.pair_head import pair_indices
 
 _WIDTH = 0.1
@@ -139,18 +138,18 @@ def spd_inverse(matrices: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrices).L)
 
 
-class Pairwise(StateCovariance):
+@dataclass(frozen=True)
+class PairwiseEstimator:
     """C from the pair coefficients of the denoiser's head."""
 
-    kind = "pairwise"
-    uses_pairs: ClassVar[bool] = True
-    positive: ClassVar[bool] = True
+    denoiser: PairDenoiser
 
-    def shape(self, step: ReverseStep) -> Tensor:
-        """C at x_n."""
-        if step.pairs is None:
-            raise ValueError("covariance: expected pair coefficients in a step, got none")
-        level = torch.full((len(step.x),), step.t, dtype=torch.float64, device=step.x.device)
-        return posterior_shape(
-            self.space, step.pairs.to(torch.float64), step.denoised.to(torch.float64), level
+    def __call__(self, x: Tensor, t: Tensor) -> DefinitePosterior:
+        """Where the network is not finite, C is the identity."""
+        denoised, pairs = self.denoiser.with_pairs(x, t)
+        space = self.denoiser.space
+        denoised = space.project(denoised)
+        matrix = posterior_shape(
+            space, pairs.to(torch.float64), denoised.to(torch.float64), t.to(torch.float64)
         )
+        return DefinitePosterior(denoised, matrix)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import openmm
 import torch
@@ -21,25 +21,27 @@ from torch import Tensor
 from openmm_vtdis.core import checks, units
 from openmm_vtdis.core.defaults import keeps_to_the_cpu, package_defaults
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.targets.base import Target, same_energy
+from openmm_vtdis.storage.documents import mentions
+from openmm_vtdis.targets.base import TARGETS, Description, Rebuilding, Target, check_same_code
 from openmm_vtdis.targets.binding import check_bound
 from openmm_vtdis.targets.openmm import validation
 from openmm_vtdis.targets.openmm.contexts import ContextPool
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy, Untranslatable
 from openmm_vtdis.targets.openmm.user_code import (
+    check_importable,
     copied,
     of_a_script,
     system_fingerprint,
     user_forces,
 )
+from openmm_vtdis.topology import topology_from_json, topology_to_json
 
 logger = logging.getLogger(__name__)
 
 _BACKENDS = ("auto", "batched", "contexts")
-_SAME_CODE = 1e-4
-"""kT between machines, beside what rounding does: models may run in single precision."""
 
 
+@TARGETS.register
 class OpenMMTarget(Target):
     """The Boltzmann density of an OpenMM System at one temperature.
 
@@ -72,6 +74,9 @@ class OpenMMTarget(Target):
     -----
     Targets can be pickled and copied: Contexts are made anew on the other side.
     """
+
+    kind: ClassVar[str | None] = "openmm"
+    alike: ClassVar[bool] = True
 
     temperature: float
 
@@ -158,31 +163,50 @@ class OpenMMTarget(Target):
         """
         return self._probes
 
-    def identify(self, fingerprint: str, probes: Tensor, energies: Tensor) -> None:
-        """Take over the fingerprint that a System with code of the user's had when it was stored.
+    def describe(self) -> Description:
+        """The System as XML, and what tells it apart if it runs code of the user's."""
+        settings = {
+            "system": openmm.XmlSerializer.serialize(self._system),
+            "topology": None if self._topology is None else topology_to_json(self._topology),
+            "temperature": self.temperature,
+            "n_dims": self.space.n_dims,
+            "fingerprint": self.fingerprint if self.runs_user_code else None,
+        }
+        if self._probes is None:
+            return Description(settings)
+        energies = self.reduced_energy(self._probes)
+        return Description(settings, {"probes": self._probes, "probe_energies": energies})
 
-        Parameters
-        ----------
-        fingerprint
-            Of the stored target.
-        probes, energies
-            Its configurations (S, M, D) in nm, and their energies (S,) in kT at that time.
-
-        Raises
-        ------
-        ValueError
-            If the energies are others now.
-        """
-        now = self.reduced_energy(probes)
-        known = torch.isfinite(energies) & torch.isfinite(now)
-        change = torch.where(known, now - energies, 0.0).abs()
-        if bool((change > _SAME_CODE + 10.0 * same_energy(energies)).any()):
+    @classmethod
+    def rebuild(cls, description: Description, how: Rebuilding) -> Self:
+        settings, tensors = description.settings, description.tensors
+        xml, document = settings["system"], settings["topology"]
+        if not how.allow_pickle and mentions(xml, "PythonForce"):
             raise ValueError(
-                f"system: expected the energies that {', '.join(user_forces(self._system))} had"
-                f" when it was stored, got some that differ by up to {float(change.max()):.3g} kT; "
-                "the code that computes them has changed"
+                "the System holds a PythonForce, whose XML is unpickled and can run any code; pass "
+                "allow_pickle=True (--allow-pickle) only if you trust it"
             )
-        self._fingerprint, self._probes = fingerprint, probes
+        check_importable(xml)
+        try:
+            system = openmm.XmlSerializer.deserialize(xml)
+        except openmm.OpenMMException as error:
+            raise ValueError(f"expected the XML of a System: {error}") from error
+        self = cls(
+            system,
+            None if document is None else topology_from_json(document),
+            settings["temperature"],
+            how.backend,
+            n_dims=settings["n_dims"],
+            n_threads=how.n_threads,
+            positions=tensors.get("probes"),
+        )
+        energies = tensors.get("probe_energies")
+        if energies is not None and self._probes is not None:
+            what = ", ".join(user_forces(system)) or "the System"
+            check_same_code(what, energies, self.reduced_energy(self._probes))
+        if settings.get("fingerprint") is not None:
+            self._fingerprint = settings["fingerprint"]
+        return self
 
     @property
     def topology(self) -> app.Topology | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-class Curvature:
+class TermHessians:
     """Sum of the gradients and Hessians of terms for B configurations of M particles.
 
     Attributes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from openmm_vtdis.core.derivatives import differentiation, elementwise, gradients
 from openmm_vtdis.targets.openmm.term_geometry import distance
-from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.term_hessians import TermHessians
 
 
 class Untranslatable(Exception):
@@ -33,7 +33,7 @@ class Term(nn.Module):
     n_terms: int = 0
     """Number of summands per sample, for sizing the chunks."""
 
-    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+    def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
         """Add gradient and Hessian at coordinates (3, M, B), detached.
 
         This default takes a pass for each coordinate; a term that knows better overrides it.
@@ -124,7 +124,7 @@ class Sum(Term):
             return coordinates.new_zeros(n_samples)
         return self._values(self._points(coordinates)).sum(dim=0)
 
-    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+    def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
         """One pass for each coordinate of a tuple."""
         if self.n_terms == 0:
             return
@@ -167,7 +167,7 @@ class PairSum(Sum):
         super().__init__(particles, lambda points, p: function(distance(*points), p), parameters)
         self._of_distance = function
 
-    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+    def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
         """One pass."""
         if self.n_terms == 0:
             return

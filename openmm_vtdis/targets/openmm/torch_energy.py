@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from openmm_vtdis.core.derivatives import differentiation, gradients, leaf_of
 from openmm_vtdis.targets.openmm import translators
-from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.term_hessians import TermHessians
 from openmm_vtdis.targets.openmm.terms import Term, Untranslatable, translate
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class BatchedEnergy(nn.Module):
 
         def work(chunk: Tensor) -> tuple[Tensor, Tensor]:
             coordinates = chunk.permute(2, 1, 0).contiguous()
-            total = Curvature(coordinates)
+            total = TermHessians(coordinates)
             for term in self.terms:
                 cast(Term, term).add_derivatives(coordinates, total)
             return total.matrices()

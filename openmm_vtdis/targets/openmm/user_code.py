@@ -13,18 +13,14 @@ numbers.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import pickle
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import openmm
-import torch
 
-from openmm_vtdis.storage.fingerprint import digest
+from openmm_vtdis.storage.fingerprint import content_fingerprint, fingerprint
 
 _PAYLOAD = re.compile(r'\bfunction="([0-9a-fA-F]*)"')
 _VERSION = re.compile(r' openmmVersion="[^"]*"')
@@ -121,7 +117,7 @@ def system_fingerprint(system: openmm.System) -> str:
     xml = _VERSION.sub("", openmm.XmlSerializer.serialize(system))
     if "PythonForce" in user_forces(system):
         xml = _PAYLOAD.sub(lambda found: f'function="{_content(bytes.fromhex(found[1]))}"', xml)
-    return digest(xml)
+    return fingerprint(xml)
 
 
 def _content(pickled: bytes) -> str:
@@ -130,32 +126,5 @@ def _content(pickled: bytes) -> str:
     The System has been copied in this process before, so that this pickle has been read already.
     """
     with contextlib.suppress(Exception):
-        return content_digest(pickle.loads(pickled))
-    return hashlib.sha256(pickled).hexdigest()
-
-
-def content_digest(thing: Any) -> str:
-    """A digest of an object's classes and numbers, whatever the addresses of its parts."""
-    buffer = io.BytesIO()
-    pickler = _ByContent(buffer, protocol=4)
-    pickler.fast = True  # nothing is told apart by being the same object
-    try:
-        pickler.dump(thing)
-    except (ValueError, RecursionError):  # an object that holds itself
-        buffer = io.BytesIO()
-        _ByContent(buffer, protocol=4).dump(thing)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-class _ByContent(pickle.Pickler):
-    """Writes tensors, arrays and sets as digests of their content."""
-
-    def persistent_id(self, thing: Any) -> Any:
-        if isinstance(thing, torch.Tensor):
-            return "tensor", str(thing.dtype), digest(thing)
-        if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
-            content = hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()
-            return "array", str(thing.dtype), thing.shape, content
-        if isinstance(thing, set | frozenset):  # whose order is another in every process
-            return "set", sorted(content_digest(part) for part in thing)
-        return None
+        return content_fingerprint(pickle.loads(pickled))
+    return fingerprint(pickled)

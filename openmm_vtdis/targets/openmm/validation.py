@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.derivatives import differentiation, gradients, leaf_of
-from openmm_vtdis.core.rng import make_generator
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.targets.base import same_energy
@@ -236,7 +236,7 @@ def probe_configurations(space: Space, positions: object = None) -> Tensor:
     if not bool((closest > 0.0).all()):
         raise ValueError("positions: expected particles apart, got some in one place")
     widths = closest * torch.tensor(_PERTURBATIONS, dtype=torch.float64).repeat(_PROBES)[:_PROBES]
-    noise = space.standard_normal(_PROBES, make_generator(_SEED))
+    noise = space.standard_normal(_PROBES, make_rng(_SEED))
     return x + widths[:, None, None] * noise
 
 
@@ -245,11 +245,11 @@ def random_configurations(space: Space) -> Tensor:
 
     Of every 16 Gaussian clouds the two with the widest closest pair are kept.
     """
-    generator = make_generator(_SEED)
+    rng = make_rng(_SEED)
     growth = space.n_particles ** (1.0 / space.n_dims)
     kept = []
     for scale in _LENGTH_SCALES:
-        clouds = scale * growth * space.standard_normal(_DRAWS, generator)
+        clouds = scale * growth * space.standard_normal(_DRAWS, rng)
         distances = torch.cdist(clouds, clouds)
         distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
         best = distances.flatten(1).amin(dim=1).topk(_PER_SCALE).indices
@@ -269,15 +269,15 @@ def check_invariance(probe: ForceProbe, x: Tensor, thermal_energy: float) -> Non
     thermal_energy
         kT in kJ/mol: the scale on which a change counts.
     """
-    generator = make_generator(_SEED + 1)
+    rng = make_rng(_SEED + 1)
     before = probe.energies(pad(x))
     _check_finite(probe, before)
     _check_repeatable(probe, x, before, thermal_energy)
     n_dims = x.shape[2]
-    shift = torch.randn(len(x), 1, n_dims, generator=generator, dtype=torch.float64)
+    shift = torch.randn(len(x), 1, n_dims, generator=rng, dtype=torch.float64)
     motions = {
         "translation": x + shift * x.square().mean().sqrt(),
-        "rotation": x @ random_rotations(len(x), n_dims, generator),
+        "rotation": x @ random_rotations(len(x), n_dims, rng),
     }
     for motion, moved in motions.items():
         offender = _largest_change(probe, before, moved, thermal_energy)
@@ -292,9 +292,9 @@ def check_invariance(probe: ForceProbe, x: Tensor, thermal_energy: float) -> Non
 
 def check_identical(probe: ForceProbe, x: Tensor, thermal_energy: float) -> None:
     """Check that no force notices a permutation of the particles; x (S, M, D) nm."""
-    generator = make_generator(_SEED + 2)
+    rng = make_rng(_SEED + 2)
     before = probe.energies(pad(x))
-    permuted = torch.stack([frame[torch.randperm(x.shape[1], generator=generator)] for frame in x])
+    permuted = torch.stack([frame[torch.randperm(x.shape[1], generator=rng)] for frame in x])
     offender = _largest_change(probe, before, permuted, thermal_energy)
     if offender is not None:
         name, change = offender
@@ -362,9 +362,9 @@ def pad(x: Tensor) -> Tensor:
     return x if x.shape[-1] == 3 else torch.nn.functional.pad(x, (0, 3 - x.shape[-1]))
 
 
-def random_rotations(n: int, n_dims: int, generator: torch.Generator) -> Tensor:
+def random_rotations(n: int, n_dims: int, rng: torch.Generator) -> Tensor:
     """n rotation matrices (n, D, D), float64: Q of a Gaussian matrix, with determinant +1."""
-    gaussian = torch.randn(n, n_dims, n_dims, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(n, n_dims, n_dims, generator=rng, dtype=torch.float64)
     q, _ = torch.linalg.qr(gaussian)
     q[:, :, 0] *= torch.linalg.det(q).sign()[:, None]
     return q

@@ -21,7 +21,7 @@ from torch import Tensor
 from openmm_vtdis.core.derivatives import differentiation, elementwise
 from openmm_vtdis.targets.openmm.lepton import Expression
 from openmm_vtdis.targets.openmm.tabulated import tabulated_functions
-from openmm_vtdis.targets.openmm.term_hessians import Curvature
+from openmm_vtdis.targets.openmm.term_hessians import TermHessians
 from openmm_vtdis.targets.openmm.terms import Columns, Term, Untranslatable, entries, translates
 from openmm_vtdis.targets.openmm.translators.custom import (
     columns,
@@ -134,7 +134,7 @@ class GeneralizedBorn(Term):
             total = total + energy.sum(dim=0)
         return total
 
-    def add_derivatives(self, coordinates: Tensor, total: Curvature) -> None:
+    def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
         """See :class:`_Chain`."""
         coordinates = coordinates.detach()
         apart = self._apart(coordinates)
@@ -292,7 +292,7 @@ class _Chain:
     J^T C + C^T J + J^T Q J.
     """
 
-    def __init__(self, total: Curvature, pairs: Tensor, apart: Tensor, r: Tensor) -> None:
+    def __init__(self, total: TermHessians, pairs: Tensor, apart: Tensor, r: Tensor) -> None:
         self._total, self._pairs, self._apart = total, pairs, apart
         self._direction = (apart / r).transpose(0, 1)  # (P, 3, B)
         self._first, self._second = torch.zeros_like(r), torch.zeros_like(r)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser
-from openmm_vtdis.networks import EGNN, MLP
-
+R = TypeVar("R")
 AFTER = 8
 """Runs of a kind before it is recorded: a recording takes as long as several."""
 MOST_PAIRS = 2**20
@@ -63,58 +61,40 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class RecordedDenoiser:
-    """A denoiser of which evaluations are recorded, for as long as its weights stay where they are.
+class Recorded(Generic[R]):
+    """A function of tensors on a GPU, recorded for each kind of input that it often gets.
 
-    Those that are differentiated are not, nor are large ones. Everything else is the denoiser's.
+    Results are copies, which stay as they are.
+
+    Parameters
+    ----------
+    function
+        Gives a tensor, or a tuple of them.
+    memory
+        Of another, to be shared with it; None: memory of its own.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.space = denoiser, denoiser.space
+    def __init__(self, function: Callable[..., R], memory: Any = None) -> None:
+        self.function = function
+        self.memory = torch.cuda.graph_pool_handle() if memory is None else memory
         self._runs: Counter[Any] = Counter()
         self._recordings: dict[Any, Recording] = {}
-        self._memory = torch.cuda.graph_pool_handle()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.denoiser, name)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """D(x, t) for x (B, M, D) and t scalar or (B,)."""
-        return self._evaluate(self.denoiser, x, t)  # type: ignore[no-any-return]
-
-    def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """D(x, t) and pair coefficients (B, P, 4)."""
-        return self._evaluate(self.denoiser.with_pairs, x, t)  # type: ignore[attr-defined, no-any-return]
-
-    def _evaluate(self, evaluation: Callable[[Tensor, Tensor], Any], x: Tensor, t: Tensor) -> Any:
-        if torch.is_grad_enabled() or not small_enough(x):
-            return evaluation(x, t)
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        key = (evaluation == self.denoiser, x.shape, x.dtype)
+    def __call__(self, *inputs: Tensor) -> R:
+        """As the function; after some calls with tensors of these shapes, by a recording."""
+        key = tuple((tuple(value.shape), value.dtype) for value in inputs)
         self._runs[key] += 1
         if self._runs[key] <= AFTER:
-            return evaluation(x, t)
+            return self.function(*inputs)
         if key not in self._recordings:
-            self._recordings[key] = Recording(evaluation, x, t, memory=self._memory)
-        found = self._recordings[key](x, t)
-        return found.clone() if isinstance(found, Tensor) else tuple(y.clone() for y in found)
+            self._recordings[key] = Recording(self.function, *inputs, memory=self.memory)
+        found = self._recordings[key](*inputs)
+        copies: Any = (
+            found.clone() if isinstance(found, Tensor) else tuple(y.clone() for y in found)
+        )
+        return copies
 
 
 def small_enough(x: Tensor) -> bool:
     """Whether recording pays for configurations (B, M, D)."""
     return x.shape[0] * x.shape[1] ** 2 <= MOST_PAIRS
-
-
-def can_record(denoiser: object) -> bool:
-    """Whether it is of a network of this package, on a GPU.
-
-    A recording must not wait for what it computes, and of other networks nobody knows.
-    """
-    if type(denoiser) is not PreconditionedDenoiser or type(denoiser.network) not in (EGNN, MLP):
-        return False
-    return next(denoiser.parameters()).is_cuda
-
-
-def recorded(denoiser: Denoiser) -> Denoiser:
-    """The denoiser for one run of the diffusion: recorded where that can be, or as it is."""
-    return RecordedDenoiser(denoiser) if can_record(denoiser) else denoiser

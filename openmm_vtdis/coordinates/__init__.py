@@ -1,0 +1,16 @@
+"""Coordinates: from nm to what a model diffuses, and back."""
+
+from openmm_vtdis.coordinates.base import COORDINATES, Configurations, Coordinates
+from openmm_vtdis.coordinates.cartesian import Cartesian
+from openmm_vtdis.coordinates.energy import Energy, ModelEnergy, TorchEnergy, as_energy
+
+__all__ = [
+    "COORDINATES",
+    "Cartesian",
+    "Configurations",
+    "Coordinates",
+    "Energy",
+    "ModelEnergy",
+    "TorchEnergy",
+    "as_energy",
+]

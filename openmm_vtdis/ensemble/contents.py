@@ -1,0 +1,74 @@
+"""What an ensemble is made of must fit together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from openmm import app
+
+from openmm_vtdis.core.ess import Array
+
+
+def check_arrays(x: Array, lw: Array, u: Array) -> None:
+    """Check positions, log weights and reduced energies of n samples against each other.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a sample with weight has a position or an energy that is not finite.
+    """
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(
+            f"positions: expected shape (n, M, D) in nm with at least one sample, got {x.shape}"
+        )
+    for name, array in {"log_weights": lw, "reduced_energies": u}.items():
+        if array.shape != (len(x),):
+            raise ValueError(
+                f"{name}: expected shape ({len(x)},), one per sample, got {array.shape}"
+            )
+    for name, finite in {
+        "positions": np.isfinite(x).all(axis=(1, 2)),
+        "reduced_energies": np.isfinite(u),
+    }.items():
+        bad = np.flatnonzero(~finite & np.isfinite(lw))
+        if len(bad):
+            raise ValueError(
+                f"{name}: expected finite values wherever the log weight is, got NaN or "
+                f"infinity in {len(bad)} of {len(x)} samples, the first at index {bad[0]}"
+            )
+
+
+def check_topology(topology: object, n_particles: int) -> None:
+    """Raise ValueError for anything but None or a Topology of so many atoms."""
+    if topology is None:
+        return
+    if not isinstance(topology, app.Topology):
+        raise ValueError(
+            f"topology: expected an openmm.app.Topology or None, got {type(topology).__name__}"
+        )
+    if topology.getNumAtoms() != n_particles:
+        raise ValueError(
+            f"topology: expected {n_particles} atoms as in the positions, got "
+            f"{topology.getNumAtoms()}"
+        )
+
+
+def json_copy(metadata: object) -> dict[str, Any]:
+    """A copy of notes, of which nobody else has a part.
+
+    Raises
+    ------
+    ValueError
+        If they are no dictionary of JSON-able values.
+    """
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata: expected a dictionary, got {type(metadata).__name__}")
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"metadata: expected JSON-able values without NaN or infinity, got {error}"
+        ) from error
+    return copy

@@ -1,0 +1,27 @@
+"""The acceptance step of Metropolis and Hastings, the one for all proposals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accepted(log_ratio: Tensor, uniform: Tensor) -> Tensor:
+    """Which proposals are taken: each with probability min(1, exp(log_ratio)).
+
+    Parameters
+    ----------
+    log_ratio
+        Log of the ratio of Hastings, of any shape; -inf or NaN is never taken.
+    uniform
+        Random numbers in (0, 1], of the same shape.
+    """
+    return uniform.log() < log_ratio
+
+
+def accepted_one(log_ratio: float, uniform: float) -> bool:
+    """The same for one proposal."""
+    pair = (
+        torch.tensor(value, dtype=torch.float64, device="cpu") for value in (log_ratio, uniform)
+    )
+    return bool(accepted(*pair))

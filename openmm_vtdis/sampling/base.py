@@ -1,0 +1,141 @@
+r"""What a sampler is: something that draws weighted samples, and weighs given ones.
+
+A sampler knows a proposal density of trajectories that end in model coordinates z. Of either kind
+of trajectory, drawn or given, it has the log ratio of the two path densities, and
+
+    log w = -u(x) + log ratio + log |dx/dz|.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_vtdis.coordinates import Coordinates
+from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
+from openmm_vtdis.ensemble.provenance import Provenance, Stream
+from openmm_vtdis.ensemble.weighted import WeightedEnsemble
+from openmm_vtdis.storage.fingerprint import fingerprint, stream_fingerprint
+from openmm_vtdis.targets import Target, energies_of
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Ends of generated trajectories.
+
+    Attributes
+    ----------
+    z
+        (n, M, D) model coordinates, float64.
+    log_ratio
+        (n,) float64; not finite where the network has failed.
+    """
+
+    z: Tensor
+    log_ratio: Tensor
+
+
+class Sampler(abc.ABC):
+    """Weighted samples of a target, and log weights of frames, by one proposal density.
+
+    Attributes
+    ----------
+    target
+        In nm and kT.
+    coordinates
+        From nm to what the model diffuses.
+    """
+
+    target: Target
+    coordinates: Coordinates
+
+    @abc.abstractmethod
+    def draw(self, n: int, rng: torch.Generator, batch_size: int, progress: bool) -> Drawn:
+        """n trajectories from the prior."""
+
+    @abc.abstractmethod
+    def log_ratios(
+        self, z: Tensor, rng: torch.Generator, batch_size: int, progress: bool
+    ) -> Tensor:
+        """Log ratios (n,) of trajectories that are noised from z (n, M, D)."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """How samples are drawn, as JSON: notes for people."""
+
+    @property
+    @abc.abstractmethod
+    def n_steps(self) -> int:
+        """Steps of a trajectory."""
+
+    @abc.abstractmethod
+    def _identity(self) -> Any:
+        """What tells the proposal density of z from others."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells its weights from those of others: the proposal, in nm, and the target."""
+        described = (self.coordinates.kind, self.coordinates.describe())
+        hand = self.coordinates.handedness
+        signs = None if hand is None else list(hand.signs)
+        target = (self.target.temperature, self.target.fingerprint)
+        return fingerprint(self._identity(), described, signs, target)
+
+    def sample(
+        self, n: int, *, rng: torch.Generator, batch_size: int = 1024, progress: bool = True
+    ) -> WeightedEnsemble:
+        """Draw n weighted samples."""
+        provenance = self._provenance(Stream(stream_fingerprint(rng), n, batch_size, None))
+        drawn = self.draw(n, rng, batch_size, progress)
+        failed = ~torch.isfinite(drawn.log_ratio)
+        z = torch.where(failed[:, None, None], math.nan, drawn.z)
+        found = self.coordinates.to_configurations(z)
+        energies = energies_of(self.target, found.x)
+        log_w = _log_weights(energies, drawn.log_ratio, found.log_det)
+        log_w = torch.where(found.inside, log_w, -math.inf)
+        return WeightedEnsemble(
+            found.x.cpu().numpy(),
+            log_w.cpu().numpy(),
+            energies.cpu().numpy(),
+            temperature=self.target.temperature,
+            topology=self.target.topology,
+            metadata=self.describe(),
+            provenance=provenance,
+        )
+
+    def log_weights(
+        self,
+        x: Tensor,
+        *,
+        rng: torch.Generator,
+        batch_size: int = 1024,
+        progress: bool = True,
+    ) -> FrameLogWeights:
+        """Weigh target configurations x (n, M, D) in nm, by fresh trajectories from each."""
+        z, log_det = self.coordinates.to_model(x)
+        ratios = self.log_ratios(z, rng, batch_size, progress).cpu()
+        energies = energies_of(self.target, x.to(rng.device)).cpu()
+        log_w = _log_weights(energies, ratios, log_det.cpu())
+        return FrameLogWeights(log_w.numpy(), self._provenance())
+
+    def _provenance(self, *streams: Stream) -> Provenance:
+        proposal = self.fingerprint
+        return Provenance(
+            proposal=proposal,
+            hamiltonian=self.target.fingerprint,
+            centred=self.target.space.centred,
+            n_steps=self.n_steps,
+            streams=tuple(Stream(s.numbers, s.n, s.batch_size, proposal) for s in streams),
+        )
+
+
+def _log_weights(energies: Tensor, log_ratio: Tensor, log_det: Tensor) -> Tensor:
+    """log w (n,); -inf where an energy is NaN or infinite."""
+    log_w = -energies + log_ratio + log_det
+    return torch.where(torch.isfinite(energies) & torch.isfinite(log_w), log_w, -math.inf)
