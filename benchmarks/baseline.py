@@ -27,11 +27,12 @@ from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import reverse_paths
 from openmm_vtdis.diffusion.process import DiffusionProcess
-from openmm_vtdis.diffusion.recording import AFTER
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
-from openmm_vtdis.training.trainer import Trainer, TrainingConfig
+from openmm_vtdis.runtime.cuda_graphs import AFTER
+from openmm_vtdis.training.config import TrainingConfig
+from openmm_vtdis.training.trainer import Trainer
 from recipes.train import compile_layers
 
 FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}

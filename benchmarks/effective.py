@@ -115,7 +115,7 @@ def measure(
 
     def baseline() -> Tensor:
         x, log_ratio = sample(plain, grid, batch_size, torch.Generator(device).manual_seed(0))
-        return log_ratio - gen.target.reduced_energy(gen.length * x)
+        return log_ratio - gen.target.reduced_energy(gen.coordinates.length * x)
 
     timed = []
     for _ in range(n_rounds + 1):

@@ -81,7 +81,7 @@ def main() -> None:
                 index = torch.randint(
                     len(frames), (options.samples,), generator=torch.Generator().manual_seed(seed)
                 )
-                x = gen.space.project(frames[index] / gen.length)
+                x = gen.space.project(frames[index] / gen.coordinates.length)
                 tables.append(products(process, x, seed, gen.batch_size()))
             total, largest = gain(*tables, gen.space.dim)
             print(

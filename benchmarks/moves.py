@@ -106,8 +106,8 @@ def main() -> None:
     text += (
         f"\n{system.temperature:.0f} K. Pieces of {options.piece} fs; "
         f"{gen.process.schedule.n_steps} network evaluations a proposal, and as many a call for "
-        "the path of the configuration that is there. Changes are counted between ends of pieces; one "
-        "CPU thread.\n"
+        "the path of the configuration that is there. Changes are counted between ends of pieces; "
+        "one CPU thread.\n"
     )
     print(text)
     write_atomically(DOCS / "tables" / f"moves-{name}.md", text.encode())

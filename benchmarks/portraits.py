@@ -21,7 +21,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import mbar
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.plotting import overlap_matrix, pareto_tail, step_cost, weight_distribution
 from openmm_vtdis.targets import OpenMMTarget
 from openmm_vtdis.tuning import adaptive_schedule
@@ -48,7 +48,7 @@ def draw_cost(gen: DiffusionBoltzmannGenerator, x: torch.Tensor, figure: Figure)
     times = gen.process.schedule.times
     levels = Schedule.geometric(adaptive_schedule.N_LEVELS - 1, times[0], times[-1]).tensor
     errors = adaptive_schedule.denoising_errors(
-        gen.denoiser, x / gen.length, levels, make_rng(SEED)
+        gen.denoiser, x / gen.coordinates.length, levels, make_rng(SEED)
     )
     step_cost(
         levels, adaptive_schedule.step_cost(levels, errors, gen.space.dim), times, figure.subplots()

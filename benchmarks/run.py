@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
@@ -113,7 +114,9 @@ def mixture_case(name: str) -> Case:
         exact = GaussianMixtureDenoiser(
             target.space, target.weights, target.means, target.variances
         ).scaled(length)
-        gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact, length)
+        gen = DiffusionBoltzmannGenerator.from_denoiser(
+            target, exact, Cartesian(target.space, length)
+        )
     else:
         torch.manual_seed(7)
         gen = DiffusionBoltzmannGenerator.from_target(target, "mlp-7x512")
@@ -143,7 +146,7 @@ def trajectories(
         path = CACHE / f"{label}-{size}-{k}.safetensors"
         stored = load_file(path) if path.exists() else {}
         if not stored or not torch.equal(stored["fingerprint"], fingerprint):
-            frames = (case.train if split == "train" else case.test) / case.gen.length
+            frames = (case.train if split == "train" else case.test) / case.gen.coordinates.length
             rng = make_rng(seed + 1_000 * k, case.gen.device)
             data = collect(
                 process, family, case.gen.model_energy, frames, size, rng,
@@ -353,7 +356,7 @@ class Bench:
     @property
     def frames(self) -> Tensor:
         """Training frames in model units."""
-        return self.gen.space.project(self.case.train / self.gen.length)
+        return self.gen.space.project(self.case.train / self.gen.coordinates.length)
 
     def seeded(self) -> torch.Generator:
         """A stream for what is measured before a fit."""
@@ -435,7 +438,7 @@ class Bench:
         CACHE.mkdir(parents=True, exist_ok=True)
         process = self.gen.process
         about = json.dumps([describe_process(process), fingerprint_of(self.gen)])
-        digest = storage.digest(about, process.covariance.parameters, process.coefficients)
+        digest = storage.fingerprint(about, process.covariance.parameters, process.coefficients)
         return CACHE / f"{self.case.name}-{label}-{digest[:12]}-{name}"
 
     def measure(self, label: str, n_steps: int, n_reverse: int) -> None:
@@ -521,7 +524,7 @@ class Bench:
             for d in (self.data(n_steps, mean, split, Method()) for split in ("train", "test"))
         )
         rng = make_rng(SGD_SEED, gen.device)
-        frames = self.case.train / gen.length
+        frames = self.case.train / gen.coordinates.length
 
         def draw(n: int) -> Trajectories:
             if not fresh:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.plotting import energy_histogram, ramachandran, weight_distribution
 
 OUTPUT = Path("demo-output")

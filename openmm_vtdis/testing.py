@@ -17,8 +17,8 @@ from torch import Tensor
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.rng import Seed, make_rng
+from openmm_vtdis.core.space import random_rotations
 from openmm_vtdis.targets.base import Target
-from openmm_vtdis.targets.openmm.validation import random_rotations
 
 _DIFFERENCE_STEP = 1e-5
 _DIRECTIONS = 4

@@ -18,7 +18,7 @@ import torch
 from openmm import app
 
 from openmm_vtdis.ensemble import Estimate
-from openmm_vtdis.mcmc.hmc import ReferenceData, sample_hmc
+from openmm_vtdis.mcmc import ReferenceData, sample_hmc
 from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.targets import BenchmarkSystem, OpenMMTarget
 from recipes.settings import RECIPES, TEST_SEED, TRAIN_SEED, build_system

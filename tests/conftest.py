@@ -12,6 +12,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, gaussian_mixture
@@ -85,7 +86,9 @@ def exact_generator(
     denoiser = GaussianMixtureDenoiser(
         target.space, target.weights, target.means, target.variances
     ).scaled(length)
-    return target, DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length, labels)
+    return target, DiffusionBoltzmannGenerator.from_denoiser(
+        target, denoiser, Cartesian(target.space, length), labels
+    )
 
 
 def springs(temperature: float) -> tuple[OpenMMTarget, float]:

@@ -36,7 +36,7 @@ def _memory(tree: Any) -> set[int]:
 
 
 class TapedRecording:
-    """In place of :class:`openmm_vtdis.diffusion.recording.Recording`."""
+    """In place of :class:`openmm_vtdis.runtime.cuda_graphs.Recording`."""
 
     made: list[TapedRecording]
 

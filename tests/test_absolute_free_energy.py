@@ -14,7 +14,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.ensemble import Estimate, FreeEnergy
 from openmm_vtdis.ensemble.bar import bar
 from openmm_vtdis.ensemble.diagnostics import log_mean_weight
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import OpenMMTarget, double_well, lennard_jones
 from tests.conftest import springs
 

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion import recording
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.flow import ode_paths
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
@@ -31,6 +30,7 @@ from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.interop import DiffusionMove, score_force
+from openmm_vtdis.runtime import cuda_graphs
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from recipes.train import compile_layers
 from tests.conftest import make_oracle, z_of_mean_weight
@@ -142,7 +142,7 @@ def test_paths_and_log_ratios_agree(name: str, kind: str, streams: dict[int, Any
         paths = reverse_paths(process, 3, next(seeds), 3, progress=False)
         assert paths.x.device.type == torch.device(device).type
         back = forward_paths(
-            process, x / gen.length, next(seeds), process.covariance, 3, progress=False
+            process, x / gen.coordinates.length, next(seeds), process.covariance, 3, progress=False
         )
         assert torch.isfinite(paths.log_ratio).all()
         forward = (back.log_forward, back.log_reverse)
@@ -195,19 +195,19 @@ def test_recorded_evaluations_change_nothing(
     kind: str, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
-    process, x = kernel_of(gen, kind), some_samples("lj13") / gen.length
+    process, x = kernel_of(gen, kind), some_samples("lj13") / gen.coordinates.length
     recordings: list[Any] = []
-    make = recording.Recording.__init__
+    make = cuda_graphs.Recording.__init__
 
     def counted(self: Any, *inputs: Any, **settings: Any) -> None:
         recordings.append(self)
         make(self, *inputs, **settings)
 
-    monkeypatch.setattr(recording.Recording, "__init__", counted)
+    monkeypatch.setattr(cuda_graphs.Recording, "__init__", counted)
     found = []
     for after in (10**9, 2):
         assert not recordings
-        monkeypatch.setattr(recording, "AFTER", after)
+        monkeypatch.setattr(cuda_graphs, "AFTER", after)
         seeds = [torch.Generator(CUDA).manual_seed(seed) for seed in (1, 2)]
         with torch.autocast(CUDA, torch.bfloat16, enabled=half):
             there = reverse_paths(process, 40, seeds[0], 16, progress=False)
@@ -220,7 +220,7 @@ def test_recorded_evaluations_change_nothing(
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_gpu_than_the_current_one_is_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "AFTER", 2)
+    monkeypatch.setattr(cuda_graphs, "AFTER", 2)
     found = []
     for device in (CUDA, "cuda:1"):
         gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", device)
@@ -319,7 +319,7 @@ def test_recorded_steps_train_the_same(
 
     found, losses = [], []
     for after in (10**9, 3):
-        monkeypatch.setattr(recording, "AFTER", after)
+        monkeypatch.setattr(cuda_graphs, "AFTER", after)
         torch.compiler.reset()
         gen = DiffusionBoltzmannGenerator.from_pretrained("lj13", CUDA)
         if compiled:

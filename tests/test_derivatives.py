@@ -53,5 +53,5 @@ def test_a_denoiser_may_multiply_by_its_noise_level(mode: type) -> None:
     x = space.standard_normal(5, torch.Generator().manual_seed(0))
     for points in (x, x.float()):
         with mode():
-            jacobian = denoiser_jacobian(lambda y, t: y * t[:, None, None], space, points, 0.5)
+            _, jacobian = denoiser_jacobian(lambda y, t: y * t[:, None, None], space, points, 0.5)
         torch.testing.assert_close(jacobian, 0.5 * torch.eye(4).double().expand(5, -1, -1))

@@ -24,6 +24,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, storage
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.generator import archive, sharded
 from openmm_vtdis.targets import double_well, gaussian_mixture
@@ -446,7 +447,7 @@ def test_a_network_that_breaks_for_some_samples(value: float, covariance: str) -
             return torch.where(bad, value, denoised)
 
     denoiser = Breaking()
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, 2.0)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, Cartesian(target.space, 2.0))
     gen.tune(
         frames, 8, covariance, schedule="geometric", n_trajectories=300, seed=0, progress=False
     )

@@ -16,13 +16,14 @@ from openmm import unit
 from openmmtools.states import ThermodynamicState
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import Isotropic
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, mbar
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import OpenMMTarget, double_well, gaussian_mixture
 from openmm_vtdis.topology import placeholder_topology
 from recipes.train import round_weights
@@ -215,7 +216,7 @@ def test_covariances_of_the_state_all_the_way(
 def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_path: Path) -> None:
     gen = new_generator()
     gen.network.double()
-    gen.length = 1.0
+    gen.coordinates = Cartesian(gen.space)
     again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "model.vtdis"))
     x = torch.tensor(frames[:5])
     t = torch.tensor(0.5, dtype=torch.float64)
@@ -225,7 +226,7 @@ def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_pa
 @pytest.mark.parametrize("rounded", [True, False])
 def test_weights_that_half_precision_holds_are_stored_so(rounded: bool, tmp_path: Path) -> None:
     gen = new_generator()
-    gen.length = 1.0
+    gen.coordinates = Cartesian(gen.space)
     if rounded:
         round_weights(gen.network)
     path = gen.save(tmp_path / "model.vtdis")
@@ -319,14 +320,14 @@ def test_mdtraj_paths_and_openmmtools_states(frames: np.ndarray, tmp_path: Path)
         state, topology, n_dims=2, network="egnn-1x8"
     )
     gen.train(str(tmp_path / "md.dcd"), 3, batch_size=8, progress=False)
-    length = gen.length
+    length = gen.coordinates.length
     gen.train(traj, 3, batch_size=8, progress=False)
-    assert gen.length == length
+    assert gen.coordinates.length == length
     traj.save_netcdf(str(tmp_path / "md.nc"))
     gen.train([tmp_path / "md.nc", tmp_path / "md.dcd"], 3, batch_size=8, progress=False)
     bare = new_generator()  # without a topology
     bare.train(tmp_path / "md.nc", 3, batch_size=8, progress=False)
-    assert bare.length == length
+    assert bare.coordinates.length == length
     small = md.Trajectory(flat[:, :3], md.Topology.from_openmm(placeholder_topology(3)))
     small.save_dcd(str(tmp_path / "small.dcd"))
     for name in ("small.dcd", "frames.txt"):
@@ -350,7 +351,7 @@ def test_bad_input_is_refused(trained: DiffusionBoltzmannGenerator, frames: np.n
     bad[5, 0, 0] = np.inf
     with pytest.raises(ValueError, match="the first at index 5"):
         gen.train(bad)
-    gen.length = 1.0
+    gen.coordinates = Cartesian(gen.space)
     with pytest.raises(ValueError, match="sample: expected a tuned generator"):
         gen.sample(10)
     with pytest.raises(ValueError, match="n_steps: expected an integer >= 2, got 1"):
@@ -547,7 +548,7 @@ def test_samples_and_frames_of_two_proposals_are_refused() -> None:
     ensemble = gen.sample(2_000, seed=1, progress=False)
     options: dict[str, Any] = {"seed": 2, "progress": False}
     same, other = gen.log_weights(frames, **options), gen.log_weights(frames, n_steps=4, **options)
-    assert same.proposal == ensemble.metadata["proposal"] != other.proposal
+    assert same.provenance.proposal == ensemble.provenance.proposal != other.provenance.proposal
     result = ensemble.free_energy(same[::2])
     assert abs(result.z(0.0)) < 4.0
     assert abs(mbar(ensemble, [target], [frames.numpy()], [same]).log_z(0).z(0.0)) < 4.0
@@ -564,10 +565,10 @@ def test_samples_and_frames_of_two_proposals_are_refused() -> None:
     # a flow's density does not depend on its solver
     flow = gen.sample_ode(50, seed=3, progress=False)
     assert (
-        flow.metadata["proposal"]
-        == gen.log_weights_ode(frames[:4], solver="rk4", **options).proposal
+        flow.provenance.proposal
+        == gen.log_weights_ode(frames[:4], solver="rk4", **options).provenance.proposal
     )
-    assert flow.metadata["proposal"] != same.proposal
+    assert flow.provenance.proposal != same.provenance.proposal
 
 
 def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenerator) -> None:
@@ -575,7 +576,7 @@ def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenera
         trained.target, n_chains=30, n_samples=1, burn_in=60, seed=8, progress=False
     ).positions
     assert np.isfinite(trained.log_weights(frames, seed=0, progress=False)).all()
-    with pytest.raises(ValueError, match=r"noise: expected equilibrium frames.*length unit"):
+    with pytest.raises(ValueError, match=r"log_weights: expected equilibrium frames.*length unit"):
         trained.log_weights(10.0 * frames, seed=0, progress=False)
 
 
@@ -587,5 +588,5 @@ def test_a_generator_says_in_a_line_what_it_is() -> None:
     )
     known.process = None
     assert repr(known).endswith(", not tuned)")
-    known.length = None
+    known.coordinates = None
     assert repr(known).endswith(", untrained)")

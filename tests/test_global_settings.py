@@ -20,7 +20,7 @@ import numpy as np, torch
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.ensemble import forward_ess, mbar
 from openmm_vtdis.targets import double_well
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 
 found = []
 gen = DiffusionBoltzmannGenerator.from_pretrained("dw4-small")

@@ -28,7 +28,8 @@ ORDER = [
     {"mcmc"},
     {"generator"},
     {"interop"},
-    {"cli", "plotting", "testing"},
+    {"cli_options", "plotting", "testing"},
+    {"cli"},
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -16,9 +16,9 @@ from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, pretrained
 from openmm_vtdis.core.units import thermal_energy
-from openmm_vtdis.mcmc.hmc import ConvergenceReport, ReferenceData
+from openmm_vtdis.mcmc import ConvergenceReport, ReferenceData
 from openmm_vtdis.targets import BenchmarkSystem
-from openmm_vtdis.training.trainer import TrainingLog
+from openmm_vtdis.training.config import TrainingLog
 from recipes import train
 from recipes.reference import (
     BARRIER,

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.ensemble.provenance import about_flow, about_process
-from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import OpenMMTarget
 
 
@@ -25,10 +23,7 @@ def gen() -> DiffusionBoltzmannGenerator:
 
 def proposals(gen: DiffusionBoltzmannGenerator) -> tuple[str, str]:
     """Of its reverse process, and of its flow."""
-    units = ModelUnits(gen.target, gen.length, gen.handedness)  # type: ignore[arg-type]
-    grid = gen.process.schedule  # type: ignore[union-attr]
-    flow = about_flow(units, gen.denoiser, grid, "exact", "heun")
-    return about_process(units, gen.process)["proposal"], flow["proposal"]  # type: ignore[arg-type]
+    return gen.path_sampler().fingerprint, gen.flow_sampler().fingerprint
 
 
 def test_a_copy_from_a_file_is_the_same_proposal(
@@ -62,7 +57,8 @@ def network(gen: DiffusionBoltzmannGenerator) -> None:
 
 
 def length(gen: DiffusionBoltzmannGenerator) -> None:
-    gen.length = 1.001 * gen.length  # type: ignore[operator]
+    length = 1.001 * gen.coordinates.length  # type: ignore[union-attr]
+    gen.coordinates = dataclasses.replace(gen.coordinates, length=length)  # type: ignore[type-var]
 
 
 def temperature(gen: DiffusionBoltzmannGenerator) -> None:

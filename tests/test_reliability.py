@@ -26,7 +26,7 @@ from openmm_vtdis.core.space import Space
 from openmm_vtdis.ensemble import files
 from openmm_vtdis.generator import sharded
 from openmm_vtdis.generator.sharded import sample_to_file
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import OpenMMTarget, double_well
 from recipes import reference
 from tests.conftest import exact_generator

@@ -13,11 +13,11 @@ from openmmtools import testsystems
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, storage
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.derivatives import differentiate_twice
-from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.targets import GaussianMixture
-from openmm_vtdis.targets.openmm.validation import random_rotations
 from openmm_vtdis.topology import (
     Handedness,
     bond_features,
@@ -128,8 +128,10 @@ def chiral_mixture(
     shape = torch.randn(n, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     target = GaussianMixture(torch.stack([shape, -shape]), [0.5, 0.5], [1.0, 1.0], space)
     denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser.scaled(length), length)
-    gen.handedness = Handedness.of(centres_of(topology), shape)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, denoiser.scaled(length), Cartesian(target.space, length)
+    )
+    gen.coordinates = gen.coordinates.restricted_to(Handedness.of(centres_of(topology), shape))
     return target, gen
 
 
@@ -143,9 +145,9 @@ def test_log_z_of_a_restricted_target_is_known(topology: app.Topology) -> None:
     """exp(-u) integrates to one; its right-handed part to the probability of being right-handed."""
     target, gen = chiral_mixture(topology)
     exact = inside_fraction(gen, target.sample(400_000, seed=1))
-    fold, gen.handedness = gen.handedness, None
+    fold, gen.coordinates = gen.coordinates, gen.coordinates.restricted_to(None)
     gen.tune(target.sample(4_000, seed=2), 20, "isotropic", n_trajectories=4_000, progress=False)
-    gen.handedness = fold
+    gen.coordinates = fold
     ensemble = gen.sample(6_000, seed=3, progress=False)
     x = torch.tensor(ensemble.positions)
     alive = torch.tensor(np.isfinite(ensemble.log_weights))
@@ -247,7 +249,7 @@ def test_a_canonical_image_is_that_of_the_mirror_image_too() -> None:
 
 def test_derivatives_of_a_folded_energy_are_those_of_the_image_mirrored_back() -> None:
     target, gen = chiral_mixture(two_centres())
-    y = target.sample(20, 5) / gen.length
+    y = target.sample(20, 5) / gen.coordinates.length
     handedness = gen.handedness
     assert handedness is not None
     mirrored = (handedness.canonical(y) != y).any(dim=2).any(dim=1)

@@ -11,12 +11,12 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.core.space import Space
+from openmm_vtdis.coordinates import Cartesian
+from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import forward_ess
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget
-from openmm_vtdis.targets.openmm.validation import random_rotations
 from tests.conftest import exact_generator
 
 COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
@@ -66,7 +66,9 @@ def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
     space, variance, length = Space(4, 3), 0.2, 0.7
     target = GaussianMixture(torch.zeros(1, 4, 3), [variance], [1.0], space)
     denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser.scaled(length), length)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, denoiser.scaled(length), Cartesian(target.space, length)
+    )
     gen.tune(target.sample(200, seed=1), 10, "hessian", n_trajectories=100, progress=False)
     assert gen.process is not None
     scaled = variance / length**2
@@ -121,7 +123,9 @@ def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
         target.space, torch.ones(1), torch.zeros(1, 2, 3), torch.tensor([variance]).double()
     )
     length = 0.03
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, exact.scaled(length), length)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, exact.scaled(length), Cartesian(target.space, length)
+    )
     noise = target.space.standard_normal(2000, torch.Generator().manual_seed(1))
     gen.tune(math.sqrt(variance) * noise, 40, "isotropic", n_trajectories=1500, progress=False)
     ensemble = gen.sample(4000, seed=2, progress=False)
@@ -172,6 +176,8 @@ def test_a_denoiser_that_leaves_the_space_does_not_bias_the_weights() -> None:
     exact = gen.denoiser
     drifting = lambda x, t: exact(x, t) + 0.3  # noqa: E731
     drifting.space = target.space  # type: ignore[attr-defined]
-    other = DiffusionBoltzmannGenerator.from_denoiser(target, drifting, 0.7)
+    other = DiffusionBoltzmannGenerator.from_denoiser(
+        target, drifting, Cartesian(target.space, 0.7)
+    )
     other.tune(target.sample(2000, seed=1), 40, "isotropic", n_trajectories=1000, progress=False)
     assert abs(other.sample(2000, seed=2, progress=False).log_z().z(0.0)) < 4.0

@@ -131,3 +131,11 @@ class Space:
 def _basis(space: Space, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         return space.basis.to(device, dtype)
+
+
+def random_rotations(n: int, n_dims: int, rng: torch.Generator) -> Tensor:
+    """n rotation matrices (n, D, D), float64: Q of a Gaussian matrix, with determinant +1."""
+    gaussian = torch.randn(n, n_dims, n_dims, generator=rng, dtype=torch.float64)
+    q, _ = torch.linalg.qr(gaussian)
+    q[:, :, 0] *= torch.linalg.det(q).sign()[:, None]
+    return q

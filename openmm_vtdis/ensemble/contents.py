@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from openmm import app
 
+from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array
 
 
@@ -72,3 +73,12 @@ def json_copy(metadata: object) -> dict[str, Any]:
             f"metadata: expected JSON-able values without NaN or infinity, got {error}"
         ) from error
     return copy
+
+
+def frozen(name: str, values: object) -> Array:
+    """A read-only float64 array; a copy unless it is one that nobody else can write to."""
+    array = checks.real_array(name, values)
+    if array.flags.writeable or not array.flags.owndata:
+        array = array.copy()
+        array.flags.writeable = False
+    return array

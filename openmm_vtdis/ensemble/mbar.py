@@ -28,6 +28,7 @@ from openmm_vtdis.core.defaults import keeps_to_the_cpu
 from openmm_vtdis.core.ess import Array, check_log_weights, quiet
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble.bar import LEAST_COMMON, check_overlap, statistical_inefficiency
+from openmm_vtdis.ensemble.consistency import check_as_drawn, check_same_proposal
 from openmm_vtdis.ensemble.diagnostics import Estimate
 from openmm_vtdis.ensemble.states import as_target, check_space, state_energies
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
@@ -166,7 +167,7 @@ def mbar(
             "mbar: expected a WeightedEnsemble of generated samples, got "
             f"{type(generated).__name__}"
         )
-    generated.check_as_drawn("mbar")
+    check_as_drawn("mbar", generated.provenance)
     for name, values in {"states": states, "frames": frames, "log_weights": log_weights}.items():
         if not isinstance(values, list | tuple):
             raise ValueError(
@@ -192,7 +193,7 @@ def mbar(
             raise ValueError(f"mbar: expected frames and log weights of state {k}, got only one")
         x, weights, g = generated.positions[:0], np.zeros(0), math.nan
         if traj is not None and lw is not None:
-            generated.check_same_proposal(f"mbar, state {k}", lw)
+            check_same_proposal(f"mbar, state {k}", generated, lw)
             x, weights = _frames(k, traj, lw, generated.positions.shape[1:])
             g = 1.0
             if isinstance(subsample, list | tuple):

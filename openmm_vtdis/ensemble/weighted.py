@@ -33,18 +33,15 @@ from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array, check_log_weights, quiet, reverse_ess
 from openmm_vtdis.core.rng import Seed
 from openmm_vtdis.core.units import nanometers
-from openmm_vtdis.ensemble import contents, estimates, exports
+from openmm_vtdis.ensemble import consistency, contents, estimates, exports
 from openmm_vtdis.ensemble.bar import FreeEnergy, bar
 from openmm_vtdis.ensemble.diagnostics import Diagnostics, Estimate, is_alone, log_mean_weight
 from openmm_vtdis.ensemble.files import read_ensemble, write_colvar, write_ensemble
-from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.pooling import check_poolable, pooled_metadata
 from openmm_vtdis.ensemble.provenance import UNKNOWN, Provenance
 from openmm_vtdis.ensemble.resampling import systematic
 from openmm_vtdis.ensemble.states import in_another_state
 
-_OF_ALL_DRAWS = ("log_z", "free_energy", "mbar", "analyze")
-"""Estimates to which samples without weight matter."""
 Observable = Callable[[Array], ArrayLike] | ArrayLike
 """A function of positions (n, M, D) in nm, or its values: (n,) or (n, ...), one per sample."""
 
@@ -97,9 +94,9 @@ class WeightedEnsemble:
     provenance: Provenance = UNKNOWN
 
     def __post_init__(self) -> None:
-        x = _frozen("positions", nanometers(self.positions))
-        lw = check_log_weights(_frozen("log_weights", self.log_weights))
-        u = _frozen("reduced_energies", self.reduced_energies)
+        x = contents.frozen("positions", nanometers(self.positions))
+        lw = check_log_weights(contents.frozen("log_weights", self.log_weights))
+        u = contents.frozen("reduced_energies", self.reduced_energies)
         contents.check_arrays(x, lw, u)
         contents.check_topology(self.topology, x.shape[1])
         if not isinstance(self.provenance, Provenance):
@@ -243,50 +240,6 @@ class WeightedEnsemble:
     def _resampled(self) -> bool:
         return self.provenance.resampled_from is not None
 
-    def _check_weighted(self, name: str) -> None:
-        if self.provenance.unweighted:
-            raise ValueError(f"{name}: expected samples with their weights, got unweighted ones")
-        if name in _OF_ALL_DRAWS and self.provenance.selected_by_weight:
-            raise ValueError(
-                f"{name}: expected all samples, got those that have weight: the others count as "
-                "draws; estimate before selecting"
-            )
-
-    def check_as_drawn(self, name: str) -> None:
-        """Raise ValueError unless these are samples as one proposal of the generator drew them."""
-        self._check_weighted(name)
-        if self.provenance.resampled_from is not None:
-            raise ValueError(f"{name}: expected samples as drawn, got resampled ones")
-        if self.provenance.reweighted:
-            raise ValueError(
-                f"{name}: expected samples weighted for the generator's own Hamiltonian and "
-                "temperature, as log_weights() are, got reweighted ones; give those as drawn, and "
-                "other states to mbar()"
-            )
-        if self.provenance.concatenated:
-            raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
-
-    def check_same_proposal(self, name: str, log_weights: object) -> None:
-        """Raise ValueError if log weights of frames say that they are against another proposal.
-
-        Or if they are the samples' own.
-        """
-        values = check_log_weights(log_weights)
-        if np.ptp(values) > 0.0 and np.isin(values, self.log_weights).all():
-            raise ValueError(
-                f"{name}: expected log weights of frames of MD, as log_weights() gives them, got "
-                "those of the generated samples themselves"
-            )
-        if not isinstance(log_weights, FrameLogWeights):
-            return
-        theirs, ours = log_weights.provenance.proposal, self.provenance.proposal
-        if theirs is not None and ours is not None and theirs != ours:
-            raise ValueError(
-                f"{name}: expected log weights of frames against the proposal that drew the "
-                "samples, got those against another; take log_weights() of the same generator, "
-                "System, tuning and n_steps as sample(), or draw the samples again"
-            )
-
     # -- estimates ----------------------------------------------------------------------------
     def log_z(self) -> Estimate:
         """log Z, the log of the integral of exp(-u) over configurations (in nm), and its error.
@@ -299,7 +252,7 @@ class WeightedEnsemble:
         ValueError
             If no sample has weight, or the ensemble is an unweighted one.
         """
-        self._check_weighted("log_z")
+        consistency.check_weighted("log_z", self.provenance)
         estimate = log_mean_weight(self.log_weights)
         return Estimate(estimate.value, math.nan) if self._resampled else estimate
 
@@ -387,8 +340,8 @@ class WeightedEnsemble:
         from elsewhere cannot be. For a flow, ``sample_ode`` and ``log_weights_ode``. For other
         temperatures there is :func:`mbar`.
         """
-        self.check_as_drawn("free_energy")
-        self.check_same_proposal("free_energy", target_log_weights)
+        consistency.check_as_drawn("free_energy", self.provenance)
+        consistency.check_same_proposal("free_energy", self, target_log_weights)
         return bar(
             self.log_weights,
             target_log_weights,
@@ -436,7 +389,7 @@ class WeightedEnsemble:
         NaN or infinite gives zero weight. Far from where they were drawn, samples know nothing of
         what they have not visited, errors included: :func:`mbar` with MD from there does.
         """
-        self._check_weighted("reweight")
+        consistency.check_weighted("reweight", self.provenance)
         state = in_another_state("reweight", self, target)
         u_new = state.reduced_energies
         alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
@@ -494,12 +447,3 @@ class WeightedEnsemble:
             If the file is truncated or foreign.
         """
         return cls(**read_ensemble(path))
-
-
-def _frozen(name: str, values: object) -> Array:
-    """A read-only float64 array; a copy unless it is one that nobody else can write to."""
-    array = checks.real_array(name, values)
-    if array.flags.writeable or not array.flags.owndata:
-        array = array.copy()
-        array.flags.writeable = False
-    return array

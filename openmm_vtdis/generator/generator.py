@@ -14,41 +14,36 @@ from typing import Any
 import openmm
 import torch
 from openmm import app, unit
-from torch import Tensor
 
 from openmm_vtdis import pretrained
-from openmm_vtdis.coordinates import Cartesian, Coordinates, ModelEnergy
+from openmm_vtdis.coordinates import Cartesian, ModelEnergy
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.defaults import keeps_to_the_cpu
 from openmm_vtdis.core.derivatives import differentiation
 from openmm_vtdis.core.rng import Seed, make_rng
-from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser, check_mirror_symmetry
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
-from openmm_vtdis.generator.archive import GeneratorArchive, warn_if_not_storable
-from openmm_vtdis.networks import Network, network_for
-from openmm_vtdis.runtime import allocator
-from openmm_vtdis.sampling import FlowSampler, PathSampler
-from openmm_vtdis.targets import OpenMMTarget, Rebuilding, Target, check_is_target
+from openmm_vtdis.generator.archive import GeneratorArchive
+from openmm_vtdis.generator.base import GeneratorBase
+from openmm_vtdis.targets import OpenMMTarget, Rebuilding
 from openmm_vtdis.targets.frame_checks import (
     check_equilibrium,
     check_exchangeable,
     check_exploded,
 )
-from openmm_vtdis.topology import Handedness, Particles
-from openmm_vtdis.topology.frames import Frames, read_frames, split_in_time
+from openmm_vtdis.topology.frames import Frames, split_in_time
+from openmm_vtdis.training.config import TrainingConfig, TrainingLog
 from openmm_vtdis.training.pair_head import forget_pair_head, new_pair_head
-from openmm_vtdis.training.trainer import Trainer, TrainingConfig, TrainingLog
+from openmm_vtdis.training.trainer import Trainer
 from openmm_vtdis.tuning import tune
 from openmm_vtdis.tuning.noise_range import noise_range
 from openmm_vtdis.tuning.select_covariance import candidates
 from openmm_vtdis.tuning.tune import TuningConfig, TuningReport
 
-_STEREOCHEMISTRY = ("reference", "any")
 
-
-class DiffusionBoltzmannGenerator:
+class DiffusionBoltzmannGenerator(GeneratorBase):
     """Unbiased, weighted samples of a Boltzmann distribution from a diffusion model (VT-DIS).
 
     Frames, ``traj`` of the methods, are an mdtraj Trajectory, files that mdtraj reads, or an array
@@ -114,75 +109,7 @@ class DiffusionBoltzmannGenerator:
         target = OpenMMTarget(system, topology, temperature, backend, n_dims=n_dims, **options)
         self._set_up(target, network, labels, stereochemistry, device, seed)
 
-    @keeps_to_the_cpu
-    def _set_up(
-        self,
-        target: Target,
-        network: str | torch.nn.Module | None,
-        labels: Sequence[int] | None,
-        stereochemistry: str,
-        device: torch.device | str,
-        seed: int | None,
-    ) -> None:
-        self.stereochemistry = checks.choice("stereochemistry", stereochemistry, _STEREOCHEMISTRY)
-        check_is_target(target)
-        self.target = target
-        self.space = target.space
-        self.device = checks.device(device)
-        self.particles = Particles.of(self.topology, self.space, labels, alike=target.alike)
-        network = network_for(network, self.labels, self.space, seed, self.particles.features)
-        warn_if_not_storable(target, network)
-        self.network = network.to(self.device)
-        self.coordinates: Coordinates | None = None
-        self.process: DiffusionProcess | None = None
-        self.training_log: TrainingLog | None = None
-        self._denoiser: Denoiser = PreconditionedDenoiser(self.network, self.space)
-
     # -- other ways in ------------------------------------------------------------------------
-    @classmethod
-    def from_target(
-        cls,
-        target: Target,
-        network: str | torch.nn.Module | None = None,
-        labels: Sequence[int] | None = None,
-        stereochemistry: str = "reference",
-        device: torch.device | str = "cpu",
-        seed: int | None = None,
-    ) -> DiffusionBoltzmannGenerator:
-        """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry.
-
-        :meth:`save` stores those of an :class:`~openmm_vtdis.targets.OpenMMTarget` only; the others
-        can be pickled, if their target can.
-        """
-        self = cls.__new__(cls)
-        self._set_up(target, network, labels, stereochemistry, device, seed)
-        return self
-
-    @classmethod
-    @keeps_to_the_cpu
-    def from_denoiser(
-        cls,
-        target: Target,
-        denoiser: Denoiser,
-        coordinates: Coordinates | None = None,
-        labels: Sequence[int] | None = None,
-    ) -> DiffusionBoltzmannGenerator:
-        """A generator around a known denoiser of model coordinates; needs no training.
-
-        ``coordinates``: those that it knows; None: positions in nm.
-        """
-        if coordinates is None:
-            coordinates = Cartesian(target.space)
-        if denoiser.space != coordinates.space:
-            raise ValueError(
-                f"denoiser: expected one on the coordinates' space, {coordinates.space}, got one "
-                f"on {denoiser.space}"
-            )
-        self = cls.from_target(target, network=torch.nn.Identity(), labels=labels)
-        self._denoiser = denoiser
-        self.coordinates = coordinates
-        return self
-
     @classmethod
     def from_thermodynamic_state(
         cls, state: Any, topology: app.Topology | None = None, **options: Any
@@ -200,41 +127,6 @@ class DiffusionBoltzmannGenerator:
     ) -> DiffusionBoltzmannGenerator:
         """A shipped generator, tuned; ``openmm_vtdis.pretrained.names()`` lists them."""
         return cls.load(pretrained.path(name), device=device)
-
-    # -- properties ---------------------------------------------------------------------------
-    def __repr__(self) -> str:
-        state = self.process or ("untrained" if self.coordinates is None else "not tuned")
-        return f"{type(self).__name__}({self.target!r}, {state})"
-
-    @property
-    def topology(self) -> app.Topology | None:
-        """The Topology given at construction."""
-        return self.target.topology
-
-    @property
-    def labels(self) -> list[int]:
-        """(M,) class of each particle."""
-        return self.particles.labels
-
-    @property
-    def temperature(self) -> float | None:
-        """Temperature in kelvin."""
-        return self.target.temperature
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """D(x, t) in model units."""
-        return self._denoiser
-
-    @property
-    def handedness(self) -> Handedness | None:
-        """Of the stereoisomer that samples are of; None: of all, or it is not known yet."""
-        return None if self.coordinates is None else self.coordinates.handedness
-
-    @property
-    def model_energy(self) -> ModelEnergy:
-        """Minus the log density of model coordinates up to log Z, a function with derivatives."""
-        return ModelEnergy(self.target, self._trained("this"))
 
     # -- training -----------------------------------------------------------------------------
     @keeps_to_the_cpu
@@ -265,7 +157,7 @@ class DiffusionBoltzmannGenerator:
             Fraction of the frames, the last ones in time, kept for the held-out loss, which is
             logged every ``evaluate_every`` steps. The default keeps those ``tune`` reports on.
         settings
-            Further fields of :class:`~openmm_vtdis.training.trainer.TrainingConfig`.
+            Further fields of :class:`~openmm_vtdis.training.config.TrainingConfig`.
 
         Returns
         -------
@@ -398,9 +290,8 @@ class DiffusionBoltzmannGenerator:
             objective, n_trajectories, tune_mean, method, sgd_iterations, sgd_batch_size
         )
         differentiable = self.target.twice_differentiable
-        families = candidates(
-            covariance, objective, self._denoiser, self.labels, differentiable, rank
-        )
+        labels = self.model_labels(self._denoiser.space)
+        families = candidates(covariance, objective, self._denoiser, labels, differentiable, rank)
         rng, size = make_rng(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
         check_equilibrium("tune", self.target, frames, self.particles.bonds)
@@ -510,24 +401,6 @@ class DiffusionBoltzmannGenerator:
         rng, size = make_rng(seed, self.device), self._size(batch_size, 4)
         return sampler.log_weights(x, rng=rng, batch_size=size, progress=progress)
 
-    def path_sampler(self, n_steps: int | None = None, action: str = "this") -> PathSampler:
-        """What :meth:`sample` and :meth:`log_weights` work with, of so many steps."""
-        process, coordinates = self._tuned(action), self._trained(action)
-        if n_steps is not None:
-            process = process.with_n_steps(n_steps)
-        return PathSampler(process, self.target, coordinates)
-
-    def flow_sampler(
-        self,
-        divergence: str = "exact",
-        solver: str = "heun",
-        n_steps: int | None = None,
-        action: str = "this",
-    ) -> FlowSampler:
-        """What :meth:`sample_ode` and :meth:`log_weights_ode` work with, of so many steps."""
-        grid, coordinates = self._tuned(action).flow_schedule(n_steps), self._trained(action)
-        return FlowSampler(self._denoiser, grid, self.target, coordinates, divergence, solver)
-
     # -- archive ------------------------------------------------------------------------------
     @keeps_to_the_cpu
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -573,42 +446,3 @@ class DiffusionBoltzmannGenerator:
         self.coordinates = archive.rebuilt_coordinates(self.space, self.particles.stereocentres)
         self.process = archive.rebuilt_process(self._denoiser, self.model_energy)
         return self
-
-    # -- internals ----------------------------------------------------------------------------
-    def _trained(self, action: str) -> Coordinates:
-        if self.coordinates is None:
-            raise ValueError(f"{action}: expected a trained generator; call train() first")
-        return self.coordinates
-
-    def _tuned(self, action: str) -> DiffusionProcess:
-        self._trained(action)
-        if self.process is None:
-            raise ValueError(f"{action}: expected a tuned generator; call tune() first")
-        return self.process
-
-    def _frames(self, name: str, traj: Frames, minimum: int = 1) -> Tensor:
-        kelvin = self.target.temperature
-        frames = read_frames(name, traj, self.space, self.topology, minimum, kelvin)
-        if self.handedness is not None:
-            self.handedness.check(name, frames)
-        return frames
-
-    def _reference(self, name: str, frames: Tensor) -> Handedness | None:
-        """The handedness of the target: as it is, or that of the frames."""
-        found = self.handedness
-        if found is None and self.stereochemistry == "reference":
-            found = self.particles.handedness(name, frames)
-            if found is not None:
-                check_mirror_symmetry(self._denoiser)
-        return found
-
-    def _size(self, batch_size: int | None, divisor: int = 1) -> int:
-        """The user's batch size, checked, or the default over ``divisor``."""
-        if batch_size is None:
-            return max(1, self.batch_size() // divisor)
-        return checks.positive_integer("batch_size", batch_size)
-
-    def batch_size(self) -> int:
-        """What suits the device, see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
-        width = self.network.width if isinstance(self.network, Network) else 64
-        return allocator.batch_size(self.device, self.space.n_particles, width)

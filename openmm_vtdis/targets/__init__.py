@@ -5,6 +5,7 @@ module                 what it holds
 =====================  ==================================================================
 ``base``               the ``Target`` interface
 ``openmm``             the density of a System: translated to torch, or by Contexts
+``callable``           a batched torch energy of the user's
 ``evaluation``         energies of any target, as weights need them
 ``binding``            whether Z is finite
 ``frame_checks``       whether frames can be of this density
@@ -26,6 +27,7 @@ from openmm_vtdis.targets.benchmark_systems import (
     double_well,
     lennard_jones,
 )
+from openmm_vtdis.targets.callable import CallableTarget
 from openmm_vtdis.targets.evaluation import energies_of
 from openmm_vtdis.targets.mixture import GaussianMixture, gaussian_mixture
 from openmm_vtdis.targets.openmm.target import OpenMMTarget
@@ -33,6 +35,7 @@ from openmm_vtdis.targets.openmm.target import OpenMMTarget
 __all__ = [
     "TARGETS",
     "BenchmarkSystem",
+    "CallableTarget",
     "Description",
     "GaussianMixture",
     "OpenMMTarget",

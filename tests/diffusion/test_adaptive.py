@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -101,7 +102,7 @@ def two_modes(dim: int) -> DiffusionBoltzmannGenerator:
     exact = GaussianMixtureDenoiser(
         target.space, target.weights, target.means, target.variances
     ).scaled(length)
-    return DiffusionBoltzmannGenerator.from_denoiser(target, exact, length)
+    return DiffusionBoltzmannGenerator.from_denoiser(target, exact, Cartesian(target.space, length))
 
 
 def frames_of(gen: DiffusionBoltzmannGenerator, n: int, seed: int) -> Tensor:
@@ -116,7 +117,7 @@ class Profile:
     ) -> None:
         self.dim = gen.space.dim
         levels = Schedule.geometric(300, grid.times[0], grid.times[-1]).tensor
-        frames = frames_of(gen, n_frames, seed=11) / gen.length
+        frames = frames_of(gen, n_frames, seed=11) / gen.coordinates.length
         errors = denoising_errors(
             gen.denoiser, frames, levels, torch.Generator().manual_seed(12), 10_000, progress=False
         )
@@ -158,7 +159,7 @@ def test_the_measured_grid_is_nearly_the_best() -> None:
     levels = torch.from_numpy(np.exp(profile.tau))
     cost = step_cost(levels, torch.from_numpy(profile.errors), gen.space.dim)
     best = profile.divergence(equal_shares(levels, cost, 40))
-    frames = frames_of(gen, 5_000, seed=8) / gen.length
+    frames = frames_of(gen, 5_000, seed=8) / gen.coordinates.length
     for seed in range(5):
         rng = torch.Generator().manual_seed(seed)
         grid = adapt(geometric, gen.denoiser, frames, rng, progress=False)

@@ -20,6 +20,7 @@ from openmm_vtdis.diffusion.covariance import (
     TimeNetwork,
     make_covariance,
 )
+from openmm_vtdis.diffusion.posteriors.base import Posterior
 from openmm_vtdis.diffusion.schedule import Schedule
 
 GRID = Schedule.geometric(4, 0.1, 5.0)
@@ -58,7 +59,7 @@ FAMILIES = [Isotropic, Diagonal, Block, LowRank, TimeNetwork]
 
 def reverse_step(space: Space, n: int) -> ReverseStep:
     x = torch.zeros(1, space.n_particles, space.n_dims, dtype=torch.float64)
-    return ReverseStep(n, GRID.times[n], GRID.times[n - 1], x, x, None)
+    return ReverseStep(n, GRID.times[n], GRID.times[n - 1], x, Posterior(x))
 
 
 def reduced_covariance(covariance: Covariance, step: ReverseStep) -> Tensor:

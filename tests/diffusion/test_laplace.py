@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.core.space import Space
+from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.diffusion.covariance import Energy, make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
@@ -26,10 +26,9 @@ from openmm_vtdis.diffusion.posteriors.laplace import (
 )
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well
-from openmm_vtdis.targets.openmm.validation import random_rotations
 from tests.conftest import Oracle, exact_generator, make_oracle, z_of_mean_weight
 from tests.molecules import molecule
 

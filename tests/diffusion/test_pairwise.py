@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmm_vtdis.core.space import LOG_2PI, Space
+from openmm_vtdis.core.space import LOG_2PI, Space, random_rotations
 from openmm_vtdis.diffusion.covariance import ReverseStep, make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors.base import Posterior
 from openmm_vtdis.diffusion.posteriors.pairwise import pair_laplacian, posterior_shape
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN, MLP
 from openmm_vtdis.networks.pair_head import PairHead, pair_indices
-from openmm_vtdis.targets.openmm.validation import random_rotations
+from openmm_vtdis.training.config import TrainingConfig
 from openmm_vtdis.training.pair_head import new_pair_head
-from openmm_vtdis.training.trainer import Trainer, TrainingConfig
+from openmm_vtdis.training.trainer import Trainer
 from tests.conftest import make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(12, 0.03, 15.0)
@@ -118,7 +119,8 @@ def test_factors_of_a_step_are_those_of_the_fit() -> None:
     for t in (1e-4, 0.01, 0.0234, 0.7, 90.0, 300.0):
         for ratio in (0.3, 0.9):
             levels = torch.tensor([[ratio * t, t]], dtype=torch.float64)
-            step = ReverseStep(1, t, ratio * t, torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), None)
+            x = torch.zeros(1, 3, 2)
+            step = ReverseStep(1, t, ratio * t, x, Posterior(x))
             a, c = (float(v) for v in family._scales(family.parameters, levels))  # type: ignore[attr-defined]
             expected = a, c * (1.0 - ratio**2) / ratio**2
             assert family._factors(step) == pytest.approx(expected, rel=1e-12)  # type: ignore[attr-defined]
@@ -217,7 +219,7 @@ def test_pairwise_log_prob_and_cost_agree_and_are_dense_gaussians() -> None:
         a, c = (float(v) for v in family._scales(family.parameters, levels))  # type: ignore[attr-defined]
         gain = c * (1.0 - step.ratio) / step.ratio
         identity = torch.eye(space.dim, dtype=torch.float64)
-        dense = step.variance * (a * identity + gain * family.shape(step))  # type: ignore[attr-defined]
+        dense = step.variance * (a * identity + gain * step.posterior.matrix)  # type: ignore[attr-defined]
         reference = torch.distributions.MultivariateNormal(
             torch.zeros(space.dim, dtype=torch.float64), dense
         )
@@ -234,8 +236,8 @@ def test_pairwise_turns_with_the_configuration(n_dims: int) -> None:
     turn = random_rotations(3, n_dims, rng(2))
     turn[:, :, 0] *= -1.0
     order = [0, 3, 1, 2]
-    before = process.covariance.shape(process.step(5, x))  # type: ignore[attr-defined]
-    after = process.covariance.shape(process.step(5, (x @ turn)[:, order]))  # type: ignore[attr-defined]
+    before = process.step(5, x).posterior.matrix  # type: ignore[attr-defined]
+    after = process.step(5, (x @ turn)[:, order]).posterior.matrix  # type: ignore[attr-defined]
     identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
     tangents = space.expand(identity.reshape(3, space.dim, space.rank, n_dims))
     motion = space.reduce((tangents @ turn[:, None])[:, :, order]).flatten(2).mT
@@ -249,6 +251,7 @@ def test_pairwise_weights_are_exact_with_any_head() -> None:
 
     class WithRandomPairs:
         space = oracle.space
+        knows_pairs = True
 
         def __call__(self, x: Tensor, t: Tensor) -> Tensor:
             return oracle.denoiser(x, t)
@@ -348,10 +351,10 @@ def test_a_configuration_that_is_not_finite_stays_alone(kind: str, bad: float) -
     x = clean.clone()
     x[2, 1, 0] = bad
     residual = 0.1 * process.space.standard_normal(5, rng(2))
-    expected = family.at(process.step(6, clean)).log_prob(residual)
-    scatter = family.at(process.step(6, x))
+    expected = family.at(process.step(6, clean, family)).log_prob(residual)
+    scatter = family.at(process.step(6, x, family))
     good = torch.tensor([0, 1, 3, 4])
     torch.testing.assert_close(scatter.log_prob(residual)[good], expected[good])
     assert bool(torch.isfinite(scatter.sample(5, rng(3))).all())
-    statistics = family.statistics(process.step(6, x, pairs=kind == "pairwise"), residual)
+    statistics = family.statistics(process.step(6, x, family), residual)
     assert bool(torch.isfinite(statistics[good]).all())

@@ -62,6 +62,7 @@ def test_few_samples_are_noised_at_many_levels_at_once(kind: str) -> None:
 
     class Counting:
         space = oracle.space
+        knows_pairs = True
 
         def __call__(self, x: Tensor, t: Tensor) -> Tensor:
             batches.append(len(x))

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.diffusion import paths, recording
+from openmm_vtdis.diffusion import denoiser as denoisers
+from openmm_vtdis.diffusion import paths
 from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser, RecordedDenoiser
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
-from openmm_vtdis.diffusion.recording import RecordedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.training.trainer import Trainer, TrainingConfig
+from openmm_vtdis.runtime import cuda_graphs
+from openmm_vtdis.training.config import TrainingConfig
+from openmm_vtdis.training.trainer import Trainer
 from tests.conftest import make_oracle
 from tests.tape import Tape, TapedRecording
 
@@ -31,17 +34,14 @@ NEVER = 10**9
 @pytest.fixture(autouse=True)
 def tapes(monkeypatch: pytest.MonkeyPatch) -> list[TapedRecording]:
     TapedRecording.made = []
-    monkeypatch.setattr(recording, "Recording", TapedRecording)
+    monkeypatch.setattr(cuda_graphs, "Recording", TapedRecording)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     return TapedRecording.made
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def network(denoiser: object) -> bool:
-        return isinstance(getattr(denoiser, "network", None), nn.Module)
-
-    monkeypatch.setattr(recording, "can_record", network)
+    monkeypatch.setattr(PreconditionedDenoiser, "graph_safe", True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_recorded_denoiser_is_the_denoiser(
         wrapped, plain = wrapped.with_pairs, plain.with_pairs
     kept: list[tuple[Any, Any]] = []
     with torch.no_grad():
-        for k in range(recording.AFTER + 4):
+        for k in range(cuda_graphs.AFTER + 4):
             for n in (3, 5):
                 x = shipped.space.standard_normal(n, torch.Generator().manual_seed(k))
                 t = torch.full((n,), 0.1 + k, dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_one_shape_in_other_precisions_and_calls_is_not_mixed_up(
     x = shipped.space.standard_normal(3, torch.Generator().manual_seed(1))
     t = torch.full((3,), 0.7, dtype=torch.float64)
     with torch.no_grad():
-        for _ in range(recording.AFTER + 2):
+        for _ in range(cuda_graphs.AFTER + 2):
             found = wrapped(x, t), wrapped.with_pairs(x, t), wrapped(x.float(), t.float())
         scalar = wrapped(x, torch.tensor(0.7))  # as the protocol allows
     assert len(tapes) == 3
@@ -86,7 +86,7 @@ def test_one_shape_in_other_precisions_and_calls_is_not_mixed_up(
     torch.testing.assert_close(found[0], found[1][0], rtol=0.0, atol=0.0)
     assert found[2].dtype == torch.float32
     torch.testing.assert_close(scalar, found[0], rtol=0.0, atol=1e-7)
-    assert wrapped.network is shipped.network
+    assert wrapped.denoiser.network is shipped.network
 
 
 def test_large_batches_and_derivatives_are_not_recorded(
@@ -94,18 +94,18 @@ def test_large_batches_and_derivatives_are_not_recorded(
     tapes: list[TapedRecording],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recording, "MOST_PAIRS", 3 * 13**2)
+    monkeypatch.setattr(cuda_graphs, "MOST_PAIRS", 3 * 13**2)
     wrapped = RecordedDenoiser(shipped.denoiser)
     x = shipped.space.standard_normal(4, torch.Generator().manual_seed(0))
     t = torch.ones(4, dtype=torch.float64)
-    for _ in range(recording.AFTER + 2):
+    for _ in range(cuda_graphs.AFTER + 2):
         with torch.no_grad():
             wrapped(x, t)
         leaf = x[:3].clone().requires_grad_(True)
         assert wrapped(leaf, t[:3]).requires_grad
     assert not tapes
     with torch.no_grad():
-        for _ in range(recording.AFTER + 2):
+        for _ in range(cuda_graphs.AFTER + 2):
             wrapped(x[:3], t[:3])
     assert len(tapes) == 1  # control
 
@@ -129,7 +129,7 @@ def test_chains_of_a_recorded_denoiser_are_the_same(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    monkeypatch.setattr(recording, "AFTER", 3)
+    monkeypatch.setattr(cuda_graphs, "AFTER", 3)
     name, _, laplace = kind.partition(", ")
     process = DiffusionProcess.ddpm(shipped.denoiser, GRID, shipped.model_energy)
     family = make_covariance(name, shipped.space, shipped.labels)
@@ -168,7 +168,7 @@ def test_a_recording_that_computes_nothing_would_be_seen(
     process = DiffusionProcess.ddpm(shipped.denoiser, GRID, shipped.model_energy)
     found = []
     for kind in (TapedRecording, Stale):
-        monkeypatch.setattr(recording, "Recording", kind)
+        monkeypatch.setattr(cuda_graphs, "Recording", kind)
         seed = torch.Generator().manual_seed(1)
         found.append(paths.reverse_paths(process, 4, seed, 4, progress=False).log_ratio)
     assert float((found[0] - found[1]).abs().min()) > 1e-2
@@ -178,14 +178,13 @@ def test_only_networks_of_the_package_on_a_gpu_are_recorded(
     shipped: DiffusionBoltzmannGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixture = make_oracle(4, 2, True).denoiser
-    assert recording.recorded(mixture) is mixture
-    assert not recording.can_record(shipped.denoiser)
+    assert denoisers.recorded(mixture) is mixture
+    assert not shipped.denoiser.graph_safe  # type: ignore[attr-defined]
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    assert recording.can_record(shipped.denoiser)  # control
-    assert not recording.can_record(mixture)
+    assert shipped.denoiser.graph_safe  # type: ignore[attr-defined] # control
     network = shipped.denoiser.network  # type: ignore[attr-defined]
     monkeypatch.setattr(network, "__class__", type("Other", (type(network),), {}))
-    assert not recording.can_record(shipped.denoiser)
+    assert not shipped.denoiser.graph_safe  # type: ignore[attr-defined]
 
 
 # -- training ---------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ def test_steps_of_training_are_recorded_once(
 ) -> None:
     found = []
     for after in (NEVER, 3):
-        monkeypatch.setattr(recording, "AFTER", after)
+        monkeypatch.setattr(cuda_graphs, "AFTER", after)
         found.append(trained(precision)[0])
     assert len(tapes) == 1
     torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
@@ -217,7 +216,7 @@ def test_steps_of_training_are_recorded_once(
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_recording_that_adds_up_gradients_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "AFTER", 3)
+    monkeypatch.setattr(cuda_graphs, "AFTER", 3)
     expected, _ = trained()
 
     class Adding(TapedRecording):
@@ -227,7 +226,7 @@ def test_a_recording_that_adds_up_gradients_would_be_seen(monkeypatch: pytest.Mo
             monkeypatch.setattr(optimizer, "zero_grad", lambda set_to_none: None)
             super().__init__(function, *inputs)
 
-    monkeypatch.setattr(recording, "Recording", Adding)
+    monkeypatch.setattr(cuda_graphs, "Recording", Adding)
     found, _ = trained()
     assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) > 1e-3
 
@@ -252,11 +251,11 @@ def test_steps_of_training_wait_for_nothing(
 def test_large_batches_and_process_groups_train_without_recordings(
     tapes: list[TapedRecording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "AFTER", 3)
-    monkeypatch.setattr(recording, "MOST_PAIRS", 16 * 4**2 - 1)
+    monkeypatch.setattr(cuda_graphs, "AFTER", 3)
+    monkeypatch.setattr(cuda_graphs, "MOST_PAIRS", 16 * 4**2 - 1)
     trained()
     assert not tapes
-    monkeypatch.setattr(recording, "MOST_PAIRS", 16 * 4**2)
+    monkeypatch.setattr(cuda_graphs, "MOST_PAIRS", 16 * 4**2)
     with monkeypatch.context() as patch:
         patch.setattr("openmm_vtdis.runtime.distributed.in_group", lambda: (0, 2))
         patch.setattr("openmm_vtdis.runtime.distributed.sum_over_group", lambda values: None)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.core.space import Space
+from openmm_vtdis.coordinates import TorchEnergy
+from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.diffusion.covariance import ReverseStep, Tweedie, make_covariance
 from openmm_vtdis.diffusion.covariance.state_dependent import EigenScatter, StateCovariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser, PreconditionedDenoiser
@@ -19,14 +20,19 @@ from openmm_vtdis.diffusion.posteriors.jacobian import denoiser_jacobian
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.networks import EGNN
-from openmm_vtdis.targets.openmm.validation import random_rotations
 from openmm_vtdis.tuning.fit import Trajectories, fit, fit_sgd, log_weights, objective_value
 from openmm_vtdis.tuning.tune import collect
 from tests.conftest import Oracle, make_oracle, z_of_mean_weight
 
 GRID = Schedule.geometric(12, 0.03, 15.0)
+
+
+def matrix_of(step: ReverseStep) -> Tensor:
+    """C of a step's posterior, (B, d, d)."""
+    values, vectors = step.posterior.spectrum()
+    return (vectors * values[:, None]) @ vectors.mT
 
 
 def rng(seed: int) -> torch.Generator:
@@ -64,7 +70,7 @@ def arbitrary(space: Space) -> Tweedie:
 @pytest.mark.parametrize("t", [0.05, 0.7, 8.0])
 def test_the_jacobian_is_the_posterior_covariance(oracle: Oracle, t: float) -> None:
     x = oracle.sample(20, seed=1) + t * oracle.space.standard_normal(20, rng(2))
-    jacobian = denoiser_jacobian(oracle.denoiser, oracle.space, x, t)
+    _, jacobian = denoiser_jacobian(oracle.denoiser, oracle.space, x, t)
     torch.testing.assert_close(t**2 * jacobian, posterior_covariance(oracle, x, t))
 
 
@@ -139,8 +145,8 @@ def test_covariance_turns_with_the_configuration(n_dims: int) -> None:
     turn[:, :, 0] *= -1.0
     order = [0, 3, 1, 2]
     with torch.no_grad():
-        before = denoiser_jacobian(denoiser, space, x, 0.4)
-        after = denoiser_jacobian(denoiser, space, (x @ turn)[:, order], 0.4)
+        _, before = denoiser_jacobian(denoiser, space, x, 0.4)
+        _, after = denoiser_jacobian(denoiser, space, (x @ turn)[:, order], 0.4)
 
     def move(reduced: Tensor) -> Tensor:
         """The same motion of tangents in reduced coordinates, (3, d, k) -> (3, d, k)."""
@@ -215,7 +221,7 @@ def test_degenerate_configurations_stay_positive_definite(case: str, kind: str) 
     process = DiffusionProcess.ddpm(denoiser, Schedule.geometric(3, 1e-3, 50.0))
     family = make_covariance(kind, space, [0] * 4, torch.zeros(1, 22))
     for n in (1, 3):
-        scatter = family.at(process.step(n, space.project(x)))
+        scatter = family.at(process.step(n, space.project(x), family))
         assert bool(torch.isfinite(scatter.vectors).all())
         assert bool((scatter.variances > 0.0).all())
         assert bool(torch.isfinite(scatter.log_prob(x)).all())
@@ -232,7 +238,7 @@ def test_gradient_and_hessian_are_the_derivatives(oracle: Oracle) -> None:
     exact = torch.stack(
         [torch.autograd.functional.hessian(reduced_energy, space.reduce(y).flatten()) for y in x]
     )
-    gradient, hessian = energy_derivatives(oracle.reduced_energy, space, x)
+    gradient, hessian = energy_derivatives(TorchEnergy(oracle.reduced_energy), space, x)
     torch.testing.assert_close(hessian, exact)
     slopes = [
         torch.autograd.functional.jacobian(reduced_energy, space.reduce(y).flatten()) for y in x
@@ -250,7 +256,8 @@ def test_one_gaussian_has_the_exact_posterior(t: float) -> None:
         oracle.denoiser, Schedule((0.05, 0.07, t)), oracle.reduced_energy
     )
     family = make_covariance("hessian", space, [0] * 3, torch.zeros(1, 22))
-    shape = family.shape(process.step(2, oracle.sample(4, seed=0)))  # type: ignore[attr-defined]
+    step = process.step(2, oracle.sample(4, seed=0), family)
+    shape = matrix_of(step)
     identity = torch.eye(space.dim, dtype=torch.float64).expand(4, -1, -1)
     torch.testing.assert_close(shape, variance / (variance + t**2) * identity)
 
@@ -261,11 +268,11 @@ def test_an_energy_that_is_not_finite_counts_as_flat() -> None:
         oracle.denoiser, GRID, lambda x: x.square().sum(dim=(1, 2)) * torch.nan
     )
     family = make_covariance("hessian", oracle.space, [0] * 3, torch.zeros(1, 22))
-    step = process.step(6, oracle.sample(4, seed=0))
+    step = process.step(6, oracle.sample(4, seed=0), family)
     identity = torch.eye(4, dtype=torch.float64).expand(4, -1, -1)
-    torch.testing.assert_close(family.shape(step), identity / (1.0 + step.t**2))  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match='a kernel that knows the energy .* for "hessian"'):
-        family.at(DiffusionProcess.ddpm(oracle.denoiser, GRID).step(6, step.x))
+    torch.testing.assert_close(matrix_of(step), identity / (1.0 + step.t**2))
+    with pytest.raises(ValueError, match='a process that knows the energy .* for "hessian"'):
+        DiffusionProcess.ddpm(oracle.denoiser, GRID).step(6, step.x, family)
 
 
 # -- on another grid --------------------------------------------------------------------------

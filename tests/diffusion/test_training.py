@@ -14,7 +14,8 @@ from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.storage.archive import read_archive
 from openmm_vtdis.training import trainer as training
-from openmm_vtdis.training.trainer import Trainer, TrainingConfig
+from openmm_vtdis.training.config import TrainingConfig
+from openmm_vtdis.training.trainer import Trainer
 from tests.conftest import make_oracle
 
 ORACLE = make_oracle(3, 2, True)

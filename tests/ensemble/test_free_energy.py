@@ -14,6 +14,7 @@ from openmm import unit
 from openmmtools.states import ThermodynamicState
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import Estimate, FreeEnergy, mbar
@@ -378,7 +379,9 @@ def test_md_of_another_temperature_in_openmm_units() -> None:
     exact = GaussianMixtureDenoiser(  # but for its width: the weights are not flat
         cold.space, torch.ones(1), torch.zeros(1, 3, 3), torch.tensor([1.15 * variances[0]])
     )
-    gen = DiffusionBoltzmannGenerator.from_denoiser(cold, exact.scaled(0.05), 0.05)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        cold, exact.scaled(0.05), Cartesian(cold.space, 0.05)
+    )
     rng = torch.Generator().manual_seed(1)
     frames = [v**0.5 * cold.space.standard_normal(3_000, rng) for v in variances]
     gen.tune(frames[0], 12, "isotropic", n_trajectories=1_000, progress=False)

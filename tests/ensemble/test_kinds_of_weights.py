@@ -12,6 +12,7 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import mbar
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well, gaussian_mixture
@@ -158,7 +159,9 @@ class Sometimes(GaussianMixtureDenoiser):
 def samples(where: float, seed: int = 2) -> WeightedEnsemble:
     """By a kernel that was tuned when its denoiser still knew all."""
     target = gaussian_mixture(3)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, Sometimes(target, math.inf), 1.0)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, Sometimes(target, math.inf), Cartesian(target.space, 1.0)
+    )
     gen.tune(target.sample(500, seed=1), 30, "isotropic", n_trajectories=300, progress=False)
     assert gen.process is not None
     gen.process = dataclasses.replace(gen.process, denoiser=Sometimes(target, where))
@@ -216,7 +219,9 @@ def test_a_flow_whose_divergence_is_nan_has_failed() -> None:
     target = gaussian_mixture(3)
     found = []
     for where in (math.inf, 0.5):
-        gen = DiffusionBoltzmannGenerator.from_denoiser(target, Unsmooth(target, where), 1.0)
+        gen = DiffusionBoltzmannGenerator.from_denoiser(
+            target, Unsmooth(target, where), Cartesian(target.space, 1.0)
+        )
         gen.tune(target.sample(300, seed=1), 20, "isotropic", n_trajectories=200, progress=False)
         found.append(gen.sample_ode(300, seed=2, progress=False).diagnostics())
     sound, lost = found
@@ -238,6 +243,8 @@ def test_an_energy_of_minus_infinity_is_a_failure_and_one_of_infinity_is_none() 
 
 def test_a_grid_cannot_adapt_to_a_network_that_gives_nan() -> None:
     target = gaussian_mixture(3)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, Sometimes(target, 0.5), 1.0)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, Sometimes(target, 0.5), Cartesian(target.space, 1.0)
+    )
     with pytest.raises(ValueError, match="denoiser: expected finite predictions, got NaN"):
         gen.tune(target.sample(500, seed=1), 10, "isotropic", progress=False)

@@ -14,6 +14,7 @@ import torch
 from openmm import app, unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
@@ -118,7 +119,9 @@ def test_langevin_dynamics_samples_the_noised_density(platform: str) -> None:
     target = GaussianMixture(torch.zeros(1, 4, 3), [variance], [1.0], space)
     target.temperature = 300.0
     denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser.scaled(LENGTH), LENGTH)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, denoiser.scaled(LENGTH), Cartesian(target.space, LENGTH)
+    )
     system = openmm.System()
     topology = app.Topology()
     residue = topology.addResidue("X", topology.addChain())

@@ -25,7 +25,7 @@ from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.interop import openmmtools as module
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import double_well
 from openmm_vtdis.topology import Handedness, stereocentres, symmetry_labels
 from tests.molecules import molecule

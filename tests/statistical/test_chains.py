@@ -23,7 +23,7 @@ from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.ensemble import Estimate
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.interop import openmmtools as module
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import GaussianMixture
 from tests.conftest import springs
 from tests.statistical.judge import collect, faults

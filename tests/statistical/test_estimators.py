@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import Estimate, mbar
@@ -58,7 +59,9 @@ def temperatures(n: int) -> Experiment:
     wrong = GaussianMixtureDenoiser(
         cold.space, torch.ones(1), zero, torch.tensor([1.1 * variance], dtype=torch.float64)
     )
-    gen = DiffusionBoltzmannGenerator.from_denoiser(cold, wrong.scaled(length), length)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        cold, wrong.scaled(length), Cartesian(cold.space, length)
+    )
     gen.tune(
         gaussian_frames(cold, variance, 1_000, 0), 8, "isotropic", n_trajectories=500,
         progress=False,
@@ -99,7 +102,9 @@ def wrong_mixture(
     denoiser = GaussianMixtureDenoiser(
         target.space, torch.tensor([0.55, 0.45]), 0.97 * target.means, 1.15 * target.variances
     ).scaled(length)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, length)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(
+        target, denoiser, Cartesian(target.space, length)
+    )
     gen.tune(target.sample(2_000, seed=0), 20, "isotropic", n_trajectories=1_000, progress=False)
     return target, gen
 

@@ -14,7 +14,7 @@ import torch
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.core.units import thermal_energy
-from openmm_vtdis.mcmc.hmc import sample_hmc
+from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import (
     GaussianMixture,
     OpenMMTarget,

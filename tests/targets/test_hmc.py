@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.mcmc import hmc as hmc_module
-from openmm_vtdis.mcmc.hmc import ReferenceData, sample_hmc
+from openmm_vtdis.mcmc import ReferenceData, accepted, hmc, sample_hmc
+from openmm_vtdis.mcmc.reference import convergence_report
 from openmm_vtdis.targets import GaussianMixture, Target, double_well, lennard_jones
 
 LIMIT = 4.0
@@ -192,9 +192,8 @@ def test_shares_of_exchanges_are_those_of_a_pair_s_turns(n_proposals: int, burn_
 
 def test_exchanges_that_are_always_accepted_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: without Metropolis' criterion the coldest chains are too hot."""
-    accept = hmc_module._accept
-    shapes = {2: always, 1: accept}
-    monkeypatch.setattr(hmc_module, "_accept", lambda ratio, g: shapes[ratio.ndim](ratio, g))
+    shapes = {2: always, 1: accepted}
+    monkeypatch.setattr(hmc, "accepted", lambda ratio, u: shapes[ratio.ndim](ratio, u))
     broken = short(gaussian(Space(4, 2)), ladder=(1.0, 1.5, 2.25)).report
     assert broken.virial_z > 2 * LIMIT
 
@@ -203,12 +202,12 @@ def test_exchanges_that_are_always_accepted_fail(monkeypatch: pytest.MonkeyPatch
 # Negative controls: the checks above notice what they are there to notice
 
 
-def always(log_ratio: Tensor, rng: torch.Generator) -> Tensor:
+def always(log_ratio: Tensor, uniform: Tensor) -> Tensor:
     return torch.isfinite(log_ratio)
 
 
 def test_a_broken_accept_step_fails_the_virial_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hmc_module, "_accept", always)
+    monkeypatch.setattr(hmc, "accepted", always)
     report = short(gaussian(Space(4, 2))).report
     assert abs(report.virial_z) > 2 * LIMIT
 
@@ -239,7 +238,7 @@ def test_chains_that_disagree_are_seen() -> None:
 
 def test_split_r_hat_by_hand() -> None:
     def r_hat(values: torch.Tensor) -> float:
-        return hmc_module._report(values, values, 1, 0.8, 0.1).r_hat
+        return convergence_report(values, values, 1, 0.8, 0.1).r_hat
 
     # Halves (0, 2), (1, 3), (0, 2), (1, 3): W = 2, means 1, 2, 1, 2: B = 2 * 1/3.
     values = torch.tensor([[0.0, 2.0, 1.0, 3.0], [0.0, 2.0, 1.0, 3.0]])
@@ -260,8 +259,8 @@ def test_report_reads_well() -> None:
 def test_standard_errors_come_from_the_spread_between_chains() -> None:
     """Repeating every sample adds no information, and no certainty."""
     energies = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)).double()
-    once = hmc_module._report(energies, energies, 1, 0.8, 0.1)
-    often = hmc_module._report(energies.repeat(1, 10), energies.repeat(1, 10), 1, 0.8, 0.1)
+    once = convergence_report(energies, energies, 1, 0.8, 0.1)
+    often = convergence_report(energies.repeat(1, 10), energies.repeat(1, 10), 1, 0.8, 0.1)
     assert often.energy_stderr == pytest.approx(once.energy_stderr, rel=1e-12)
     assert once.energy_stderr == pytest.approx(1 / math.sqrt(1000), rel=0.15)
 

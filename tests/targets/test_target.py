@@ -15,7 +15,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core import units
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets import OpenMMTarget, Target, double_well, lennard_jones
-from openmm_vtdis.targets.openmm import terms, validation
+from openmm_vtdis.targets.openmm import probing, terms, validation
 from openmm_vtdis.targets.openmm.term_hessians import TermHessians
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from openmm_vtdis.targets.openmm.translators import custom
@@ -404,7 +404,7 @@ def test_a_small_force_does_not_hide_behind_a_large_one() -> None:
     x = configurations(5)
     expected, _ = by_openmm(system, x)
     torch.testing.assert_close(target.reduced_energy(x) * units.thermal_energy(300), expected)
-    probe = validation.ForceProbe(system)
+    probe = probing.ForceProbe(system)
     batched = BatchedEnergy(system)
     term = batched.terms[1]
     forward = term.forward

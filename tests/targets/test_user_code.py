@@ -16,9 +16,10 @@ import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.interop import DiffusionMove
+from openmm_vtdis.storage.fingerprint import content_fingerprint
 from openmm_vtdis.targets import OpenMMTarget
 from openmm_vtdis.targets.openmm.contexts import ContextPool
-from openmm_vtdis.targets.openmm.user_code import content_digest, system_fingerprint, user_forces
+from openmm_vtdis.targets.openmm.user_code import system_fingerprint, user_forces
 from tests import potentials
 from tests.conftest import needs_python_force
 
@@ -114,11 +115,11 @@ def test_sets_have_no_order() -> None:
     one, two = potentials.Springs(), potentials.Springs()
     one.names, two.names = {"a", "b", "c"}, {"c", "b", "a"}  # type: ignore[attr-defined]
     two.net, two.table = one.net, one.table
-    assert content_digest(one) == content_digest(two)
+    assert content_fingerprint(one) == content_fingerprint(two)
     script = (
         "from tests import potentials; import torch; torch.manual_seed(0);"
-        "from openmm_vtdis.targets.openmm.user_code import content_digest;"
-        "p = potentials.Springs(); p.names = {'a', 'b', 'c', 'd'}; print(content_digest(p))"
+        "from openmm_vtdis.storage.fingerprint import content_fingerprint;"
+        "p = potentials.Springs(); p.names = {'a', 'b', 'c', 'd'}; print(content_fingerprint(p))"
     )
     found = {
         subprocess.run(
@@ -190,17 +191,21 @@ def test_what_fails_everywhere_is_an_error() -> None:
 def test_identities_are_of_content() -> None:
     one = potentials.Springs()
     same = pickle.loads(pickle.dumps(one))
-    assert content_digest(one) == content_digest(same) == content_digest(copy.deepcopy(one))
+    assert (
+        content_fingerprint(one)
+        == content_fingerprint(same)
+        == content_fingerprint(copy.deepcopy(one))
+    )
     assert pickle.dumps(one) != pickle.dumps(same)  # what a digest of the bytes would see
     other = copy.deepcopy(one)
     with torch.no_grad():
         other.net.bias += 1e-12
-    assert content_digest(other) != content_digest(one)
+    assert content_fingerprint(other) != content_fingerprint(one)
     table = copy.deepcopy(one)
     table.table["a"][0] = 1e-12
-    assert content_digest(table) != content_digest(one)
+    assert content_fingerprint(table) != content_fingerprint(one)
     cyclic = potentials.Cyclic()
-    assert content_digest(cyclic) == content_digest(copy.deepcopy(cyclic))
+    assert content_fingerprint(cyclic) == content_fingerprint(copy.deepcopy(cyclic))
 
 
 def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path) -> None:
@@ -216,7 +221,8 @@ def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path)
         assert other.target.fingerprint == gen.target.fingerprint
         WeightedEnsemble.concatenate([ensemble, other.sample(20, seed=2 + k, progress=False)])
         assert (
-            other.log_weights(x, seed=0, progress=False).proposal == ensemble.metadata["proposal"]
+            other.log_weights(x, seed=0, progress=False).provenance.proposal
+            == ensemble.provenance.proposal
         )
     with pytest.raises(ValueError, match="pass allow_pickle=True"):
         DiffusionMove(path)

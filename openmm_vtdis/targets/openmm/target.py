@@ -26,6 +26,12 @@ from openmm_vtdis.targets.base import TARGETS, Description, Rebuilding, Target, 
 from openmm_vtdis.targets.binding import check_bound
 from openmm_vtdis.targets.openmm import validation
 from openmm_vtdis.targets.openmm.contexts import ContextPool
+from openmm_vtdis.targets.openmm.probing import (
+    ForceProbe,
+    pad,
+    probe_configurations,
+    random_configurations,
+)
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy, Untranslatable
 from openmm_vtdis.targets.openmm.user_code import (
     check_importable,
@@ -33,6 +39,11 @@ from openmm_vtdis.targets.openmm.user_code import (
     of_a_script,
     system_fingerprint,
     user_forces,
+)
+from openmm_vtdis.targets.openmm.user_code_checks import (
+    check_forces,
+    check_functions,
+    check_threads,
 )
 from openmm_vtdis.topology import topology_from_json, topology_to_json
 
@@ -109,16 +120,16 @@ class OpenMMTarget(Target):
         self._options = (platform, dict(platform_properties or {}), n_threads)
 
         with package_defaults():
-            x = validation.probe_configurations(self.space, positions)
-            validation.check_functions(self._system, x)
-            probe = validation.ForceProbe(self._system)
+            x = probe_configurations(self.space, positions)
+            check_functions(self._system, x)
+            probe = ForceProbe(self._system)
             if of_a_script(self._system):
                 logger.warning(
                     "system: its PythonForce has a function of this script; put it in a module, or "
                     "no other program will be able to read what save() writes"
                 )
             validation.check_invariance(probe, x, self._thermal_energy)
-            validation.check_forces(self._system, probe, x)
+            check_forces(self._system, probe, x)
             if topology is None:
                 validation.check_identical(probe, x, self._thermal_energy)
             self.runs_user_code = bool(user_forces(system))
@@ -126,7 +137,7 @@ class OpenMMTarget(Target):
             self._batched = None if backend == "contexts" else self._translate(backend, probe, x)
             self._contexts = None if self._batched is not None else self._new_pool()
             if self._contexts is not None:
-                validation.check_threads(self._system, self._contexts, x)
+                check_threads(self._system, self._contexts, x)
 
     def _new_pool(self) -> ContextPool:
         return ContextPool(self._system, *self._options)
@@ -239,7 +250,7 @@ class OpenMMTarget(Target):
         Differentiable in x: to any order on the batched backend, once on the other.
         """
         self._check_shape(x)
-        padded = validation.pad(x)
+        padded = pad(x)
         if self._batched is not None:
             energy = self._batched.energy(padded)
             energy = torch.where(_finite(x), energy, torch.nan)
@@ -251,7 +262,7 @@ class OpenMMTarget(Target):
     def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) in kT and forces -du/dx (B, M, D) in kT/nm; both float64 and detached."""
         self._check_shape(x)
-        padded = validation.pad(x)
+        padded = pad(x)
         if self._batched is not None:
             energy, force = self._batched.energy_and_force(padded)
             finite = _finite(x)
@@ -277,7 +288,7 @@ class OpenMMTarget(Target):
             return super().derivatives(x)
         self._check_shape(x)
         n_dims = self.space.n_dims
-        gradient, hessian = self._batched.derivatives(validation.pad(x))
+        gradient, hessian = self._batched.derivatives(pad(x))
         gradient, hessian = gradient[:, :, :n_dims], hessian[:, :, :n_dims, :, :n_dims]
         finite = _finite(x)
         gradient = torch.where(finite[:, None, None], gradient, torch.nan)
@@ -295,7 +306,7 @@ class OpenMMTarget(Target):
         if self._is_bound:
             return
         probes = self._probes
-        x = validation.random_configurations(self.space) if probes is None else probes
+        x = random_configurations(self.space) if probes is None else probes
         check_bound(self._known_energies, x[:2], self._system, self._topology)
         self._is_bound = True
 
@@ -317,9 +328,7 @@ class OpenMMTarget(Target):
             f"{self.temperature:.6g} K, backend={self.backend!r})"
         )
 
-    def _translate(
-        self, backend: str, probe: validation.ForceProbe, x: Tensor
-    ) -> BatchedEnergy | None:
+    def _translate(self, backend: str, probe: ForceProbe, x: Tensor) -> BatchedEnergy | None:
         """The batched energy, checked against OpenMM; None where "auto" falls back."""
         reason: str | None
         try:
