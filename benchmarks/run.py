@@ -43,7 +43,7 @@ from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covaria
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.flow import Flow
 from openmm_vtdis.diffusion.posteriors.jacobian import tangent_basis
-from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange, find_range
+from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
@@ -52,6 +52,7 @@ from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 from openmm_vtdis.tuning.adaptive_schedule import adapt
 from openmm_vtdis.tuning.fit import Fit, MeanCoefficients, Trajectories, fit, fit_sgd, log_weights
+from openmm_vtdis.tuning.laplace_range import find_range
 from openmm_vtdis.tuning.tune import collect
 from recipes.reference import reference_frames
 from recipes.settings import RECIPES

@@ -21,7 +21,7 @@ import openmm_vtdis
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
-from openmm_vtdis.diffusion.covariance.base import MatrixScatter
+from openmm_vtdis.diffusion.covariance.gaussians import MatrixScatter
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess

@@ -15,6 +15,7 @@ import torch
 
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.core import rng
+from openmm_vtdis.ensemble.consistency import check_as_drawn
 
 HEAD = """
 import multiprocessing, os, sys
@@ -69,10 +70,10 @@ def test_grandchildren_and_moves_have_numbers_of_their_own(tmp_path: Path) -> No
                 inner = fork.Process(target=child, args=(queue, depth - 1))
                 inner.start()
                 inner.join()
-            queue.put(move._proposals().draw()[0])
+            queue.put(move._kept().proposals.draw().x)
             queue.put(gen.sample(1, n_steps=4, progress=False).positions[0])
         queue = fork.Queue()
-        found = [move._proposals().draw()[0]]
+        found = [move._kept().proposals.draw().x]
         for depth in (0, 1, 2):
             process = fork.Process(target=child, args=(queue, depth)); process.start()
             found += [queue.get() for _ in range(2 * (depth + 1))]
@@ -202,7 +203,7 @@ def test_one_seed_is_pooled_once() -> None:
     """However else runs differ: steps, kind of processor, precision. Slices of one are no runs."""
     gen = DiffusionBoltzmannGenerator.from_pretrained("dw4-small")
     e = gen.sample(60, n_steps=8, seed=0, progress=False)
-    assert len(e.metadata["streams"]) == 1
+    assert len(e.provenance.streams) == 1
     wrong = {
         "other steps": gen.sample(60, n_steps=10, seed=0, progress=False),
         "more of them": gen.sample(90, n_steps=8, seed=0, progress=False),
@@ -216,13 +217,13 @@ def test_one_seed_is_pooled_once() -> None:
             )
         assert what
     halves = WeightedEnsemble.concatenate([e[:25], e[25:]])
-    assert halves.metadata == e.metadata
+    assert (halves.metadata, halves.provenance) == (e.metadata, e.provenance)
     fresh = gen.sample(60, n_steps=8, seed=1, progress=False)
     both = WeightedEnsemble.concatenate([e, fresh])
-    assert both.metadata["streams"] == e.metadata["streams"] + fresh.metadata["streams"]
-    both.check_as_drawn("test")
+    assert both.provenance.streams == e.provenance.streams + fresh.provenance.streams
+    check_as_drawn("test", both.provenance)
     noted = e.with_metadata({"run": 7})
-    assert noted.metadata["streams"] == e.metadata["streams"]
+    assert noted.provenance == e.provenance
     stream = torch.Generator().manual_seed(3)
     parts = [gen.sample(10, n_steps=8, seed=stream, progress=False) for _ in range(2)]
     WeightedEnsemble.concatenate(parts)
@@ -231,7 +232,8 @@ def test_one_seed_is_pooled_once() -> None:
 def test_notes_on_weights_stay_with_them() -> None:
     e = ensemble(0)
     again = e.resample(seed=1).with_metadata({"run": 2})
-    assert again.metadata == {"resampled_from": 50, "run": 2}
+    assert again.metadata == {"run": 2}
+    assert again.provenance.resampled_from == 50
     assert np.isnan(again.log_z().stderr)
     zero = e.with_log_weights(np.where(np.arange(50) < 20, -np.inf, e.log_weights))
     some = zero[np.isfinite(zero.log_weights)]
@@ -241,7 +243,7 @@ def test_notes_on_weights_stay_with_them() -> None:
     for ask in (some.log_z, lambda: some.free_energy(e.log_weights + 0.1)):
         with pytest.raises(ValueError, match="expected all samples, got those that have weight"):
             ask()
-    assert zero[zero.log_weights > 0.5].metadata == {}
+    assert zero[zero.log_weights > 0.5].provenance == e.provenance
 
 
 def test_a_hamiltonian_that_nobody_knows_is_not_pooled() -> None:

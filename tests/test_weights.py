@@ -11,12 +11,12 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.coordinates import Cartesian
+from openmm_vtdis.coordinates import Cartesian, ModelEnergy
 from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget
+from openmm_vtdis.tuning.noise_range import noise_range
 from tests.conftest import exact_generator
 
 COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
@@ -74,7 +74,10 @@ def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
     scaled = variance / length**2
     for n in (1, 5, 10):
         t = gen.process.schedule.times[n]
-        shape = gen.process.covariance.shape(gen.process.step(n, target.sample(3, seed=2) / length))
+        values, vectors = gen.process.step(
+            n, target.sample(3, seed=2) / length
+        ).posterior.spectrum()
+        shape = (vectors * values[:, None]) @ vectors.mT
         identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
         torch.testing.assert_close(shape, scaled / (scaled + t**2) * identity)
 
@@ -96,7 +99,7 @@ def test_the_prior_end_drowns_the_spread_of_turned_configurations(space: Space) 
     chain[0, :, 0] = torch.arange(space.n_particles)
     target = GaussianMixture(chain, [0.05], [1.0], space)
     y = target.sample(4_000, seed=2)
-    _, high = ModelUnits(target, 1.0).default_range(y)
+    _, high = noise_range(ModelEnergy(target, Cartesian(space)), space, y)
     rotations = random_rotations(len(y), space.n_dims, rng)
     turned = space.reduce(y @ rotations).flatten(1)
     spread = float((turned.mT @ turned / len(y)).square().sum())
@@ -141,7 +144,7 @@ def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
 def test_negative_control_a_missing_jacobian_shifts_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
     target, gen = exact_generator(length=0.7)
     gen.tune(target.sample(2000, seed=1), 40, "isotropic", n_trajectories=1500, progress=False)
-    monkeypatch.setattr(ModelUnits, "log_jacobian", 0.0)
+    monkeypatch.setattr(Cartesian, "log_det", 0.0)
     ensemble = gen.sample(3000, seed=2, progress=False)
     assert abs(ensemble.log_z().z(0.0)) > 20.0
     assert ensemble.log_z().value == pytest.approx(-3 * math.log(0.7), abs=0.1)

@@ -61,7 +61,7 @@ class Registry(Generic[T]):
                 self.register(entry.load())
         if kind not in self._classes:
             raise ValueError(
-                f"expected one of the {self.what} {', '.join(map(repr, self))}, got {kind!r}; is "
+                f"expected a kind among the {self.what} {', '.join(map(repr, self))}, got {kind!r}; is "
                 "the package installed that has it?"
             )
         return self._classes[kind]

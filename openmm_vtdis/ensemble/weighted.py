@@ -160,7 +160,9 @@ class WeightedEnsemble:
     def with_log_weights(self, log_weights: ArrayLike) -> WeightedEnsemble:
         """The same samples with other log weights (n,)."""
         provenance = self.provenance.replace(unweighted=False)
-        return dataclasses.replace(self, log_weights=np.asarray(log_weights), provenance=provenance)
+        return dataclasses.replace(
+            self, log_weights=checks.real_array("log_weights", log_weights), provenance=provenance
+        )
 
     def unweighted(self) -> WeightedEnsemble:
         """The samples as they came: those with a finite energy have equal weights.

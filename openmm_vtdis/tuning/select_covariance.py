@@ -83,7 +83,7 @@ def candidates(
     return families
 
 
-def price(process: DiffusionProcess, family: Covariance) -> float:
+def price(process: DiffusionProcess, family: Covariance | type[Covariance]) -> float:
     """Network evaluations that a trajectory costs, see the module."""
     dim = process.space.dim
     level = 0.0 if process.laplace is None else process.laplace.level

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.covariance import make_covariance
+from openmm_vtdis.diffusion.covariance import COVARIANCES, make_covariance
+from openmm_vtdis.diffusion.covariance.state_dependent import PAIRWISE_PRICE
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths
+from openmm_vtdis.diffusion.posteriors.hessian import hessian_price
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -81,17 +83,19 @@ def test_the_same_seed_makes_the_same_pilots_and_all_see_the_same_noise() -> Non
     assert both["hessian"] == pilots_of(oracle, ["hessian"], 100)["hessian"]
 
 
+KINDS = ("isotropic", "pairwise", "hessian")
+
+
 def test_the_price_counts_steps_of_either_kind() -> None:
     oracle = make_oracle(4, 2, True)
     process = DiffusionProcess.ddpm(oracle.denoiser, GRID, oracle.reduced_energy)
-    second = 1.0 + 6 * select_covariance.DIMENSION
-    assert price(process, "isotropic") == 12.0
-    assert price(process, "pairwise") == pytest.approx(12.0 * select_covariance.PAIRWISE)
-    assert price(process, "hessian") == pytest.approx(12.0 * second)
+    second = hessian_price(6)
+    isotropic, pairwise, hessian = (COVARIANCES[kind] for kind in KINDS)
+    assert price(process, isotropic) == 12.0
+    assert price(process, pairwise) == pytest.approx(12.0 * PAIRWISE_PRICE)
+    assert price(process, hessian) == pytest.approx(12.0 * second)
     below = process.with_laplace(LaplaceRange(GRID.times[4]), jump=False)
-    assert price(below, "pairwise") == pytest.approx(
-        4.0 * second + 8.0 * select_covariance.PAIRWISE
-    )
+    assert price(below, pairwise) == pytest.approx(4.0 * second + 8.0 * PAIRWISE_PRICE)
     assert Pilot(1.0, 12.0).log_yield > Pilot(1.0, 20.0).log_yield
     assert Pilot(1.0, 200.0).log_yield > Pilot(8.0, 12.0).log_yield
 

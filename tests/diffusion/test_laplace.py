@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.coordinates import Cartesian, Energy, ModelEnergy
 from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.core.units import thermal_energy
-from openmm_vtdis.diffusion.covariance import Energy, make_covariance
+from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
-from openmm_vtdis.diffusion.posteriors import laplace
 from openmm_vtdis.diffusion.posteriors.laplace import (
     JUMP_COST,
     TRUST_RADIUS,
     LaplaceRange,
-    find_range,
     laplace_posterior,
 )
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.mcmc import sample_hmc
-from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well
+from openmm_vtdis.tuning import laplace_range
+from openmm_vtdis.tuning.laplace_range import find_range
 from tests.conftest import Oracle, exact_generator, make_oracle, z_of_mean_weight
 from tests.molecules import molecule
 
@@ -123,11 +123,11 @@ def test_the_posterior_of_springs_in_openmms_units_is_exact() -> None:
         near = torch.allclose(space.reduce(found.mean).flatten(1), mean, rtol=1e-9, atol=1e-12)
         return near and torch.allclose(shape, exact.expand_as(shape), rtol=1e-9, atol=1e-12)
 
-    assert posterior_agrees(ModelUnits(target, length).energy)
-    wrong_length = ModelUnits(target, 1.1 * length)
-    warmer = ModelUnits(OpenMMTarget(system, topology, 440.0), length)
-    assert not posterior_agrees(wrong_length.energy)
-    assert not posterior_agrees(warmer.energy)
+    assert posterior_agrees(ModelEnergy(target, Cartesian(space, length)))
+    wrong_length = ModelEnergy(target, Cartesian(space, 1.1 * length))
+    warmer = ModelEnergy(OpenMMTarget(system, topology, 440.0), Cartesian(space, length))
+    assert not posterior_agrees(wrong_length)
+    assert not posterior_agrees(warmer)
     assert not posterior_agrees(target.reduced_energy)  # nm
 
 
@@ -251,16 +251,16 @@ def test_the_jump_is_from_the_level_before_the_last_that_passes(
 
     def found(energy: Energy, space: Space, x_0: Tensor, *rest: object) -> Tensor:
         calls.append(1)
-        bad = 0.0 if len(calls) <= n_passing else 1.1 * laplace.MOST
+        bad = 0.0 if len(calls) <= n_passing else 1.1 * laplace_range.MOST
         both = [bad, 0.0] if fails == "cost" else [0.0, bad]
         return torch.tensor(both)[:, None].expand(2, len(x_0))
 
-    monkeypatch.setattr(laplace, "_jump_cost", found)
+    monkeypatch.setattr(laplace_range, "_jump_cost", found)
     measured = find_range(
         target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, rng(0),
         progress=False,
     )  # fmt: skip
-    levels = Schedule.geometric(laplace.N_LEVELS - 1, 0.01, 2.0).times
+    levels = Schedule.geometric(laplace_range.N_LEVELS - 1, 0.01, 2.0).times
     expected = {0: 0.0, 1: 0.0, 2: levels[0], 9: levels[7], 16: levels[15]}
     assert measured.jump == expected[n_passing]
     assert measured.level >= measured.jump
@@ -278,11 +278,11 @@ def test_a_mode_that_no_draw_meets_is_seen_at_the_frames_in_it() -> None:
         target.reduced_energy, space, x, known, torch.full((50,), t, dtype=torch.float64)
     )
     for frames, is_seen in ((known, False), (missed, True)):
-        cost, shortfall = laplace._jump_cost(
+        cost, shortfall = laplace_range._jump_cost(
             target.reduced_energy, space, frames, x, posterior, t, rng(0)
         )
-        assert float(cost.mean()) < laplace.JUMP_COST
-        assert (float(shortfall.max()) > laplace.MOST) == is_seen
+        assert float(cost.mean()) < laplace_range.JUMP_COST
+        assert (float(shortfall.max()) > laplace_range.MOST) == is_seen
 
 
 def jump_divergence(oracle: Oracle, level: float) -> Tensor:

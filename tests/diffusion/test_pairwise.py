@@ -167,7 +167,10 @@ def in_particle_coordinates(
     centre = torch.full((m, m), 1.0 / m, dtype=torch.float64)
     projector = identity - torch.kron(centre, torch.eye(n_dims, dtype=torch.float64))
     r, found = (step.s / step.t) ** 2, []
-    for x, springs, rest in zip(step.denoised.double(), step.pairs.double(), residual, strict=True):  # type: ignore[union-attr]
+    level = torch.full((len(step.x),), step.t, dtype=torch.float64)
+    with torch.no_grad():
+        denoised, pairs = process.denoiser.with_pairs(step.x, level)  # type: ignore[attr-defined]
+    for x, springs, rest in zip(denoised.double(), pairs.double(), residual, strict=True):
         laplacians = torch.zeros(2, m * n_dims, m * n_dims, dtype=torch.float64)
         for p, (i, j) in enumerate(pairs_of(m)):
             line = torch.nn.functional.normalize(x[i] - x[j], dim=0)
@@ -296,7 +299,7 @@ def test_a_head_whose_training_failed_is_taken_away_again() -> None:
         raise KeyboardInterrupt
     assert network.pair_head is None
     assert network.config["pair_head"] is None
-    with pytest.raises(ValueError, match="expected a trained EGNN, .* got MLP"):  # noqa: SIM117
+    with pytest.raises(ValueError, match="expected a trained network .* such as the EGNN, got MLP"):  # noqa: SIM117
         with new_pair_head(PreconditionedDenoiser(MLP(3, 2, 1, 8), Space(3, 2)), 16, seed=1):
             pass
 

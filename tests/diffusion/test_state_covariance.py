@@ -57,7 +57,8 @@ def posterior_covariance(oracle: Oracle, x: Tensor, t: float) -> Tensor:
 
 
 def reverse_step(oracle: Oracle, n: int, x: Tensor) -> ReverseStep:
-    return DiffusionProcess.ddpm(oracle.denoiser, GRID).step(n, x)
+    family = make_covariance("tweedie", oracle.space, [0] * oracle.space.n_particles)
+    return DiffusionProcess.ddpm(oracle.denoiser, GRID).step(n, x, family)
 
 
 def arbitrary(space: Space) -> Tweedie:
@@ -278,7 +279,7 @@ def test_an_energy_that_is_not_finite_counts_as_flat() -> None:
 # -- on another grid --------------------------------------------------------------------------
 def test_only_what_grows_with_the_step_is_carried_in_proportion() -> None:
     family = arbitrary(Space(4, 2))
-    fine, coarse = GRID.with_n_steps(48), GRID.with_n_steps(6)
+    fine, coarse = GRID.carried(48), GRID.carried(6)
     torch.testing.assert_close(family.carried(GRID, GRID).parameters, family.parameters)
     for grid in (fine, coarse):
         log_a, log_c = family.carried(GRID, grid).parameters[0].chunk(2)
@@ -287,7 +288,7 @@ def test_only_what_grows_with_the_step_is_carried_in_proportion() -> None:
         ratio = float(grid.widening[0] / GRID.widening[0])  # of a geometric grid, everywhere
         torch.testing.assert_close(log_a.abs().expm1(), ratio * before.abs().expm1())
         assert bool((torch.sign(log_a) == torch.sign(before)).all())
-        back = family.carried(GRID, grid).with_n_steps(grid, GRID)
+        back = family.carried(GRID, grid).carried(grid, GRID)
         torch.testing.assert_close(back.parameters, family.parameters)
 
 
@@ -309,7 +310,7 @@ def test_a_tuning_for_few_steps_serves_many(monkeypatch: pytest.MonkeyPatch) -> 
     assert ess(10, wider) > 0.5 * ess(10, 0.0 * wider)
     assert ess(40, wider) > 0.75 * best
     # control: the variances of ten steps in each of forty
-    monkeypatch.setattr(StateCovariance, "resampled", lambda self, old, new: self)
+    monkeypatch.setattr(StateCovariance, "carried", lambda self, old, new: self)
     assert ess(40, wider) < 0.5 * best
 
 

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from openmm_vtdis.ensemble import FrameLogWeights
+from openmm_vtdis.ensemble.provenance import Provenance
+
+KERNEL = Provenance("kernel")
 
 
 def test_log_weights_of_frames_are_an_array() -> None:
-    lw = FrameLogWeights(np.array([0.0, 1.0, 2.0 + 1e-12]), "kernel")
-    assert lw[1:].proposal == lw[lw > 0.0].proposal == "kernel"
+    lw = FrameLogWeights(np.array([0.0, 1.0, 2.0 + 1e-12]), KERNEL)
+    assert lw[1:].provenance == lw[lw > 0.0].provenance == KERNEL
     for same in (copy.copy(lw), copy.deepcopy(lw), pickle.loads(pickle.dumps(lw))):
-        assert same.proposal == "kernel"
+        assert same.provenance == KERNEL
         assert not same.log_weights.flags.writeable
         np.testing.assert_array_equal(same, lw)
     for plain in (-lw, lw + lw, np.exp(lw), 1.0 - lw, np.append(lw, 3.0), np.asarray(lw)):
@@ -42,7 +45,7 @@ def test_log_weights_of_frames_are_an_array() -> None:
 
 
 def test_log_weights_that_are_joined_keep_their_proposal_or_are_refused() -> None:
-    one, two = (FrameLogWeights(np.arange(3.0) + k, "kernel") for k in (0.0, 0.5))
+    one, two = (FrameLogWeights(np.arange(3.0) + k, KERNEL) for k in (0.0, 0.5))
     for joined in (
         FrameLogWeights.concatenate([one, two]),
         np.concatenate([one, two]),
@@ -51,14 +54,16 @@ def test_log_weights_that_are_joined_keep_their_proposal_or_are_refused() -> Non
         np.concatenate([one, two], axis=0),
     ):
         assert isinstance(joined, FrameLogWeights)
-        assert joined.proposal == "kernel"
+        assert joined.provenance == KERNEL
         assert len(joined) == 6
-    assert len(FrameLogWeights.concatenate([FrameLogWeights([1.0, 1.0], "a"), one[:0:-1]][:1])) == 2
-    other = FrameLogWeights(np.arange(3.0) + 0.25, "another")
+    assert (
+        len(FrameLogWeights.concatenate([FrameLogWeights([1.0, 1.0], KERNEL), one[:0:-1]][:1])) == 2
+    )
+    other = FrameLogWeights(np.arange(3.0) + 0.25, Provenance("another"))
     with pytest.raises(ValueError, match="expected log weights against one proposal, got several"):
         np.concatenate([one, other])
     with pytest.raises(ValueError, match="independent noise, got 3 that stand in two of the parts"):
         np.concatenate([one, one])
-    with pytest.raises(ValueError, match="expected FrameLogWeights, as noise.* got ndarray"):
+    with pytest.raises(ValueError, match="expected FrameLogWeights, as log_weights.* got ndarray"):
         FrameLogWeights.concatenate([np.arange(3.0)])  # type: ignore[list-item]
     assert type(np.concatenate([one, np.arange(2.0)])) is np.ndarray

@@ -242,8 +242,8 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=99), r"format version <= 1, got 99; a newer .* wrote it"),
-        (lambda d: d.update(version="1"), "format version <= 1, got '1'"),
+        (lambda d: d.update(version=99), r"format version <= 2, got 99; a newer .* wrote it"),
+        (lambda d: d.update(version="1"), "format version <= 2, got '1'"),
         (lambda d: d.update(format="x"), "got a foreign document"),
         (lambda d: "[]", "got a foreign document"),
         (lambda d: "{", "got an unreadable document"),

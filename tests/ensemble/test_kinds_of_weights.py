@@ -15,6 +15,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import mbar
+from openmm_vtdis.ensemble.consistency import check_as_drawn
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well, gaussian_mixture
 
 
@@ -77,7 +78,7 @@ def test_the_samples_own_weights_are_not_those_of_frames(
         with pytest.raises(ValueError, match="free_energy: .* got those of the generated samples"):
             ensemble.free_energy(some)
     for foreign in (ensemble, [[1.0], [2.0, 3.0]], torch.zeros(3, requires_grad=True)):
-        with pytest.raises(ValueError, match=r"log_weights: expected an array \(n,\), as noise"):
+        with pytest.raises(ValueError, match=r"log_weights: expected an array \(n,\), as log_w"):
             ensemble.free_energy(foreign)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mbar, state 0: .* got those of the generated samples"):
         mbar(ensemble, [gen.target], [ensemble.positions], [own])
@@ -140,7 +141,7 @@ def test_notes_of_ones_own_say_nothing_of_the_weights(ensemble: WeightedEnsemble
         {"concatenated": [1, "b.nc"]},
     ):
         noted = ensemble.with_metadata(notes)
-        noted.check_as_drawn("test")
+        check_as_drawn("test", noted.provenance)
         assert noted.log_z().value == ensemble.log_z().value
 
 

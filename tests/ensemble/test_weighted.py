@@ -154,7 +154,8 @@ def test_resampling_gives_equally_weighted_target_samples(ensemble: WeightedEnse
     more = WeightedEnsemble.concatenate([pooled, ensemble[30_000:]])
     assert not more.diagnostics().reliable
     assert abs(z_of_resampled(resampled, ensemble.ess)) < 4.0
-    assert resampled.metadata == {"seed": 1, "resampled_from": 40_000}
+    assert resampled.metadata == {"seed": 1}
+    assert resampled.provenance.resampled_from == 40_000
     # the control: weights that travel along with the positions count twice
     travelling = resampled.with_log_weights(gaussian_log_weights(resampled.positions)[0])
     assert abs(z_of_resampled(travelling, ensemble.ess)) > 20.0
@@ -404,7 +405,8 @@ def test_indexing_keeps_samples_together(ensemble: WeightedEnsemble) -> None:
         assert part.temperature == 300.0
         assert part.metadata == {"seed": 1}
     twice = ensemble[[8, 3, 3]]  # no three samples, whose errors nobody knows
-    assert twice.metadata == {"seed": 1, "resampled_from": len(ensemble)}
+    assert twice.metadata == {"seed": 1}
+    assert twice.provenance.resampled_from == len(ensemble)
     assert math.isnan(twice.log_z().stderr)
     with pytest.raises(IndexError):
         ensemble[len(ensemble)]

@@ -26,6 +26,8 @@ from openmm_vtdis.ensemble.diagnostics import log_mean_weight
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.interop import openmmtools as module
 from openmm_vtdis.mcmc import sample_hmc
+from openmm_vtdis.mcmc.renoising import IndependentProposals, Proposal
+from openmm_vtdis.sampling import PathSampler
 from openmm_vtdis.targets import double_well
 from openmm_vtdis.topology import Handedness, stereocentres, symmetry_labels
 from tests.molecules import molecule
@@ -111,17 +113,17 @@ def test_it_leaves_the_boltzmann_distribution_as_it_is(
 
 def test_both_kinds_of_weights_have_one_known_log_z(archive: Path) -> None:
     """A factor in one of them changes only how often a step is taken, which no average shows."""
-    proposals = module.Proposals(archive, "cpu", 1_000, None, 11)
-    target = proposals.gen.target
+    proposals = DiffusionMove(archive, batch_size=1_000, seed=11)._kept().proposals
+    target = proposals.sampler.target
     exact = 3.0 * math.log(2.0 * math.pi * thermal_energy(TEMPERATURE) / (3.0 * STIFFNESS))
 
     def energies_of(x: list[np.ndarray]) -> np.ndarray:
         return target.reduced_energy(torch.tensor(np.stack(x))).numpy()
 
     drawn = [proposals.draw() for _ in range(1_000)]
-    log_w = np.array([ratio for _, ratio in drawn]) - energies_of([x for x, _ in drawn])
+    log_w = np.array([p.log_ratio for p in drawn]) - energies_of([p.x for p in drawn])
     frames = list(gaussian_frames(300))
-    log_v = np.array([proposals.renew(x) for x in frames]) - energies_of(frames)
+    log_v = np.array([proposals.renewed(x).log_ratio for x in frames]) - energies_of(frames)
     assert abs(log_mean_weight(log_w).z(exact)) < 4.0
     assert abs(log_mean_weight(-log_v).z(-exact)) < 4.0
     assert abs(log_mean_weight(-(log_v + 1.0)).z(-exact)) > 4.0  # control
@@ -132,18 +134,18 @@ def test_proposals_are_drawn_in_batches_and_used_in_turn(
 ) -> None:
     """Two copies of a move, six proposals, three a batch: two draws, and each sample is one."""
     drawn, tried = [], []
-    sample, draw = DiffusionBoltzmannGenerator.sample, module.Proposals.draw
+    sample, draw = PathSampler.sample, IndependentProposals.draw
 
-    def sample_spy(self: DiffusionBoltzmannGenerator, n: int, **options: Any) -> Any:
+    def sample_spy(self: PathSampler, n: int, **options: Any) -> Any:
         drawn.append(sample(self, n, **options))
         return drawn[-1]
 
-    def draw_spy(self: module.Proposals) -> tuple[np.ndarray, float]:
+    def draw_spy(self: IndependentProposals) -> Proposal:
         tried.append(draw(self))
         return tried[-1]
 
-    monkeypatch.setattr(DiffusionBoltzmannGenerator, "sample", sample_spy)
-    monkeypatch.setattr(module.Proposals, "draw", draw_spy)
+    monkeypatch.setattr(PathSampler, "sample", sample_spy)
+    monkeypatch.setattr(IndependentProposals, "draw", draw_spy)
     move = DiffusionMove(archive, batch_size=3, seed=13)
     twin = copy.deepcopy(move)
     for k in range(6):
@@ -151,34 +153,35 @@ def test_proposals_are_drawn_in_batches_and_used_in_turn(
         assert len(drawn) == 1 + k // 3
     assert [len(batch) for batch in drawn] == [3, 3]
     for k, batch in enumerate(drawn):
-        used = np.stack([x for x, _ in tried[3 * k : 3 * k + 3]])
+        used = np.stack([p.x for p in tried[3 * k : 3 * k + 3]])
         np.testing.assert_array_equal(np.sort(used, axis=0), np.sort(batch.positions, axis=0))
 
 
 def test_a_resumed_run_draws_others(archive: Path) -> None:
     """Its states have come from the first ones: they would not be independent."""
     move = DiffusionMove(archive, batch_size=5, seed=12)
-    first = [move._proposals().draw()[0] for _ in range(5)]
+    first = [move._kept().proposals.draw().x for _ in range(5)]
     move.n_proposed = 5
-    module._PROPOSALS.clear()  # as in another process
-    second = [move._proposals().draw()[0] for _ in range(5)]
+    module._KEPT.clear()  # as in another process
+    second = [move._kept().proposals.draw().x for _ in range(5)]
     assert min(np.abs(a - b).max() for a in first for b in second) > 1e-6
-    module._PROPOSALS.clear()
+    module._KEPT.clear()
     again = DiffusionMove(archive, batch_size=5, seed=12)
-    np.testing.assert_array_equal(first[0], again._proposals().draw()[0])
+    np.testing.assert_array_equal(first[0], again._kept().proposals.draw().x)
 
 
 def test_weights_that_are_off_show(
     archive: Path, contexts: cache.ContextCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: proposals whose log w forgets half of the energy."""
-    draw = module.Proposals.draw
+    draw = IndependentProposals.draw
 
-    def broken(self: module.Proposals) -> tuple[np.ndarray, float]:
-        x, ratio = draw(self)
-        return x, ratio + 0.5 * float(self.gen.target.reduced_energy(torch.tensor(x[None]))[0])
+    def broken(self: IndependentProposals) -> Proposal:
+        found = draw(self)
+        u = float(self.sampler.target.reduced_energy(torch.tensor(found.x[None]))[0])
+        return Proposal(found.x, found.log_ratio + 0.5 * u)
 
-    monkeypatch.setattr(module.Proposals, "draw", broken)
+    monkeypatch.setattr(IndependentProposals, "draw", broken)
     move = DiffusionMove(archive, n_proposals=3, batch_size=300, seed=2)
     assert abs(z_of_mean(energies(move, TEMPERATURE, 500, contexts), 3.0)) > 5.0
 
@@ -188,18 +191,20 @@ def test_a_path_is_renewed_in_each_call(
 ) -> None:
     """And samples without weight, or whose energy is not a number, are never taken."""
     seen = []
-    renew = module.Proposals.renew
+    renew = IndependentProposals.renewed
 
-    def spy(self: module.Proposals, x: np.ndarray) -> float:
+    def spy(self: IndependentProposals, x: np.ndarray) -> Proposal:
         seen.append(renew(self, x))
         return seen[-1]
 
-    monkeypatch.setattr(module.Proposals, "renew", spy)
-    monkeypatch.setattr(module.Proposals, "draw", lambda self: (np.full((3, 3), np.nan), -math.inf))
+    monkeypatch.setattr(IndependentProposals, "renewed", spy)
+    monkeypatch.setattr(
+        IndependentProposals, "draw", lambda self: Proposal(np.full((3, 3), np.nan), -math.inf)
+    )
     move = DiffusionMove(archive, seed=3)
     series = energies(move, TEMPERATURE, 5, contexts)
     assert np.ptp(series) < 1e-9
-    assert len(set(seen)) == 5
+    assert len({proposal.log_ratio for proposal in seen}) == 5
     assert move.statistics == {"n_proposed": 5, "n_accepted": 0, "n_outside": 0}
 
 
@@ -253,7 +258,7 @@ def test_bad_input(archive: Path, contexts: cache.ContextCache, tmp_path: Path) 
     changed = tmp_path / "changed.vtdis"
     changed.write_bytes(archive.read_bytes())
     stale = DiffusionMove(changed, seed=7)
-    module._PROPOSALS.clear()
+    module._KEPT.clear()
     changed.write_bytes(archive.read_bytes() + b" ")
     with pytest.raises(ValueError, match="a file that has changed since"):
         stale.apply(state(), sampler, contexts)
@@ -277,7 +282,7 @@ def stored_run(kind: type, archive: Path, file: Path, n: int) -> Any:
 
 def resumed(kind: type, file: Path) -> Any:
     """The same from its file, as in another process."""
-    module._PROPOSALS.clear()
+    module._KEPT.clear()
     sampler = kind.from_storage(multistate.MultiStateReporter(file, checkpoint_interval=2))
     sampler.energy_context_cache = sampler.sampler_context_cache = reference_contexts()
     return sampler
@@ -349,7 +354,8 @@ def test_processes_that_share_replicas_draw_their_own_numbers(
 
     def first(rank: int) -> np.ndarray:
         monkeypatch.setattr(module, "get_mpicomm", lambda: SimpleNamespace(rank=rank))
-        return module.Proposals(archive, "cpu", 4, None, seed=11).draw()[0]
+        module._KEPT.clear()
+        return DiffusionMove(archive, batch_size=4, seed=11)._kept().proposals.draw().x
 
     np.testing.assert_array_equal(first(0), first(0))
     assert np.abs(first(0) - first(1)).min() > 0.0
@@ -378,7 +384,7 @@ def unlike(
     With twelve network evaluations, so that two of five proposals are refused, and twelve
     proposals between those configurations that count, so that these are nearly independent.
     """
-    module._PROPOSALS.clear()  # the same numbers in any order of the tests
+    module._KEPT.clear()  # the same numbers in any order of the tests
     move = DiffusionMove(pretrained.path("dw4"), 12, 480, n_steps=12, seed=32)
     bench = double_well()
     thermodynamic = states.ThermodynamicState(bench.system, bench.temperature * unit.kelvin)
@@ -421,14 +427,14 @@ def test_path_densities_that_are_off_change_the_distribution(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Negative control; off by half an energy about its mean, so that the chain still moves."""
-    draw = module.Proposals.draw
+    draw = IndependentProposals.draw
 
-    def broken(self: module.Proposals) -> tuple[np.ndarray, float]:
-        x, ratio = draw(self)
-        u = float(self.gen.target.reduced_energy(torch.tensor(x[None]))[0])
-        return x, ratio + 0.5 * (u + 22.6)
+    def broken(self: IndependentProposals) -> Proposal:
+        found = draw(self)
+        u = float(self.sampler.target.reduced_energy(torch.tensor(found.x[None]))[0])
+        return Proposal(found.x, found.log_ratio + 0.5 * (u + 22.6))
 
-    monkeypatch.setattr(module.Proposals, "draw", broken)
+    monkeypatch.setattr(IndependentProposals, "draw", broken)
     assert unlike(*double_wells, contexts)[0] < 1e-6
 
 
@@ -504,7 +510,7 @@ def test_a_move_that_brought_the_chain_back_would_change_the_density(
     class Returning(DiffusionMove):
         def apply(self, state: Any, sampler: states.SamplerState, contexts: Any = None) -> None:
             while not is_inside(sampler):
-                sampler.positions = self._proposals().draw()[0] * unit.nanometer
+                sampler.positions = self._kept().proposals.draw().x * unit.nanometer
             super().apply(state, sampler, contexts)
 
     inside, _ = both_isomers(Returning(chiral, batch_size=300, seed=15), contexts)

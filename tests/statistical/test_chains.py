@@ -22,8 +22,8 @@ from openmm_vtdis.core.space import Space
 from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.ensemble import Estimate
 from openmm_vtdis.interop import DiffusionMove
-from openmm_vtdis.interop import openmmtools as module
 from openmm_vtdis.mcmc import sample_hmc
+from openmm_vtdis.mcmc.renoising import IndependentProposals, Proposal
 from openmm_vtdis.targets import GaussianMixture
 from tests.conftest import springs
 from tests.statistical.judge import collect, faults
@@ -126,13 +126,14 @@ def test_proposals_whose_weight_forgets_half_of_the_energy(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control."""
-    draw = module.Proposals.draw
+    draw = IndependentProposals.draw
 
-    def broken(self: module.Proposals) -> tuple[np.ndarray, float]:
-        x, ratio = draw(self)
-        return x, ratio + 0.5 * float(self.gen.target.reduced_energy(torch.tensor(x[None]))[0])
+    def broken(self: IndependentProposals) -> Proposal:
+        found = draw(self)
+        u = float(self.sampler.target.reduced_energy(torch.tensor(found.x[None]))[0])
+        return Proposal(found.x, found.log_ratio + 0.5 * u)
 
-    monkeypatch.setattr(module.Proposals, "draw", broken)
+    monkeypatch.setattr(IndependentProposals, "draw", broken)
     found = faults(z_scores(chains(archive, 420.0, 500, 4)))
     assert "mean" in found["u"]
     assert "mean" in found["<u>"]

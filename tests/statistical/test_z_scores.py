@@ -23,10 +23,10 @@ from scipy import stats
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.ensemble import mbar
-from openmm_vtdis.model_units import ModelUnits
 from openmm_vtdis.targets import GaussianMixture
 from tests.conftest import exact_generator
 from tests.statistical.judge import collect, fault, faults, seen
@@ -157,7 +157,7 @@ def test_a_few_seeds() -> None:
 # -- negative controls -------------------------------------------------------------------------
 def test_a_weight_without_the_jacobian_of_the_length_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     run = experiment("isotropic", 200)
-    monkeypatch.setattr(ModelUnits, "log_jacobian", 0.0)
+    monkeypatch.setattr(Cartesian, "log_det", 0.0)
     found = faults(collect(run, range(8)))
     assert all("mean" in found[name] for name in LOG_Z)
 

@@ -14,12 +14,13 @@ to be flat there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from openmm_vtdis.coordinates import Energy
+from openmm_vtdis.coordinates import Energy, as_energy
 from openmm_vtdis.core.eigh import eigh
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import Denoiser
@@ -35,17 +36,20 @@ def hessian_price(dim: int) -> float:
     return 1.0 + _PRICE_OF_A_DIMENSION * dim
 
 
-def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
+def energy_derivatives(
+    energy: Energy | Callable[[Tensor], Tensor], space: Space, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradient (B, d) and Hessian (B, d, d) of an energy in reduced coordinates, float64.
 
-    ``x`` is (B, M, D); both are on its device.
+    ``x`` is (B, M, D); both are on its device. An energy that is a plain function is
+    differentiated.
 
     Raises
     ------
     ValueError
         If the energy cannot be differentiated twice, such as that of OpenMM Contexts.
     """
-    gradient, hessian = energy.derivatives(x.detach().to(torch.float64))
+    gradient, hessian = as_energy(energy).derivatives(x.detach().to(torch.float64))
     basis = space.basis_like(hessian)
     rows = torch.einsum("ki,biajc->bkajc", basis, hessian)
     matrix = torch.einsum("lj,bkajc->bkalc", basis, rows).flatten(3).flatten(1, 2)

@@ -38,7 +38,7 @@ def denoiser_jacobian(
     level = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
     def function(y: Tensor) -> Tensor:
-        return denoiser(y, level.to(y))
+        return denoiser(y, level.to(y).clone())  # one that was made in inference mode too
 
     denoised = Linearised(function, x)
     rows = [denoised.product(v.expand_as(x)) for v in tangent_basis(space, x)]
