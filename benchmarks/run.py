@@ -47,7 +47,6 @@ from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.generator.archive import describe_process
 from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.targets import gaussian_mixture
 from openmm_vtdis.tuning.adaptive_schedule import adapt
@@ -438,7 +437,7 @@ class Bench:
         """Where a part of a row is kept, for this network and this kernel."""
         CACHE.mkdir(parents=True, exist_ok=True)
         process = self.gen.process
-        about = json.dumps([describe_process(process), fingerprint_of(self.gen)])
+        about = json.dumps([process.describe(), fingerprint_of(self.gen)])
         digest = storage.fingerprint(about, process.covariance.parameters, process.coefficients)
         return CACHE / f"{self.case.name}-{label}-{digest[:12]}-{name}"
 

@@ -26,6 +26,8 @@ from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
+from openmm_vtdis.ensemble.provenance import UNKNOWN
+from openmm_vtdis.sampling.base import Drawn
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from tests.targets.reference import system_of
 from tests.targets.test_molecular import FORCES, N
@@ -142,5 +144,5 @@ def test_weights_are_made_where_the_samples_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gen.target, "reduced_energy", reduced_energy)
     y = torch.empty(5, 22, 3, dtype=torch.float64, device=META)
     with pytest.raises(StopIteration):
-        gen._units.ensemble(y, y.sum(dim=(1, 2)), None, {})
+        gen.path_sampler().weighed(Drawn(y, y.sum(dim=(1, 2))), UNKNOWN)
     assert seen == [META]

@@ -264,7 +264,7 @@ def test_archives_with_a_python_force_are_refused(
 ) -> None:
     path = trained.save(tmp_path / "model.vtdis")
     tensors, metadata = storage.read_archive(path, "generator")
-    metadata["system"] = metadata["system"].replace(
+    metadata["target"]["system"] = metadata["target"]["system"].replace(
         "<Forces>", f'<Forces><Force type="{spelling}" version="1"/>'
     )
     rewrite(path, tensors, metadata)
@@ -285,13 +285,15 @@ def test_nothing_in_a_refused_archive_is_executed(
         f'<Force forceGroup="0" function="{payload}" name="PythonForce" type="PythonForce" '
         'usesPeriodic="0" version="2"><GlobalParameters/><Particles/></Force>'
     )
-    metadata["system"] = metadata["system"].replace("<Forces>", f"<Forces>{attack}")
+    metadata["target"]["system"] = metadata["target"]["system"].replace(
+        "<Forces>", f"<Forces>{attack}"
+    )
     rewrite(path, tensors, metadata)
     with pytest.raises(ValueError, match="PythonForce"):
         DiffusionBoltzmannGenerator.load(path)
     assert not evidence.exists()
     with contextlib.suppress(Exception):  # control: the pickle is armed
-        openmm.XmlSerializer.deserialize(metadata["system"])
+        openmm.XmlSerializer.deserialize(metadata["target"]["system"])
     assert evidence.exists()
 
 

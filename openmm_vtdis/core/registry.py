@@ -61,8 +61,8 @@ class Registry(Generic[T]):
                 self.register(entry.load())
         if kind not in self._classes:
             raise ValueError(
-                f"expected a kind among the {self.what} {', '.join(map(repr, self))}, got {kind!r}; is "
-                "the package installed that has it?"
+                f"expected a kind among the {self.what} {', '.join(map(repr, self))}, got "
+                f"{kind!r}; is the package installed that has it?"
             )
         return self._classes[kind]
 

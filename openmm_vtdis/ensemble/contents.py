@@ -12,6 +12,14 @@ from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array
 
 
+def check_shape(x: Array) -> None:
+    """Raise ValueError for positions that are not (n, M, D) with a sample."""
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(
+            f"positions: expected shape (n, M, D) in nm with at least one sample, got {x.shape}"
+        )
+
+
 def check_arrays(x: Array, lw: Array, u: Array) -> None:
     """Check positions, log weights and reduced energies of n samples against each other.
 
@@ -20,10 +28,6 @@ def check_arrays(x: Array, lw: Array, u: Array) -> None:
     ValueError
         If shapes differ, or a sample with weight has a position or an energy that is not finite.
     """
-    if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(
-            f"positions: expected shape (n, M, D) in nm with at least one sample, got {x.shape}"
-        )
     for name, array in {"log_weights": lw, "reduced_energies": u}.items():
         if array.shape != (len(x),):
             raise ValueError(

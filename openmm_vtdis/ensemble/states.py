@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array
+from openmm_vtdis.storage.fingerprint import Identified
 from openmm_vtdis.targets import OpenMMTarget, Target, energies_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ class HasEnergy(Protocol):
     def reduced_energy(self, x: Tensor) -> Tensor:
         """(n, M, D) nm -> (n,) kT."""
         ...
+
+
+@runtime_checkable
+class HasTemperature(Protocol):
+    """Anything that says at which temperature it is."""
+
+    temperature: float | None
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,14 @@ def in_another_state(name: str, ensemble: WeightedEnsemble, target: Any) -> Stat
                 f"{name}: expected samples that have a temperature, got those of a density "
                 "without one"
             )
-        temperature = checks.temperature(target)
-        u = ensemble.reduced_energies * (ensemble.temperature / temperature)
-        return State(u, temperature, said.hamiltonian)
+        kelvin = checks.temperature(target)
+        u = ensemble.reduced_energies * (ensemble.temperature / kelvin)
+        return State(u, kelvin, said.hamiltonian)
     target = as_target(name, target, ensemble.topology, ensemble.positions.shape[2])
     check_space(name, target, said.centred)
     u = state_energies(name, target, ensemble.positions)
-    known = isinstance(target, Target)
-    return State(u, target.temperature if known else None, target.fingerprint if known else None)
+    temperature = target.temperature if isinstance(target, HasTemperature) else None
+    return State(u, temperature, target.fingerprint if isinstance(target, Identified) else None)
 
 
 def check_space(name: str, target: Any, centred: bool | None) -> None:

@@ -95,6 +95,7 @@ class WeightedEnsemble:
 
     def __post_init__(self) -> None:
         x = contents.frozen("positions", nanometers(self.positions))
+        contents.check_shape(x)
         lw = check_log_weights(contents.frozen("log_weights", self.log_weights))
         u = contents.frozen("reduced_energies", self.reduced_energies)
         contents.check_arrays(x, lw, u)

@@ -92,7 +92,10 @@ class Sampler(abc.ABC):
     ) -> WeightedEnsemble:
         """Draw n weighted samples."""
         provenance = self._provenance(Stream(stream_fingerprint(rng), n, batch_size, None))
-        drawn = self.draw(n, rng, batch_size, progress)
+        return self.weighed(self.draw(n, rng, batch_size, progress), provenance)
+
+    def weighed(self, drawn: Drawn, provenance: Provenance) -> WeightedEnsemble:
+        """What ends of trajectories are worth."""
         failed = ~torch.isfinite(drawn.log_ratio)
         z = torch.where(failed[:, None, None], math.nan, drawn.z)
         found = self.coordinates.to_configurations(z)

@@ -187,7 +187,7 @@ TARGETS: Registry[Target] = Registry("targets")
 
 def check_is_target(target: object) -> None:
     """Raise ValueError for anything but a Target that knows its space; check that it is bound."""
-    if not isinstance(target, Target) or not isinstance(vars(target).get("space"), Space):
+    if not isinstance(target, Target) or not isinstance(getattr(target, "space", None), Space):
         what = "one without" if isinstance(target, Target) else type(target).__name__
         raise ValueError(
             "target: expected a Target with a space, such as a subclass that sets "

@@ -18,7 +18,6 @@ from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
 from openmm_vtdis.diffusion.posteriors.laplace import (
-    JUMP_COST,
     TRUST_RADIUS,
     LaplaceRange,
     laplace_posterior,
@@ -28,7 +27,7 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import GaussianMixture, OpenMMTarget, double_well
 from openmm_vtdis.tuning import laplace_range
-from openmm_vtdis.tuning.laplace_range import find_range
+from openmm_vtdis.tuning.laplace_range import JUMP_COST, find_range
 from tests.conftest import Oracle, exact_generator, make_oracle, z_of_mean_weight
 from tests.molecules import molecule
 
@@ -281,7 +280,7 @@ def test_a_mode_that_no_draw_meets_is_seen_at_the_frames_in_it() -> None:
         cost, shortfall = laplace_range._jump_cost(
             target.reduced_energy, space, frames, x, posterior, t, rng(0)
         )
-        assert float(cost.mean()) < laplace_range.JUMP_COST
+        assert float(cost.mean()) < JUMP_COST
         assert (float(shortfall.max()) > laplace_range.MOST) == is_seen
 
 

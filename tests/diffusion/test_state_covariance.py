@@ -279,7 +279,7 @@ def test_an_energy_that_is_not_finite_counts_as_flat() -> None:
 # -- on another grid --------------------------------------------------------------------------
 def test_only_what_grows_with_the_step_is_carried_in_proportion() -> None:
     family = arbitrary(Space(4, 2))
-    fine, coarse = GRID.carried(48), GRID.carried(6)
+    fine, coarse = GRID.with_n_steps(48), GRID.with_n_steps(6)
     torch.testing.assert_close(family.carried(GRID, GRID).parameters, family.parameters)
     for grid in (fine, coarse):
         log_a, log_c = family.carried(GRID, grid).parameters[0].chunk(2)

@@ -230,7 +230,7 @@ def test_copies_share_the_generator_and_hold_no_weights(archive: Path) -> None:
     counts = {"n_proposed": 7, "n_accepted": 3, "n_outside": 2}
     move.statistics = counts
     twin = copy.deepcopy(move)
-    assert twin._proposals() is move._proposals()
+    assert twin._kept() is move._kept()
     assert twin.__getstate__() == move.__getstate__()
     stored = utils.deserialize(utils.serialize(move))
     assert isinstance(stored, DiffusionMove)

@@ -81,7 +81,7 @@ def test_bad_descriptions_are_refused() -> None:
         describe_network(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="expected leading shapes"):
         EGNN([0, 0], 3, node_features=[[1.0]])
-    assert parse_size("egnn-7x256") == {"kind": "egnn", "n_layers": 7, "n_hidden": 256}
+    assert parse_size("egnn-7x256") == ("egnn", 7, 256)
 
 
 def test_compiled_layers_give_the_same() -> None:
