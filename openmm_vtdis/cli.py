@@ -218,15 +218,20 @@ def info(options: argparse.Namespace) -> None:
     parameters = sum(p.numel() for p in gen.network.parameters())
     print(f"particles     {space.n_particles} in {space.n_dims} dimensions")
     print(f"classes       {len(set(gen.labels))}")
-    print(f"temperature   {gen.temperature:.6g} K")
-    print(f"coordinates   {gen.coordinates}")
+    kelvin = "none" if gen.temperature is None else f"{gen.temperature:.6g} K"
+    print(f"temperature   {kelvin}")
+    if gen.coordinates is not None:
+        settings = [f"{k} {v}" for k, v in gen.coordinates.describe().items()]
+        print(f"coordinates   {', '.join([gen.coordinates.kind, *settings])}")
     print(f"network       {type(gen.network).__name__}, {parameters:,} parameters")
     if process is None:
         print("tuning        none yet: openmm-vtdis tune")
         return
     times = process.schedule.times
     print(f"covariance    {process.covariance.kind}")
-    print(f"grid          {len(times) - 1} steps, {times[0]:.4g} to {times[-1]:.4g} length units")
+    print(
+        f"grid          {len(times) - 1} steps, {times[0]:.4g} to {times[-1]:.4g} in model coordinates"
+    )
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -246,7 +251,7 @@ RUNS = {run.__name__: run for run in (train, tune, sample, analyze, info, demo)}
 # -- files -------------------------------------------------------------------------
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
-    name, device = options.archive, own_device(getattr(options, "device", "cpu"))
+    name, device = options.archive, own_device(vars(options).get("device", "cpu"))
     if not Path(name).exists() and Path(name).stem == str(name):  # no folder, no ending
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)
     return DiffusionBoltzmannGenerator.load(

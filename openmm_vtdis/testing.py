@@ -1,4 +1,4 @@
-"""Contract checks for one's own targets: what the rest of the package relies on, tried out.
+"""Contract checks for one's own targets and coordinates: what the package relies on, tried out.
 
     >>> from openmm_vtdis.targets import gaussian_mixture
     >>> from openmm_vtdis.testing import check_target
@@ -10,14 +10,17 @@ A check returns None, or raises an AssertionError that says what was expected an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from openmm_vtdis.coordinates import Coordinates, ModelEnergy, TorchEnergy
 from openmm_vtdis.core import checks
+from openmm_vtdis.core.derivatives import differentiation
 from openmm_vtdis.core.rng import Seed, make_rng
-from openmm_vtdis.core.space import random_rotations
+from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.targets.base import Target
 
 _DIFFERENCE_STEP = 1e-5
@@ -79,6 +82,87 @@ def check_target(
             f"{float(change.max()):.3g} kT",
         )
     _check_nan(target, x, energy, rtol * scale)
+
+
+def check_coordinates(
+    coordinates: Coordinates, target: Target, x: Tensor, *, rtol: float = 1e-6
+) -> None:
+    """Check that coordinates are a bijection with the log-determinant and gradients that they say.
+
+    Parameters
+    ----------
+    coordinates
+        Differentiable in both directions.
+    target
+        Of the configurations, with an energy of torch operations.
+    x
+        Configurations (B, M, D), nm, in the domain of the target.
+    rtol
+        Relative tolerance.
+
+    Raises
+    ------
+    AssertionError
+        If the contract is broken.
+    """
+    x = target.space.project(x.to(torch.float64))
+    z, log_det = coordinates.to_model(x)
+    found = coordinates.to_configurations(z)
+    size = float(x.abs().max())
+    _expect(
+        bool(found.inside.all()) and bool(((found.x - x).abs() <= rtol * size).all()),
+        "expected to_configurations to undo to_model, got configurations that are off by "
+        f"{float((found.x - x).abs().max()):.3g} nm",
+    )
+    _expect(
+        bool(((found.log_det - log_det).abs() <= 10.0 * rtol).all()),
+        "expected one log_det of a configuration and its coordinates, got others",
+    )
+    folds = math.log(2.0) if coordinates.handedness is not None else 0.0
+    volume = torch.stack([_log_volume(coordinates, target.space, frame) for frame in z]) - folds
+    _expect(
+        bool(((volume - log_det).abs() <= 1e3 * rtol).all()),
+        "expected log_det to be the log of the volume dx/dz, got a difference of "
+        f"{float((volume - log_det).abs().max()):.3g}",
+    )
+    energy = ModelEnergy(target, coordinates)
+    exact, given = TorchEnergy(energy).gradient(z), energy.gradient(z)
+    _expect(
+        _close(given, exact, rtol),
+        "expected pull_back to give the gradient of u(x(z)) - log_det, got a difference of "
+        f"{float((given - exact).abs().max()):.3g}",
+    )
+
+    def log_density(x: Tensor) -> Tensor:
+        """Of x where z is a standard Gaussian."""
+        z, log_det = coordinates.to_model(x)
+        return -0.5 * z.square().sum(dim=(1, 2)) - log_det
+
+    exact = target.space.project(TorchEnergy(log_density).gradient(x))
+    given = target.space.project(coordinates.push_forward(z, -z))
+    _expect(
+        _close(given, exact, rtol),
+        "expected push_forward to give the gradient of a log density in nm, got a difference of "
+        f"{float((given - exact).abs().max()):.3g}",
+    )
+
+
+def _log_volume(coordinates: Coordinates, space: Space, z: Tensor) -> Tensor:
+    """log sqrt det J^T J, J = dx/dz in reduced coordinates, of one z (M, D)."""
+    model = coordinates.space
+
+    def function(reduced: Tensor) -> Tensor:
+        y = model.expand(reduced.reshape(1, model.rank, model.n_dims))
+        return space.reduce(coordinates.to_configurations(y).x).flatten()
+
+    with differentiation():
+        jacobian: Tensor = torch.autograd.functional.jacobian(function, model.reduce(z).flatten())
+    return 0.5 * torch.linalg.slogdet(jacobian.mT @ jacobian).logabsdet
+
+
+def _close(given: Tensor, exact: Tensor, rtol: float) -> bool:
+    scale = float(exact.abs().max()) + 1.0
+    return bool(((given - exact).abs() <= 10.0 * rtol * scale).all())
 
 
 def _check_batches(target: Target, x: Tensor, energy: Tensor, tolerance: Tensor) -> None:

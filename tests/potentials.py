@@ -196,3 +196,13 @@ def system_with(potential: Any, nested: bool = False) -> openmm.System:
 def frames(n: int = 200, width: float = 0.002) -> np.ndarray:
     """Configurations (n, 3, 3) around the molecule's own."""
     return water()[1] + width * np.random.default_rng(0).normal(size=(n, 3, 3))
+
+
+SPRING = 500.0
+"""kJ/mol/nm^2, of :func:`spring_energy`."""
+
+
+def spring_energy(x: torch.Tensor) -> torch.Tensor:
+    """(B, M, 3) nm -> (B,) kJ/mol: a spring between every two particles."""
+    apart = x[:, :, None] - x[:, None]
+    return 0.25 * SPRING * apart.square().sum(dim=(1, 2, 3))

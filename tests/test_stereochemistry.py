@@ -151,9 +151,9 @@ def test_log_z_of_a_restricted_target_is_known(topology: app.Topology) -> None:
     ensemble = gen.sample(6_000, seed=3, progress=False)
     x = torch.tensor(ensemble.positions)
     alive = torch.tensor(np.isfinite(ensemble.log_weights))
-    assert fold is not None
-    fold.check("positions", x[alive])
-    assert bool((fold.agreement(x)[~alive] == 0).all())
+    assert gen.handedness is not None
+    gen.handedness.check("positions", x[alive])
+    assert bool((gen.handedness.agreement(x)[~alive] == 0).all())
     assert ensemble.diagnostics().n_outside == int((~alive).sum())
     assert abs(ensemble.log_z().z(math.log(exact), 2e-3)) < 4.0
     frames = target.sample(12_000, seed=5)

@@ -56,7 +56,7 @@ def test_newer_versions_and_other_kinds_are_refused(
     monkeypatch.setattr(storage.archive, "FORMAT_VERSION", 99)
     storage.write_archive(archive, "generator", TENSORS, {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"format version <= 1, got 99.*upgrade"):
+    with pytest.raises(ValueError, match=r"format version <= 2, got 99.*upgrade"):
         storage.read_archive(archive, "generator")
 
 
@@ -153,3 +153,17 @@ def test_only_files_are_replaced(tmp_path: Path) -> None:
             storage.write_atomically(tmp_path / name, b"x")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_older_archive_says_how_to_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "old.vtdis"
+    monkeypatch.setattr(storage.archive, "FORMAT_VERSION", 1)
+    storage.write_archive(path, "generator", TENSORS, {})
+    monkeypatch.undo()
+    with pytest.raises(
+        ValueError,
+        match=r"format version 2, got 1, which an older .* python -m recipes.convert .*old.vtdis",
+    ):
+        storage.read_archive(path, "generator")

@@ -167,6 +167,19 @@ class ForwardPaths:
         """(n,) as for :class:`ReversePaths`."""
         return self.log_forward - self.log_reverse
 
+    @property
+    def collected(self) -> Tensor:
+        """The statistics (n, N, F).
+
+        Raises
+        ------
+        ValueError
+            If none were asked for.
+        """
+        if self.statistics is None:
+            raise ValueError("family: expected one whose statistics are collected, got None")
+        return self.statistics
+
 
 @torch.no_grad()
 def reverse_paths(

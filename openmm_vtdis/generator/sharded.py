@@ -178,7 +178,7 @@ def _plan(
     if n_steps is not None:
         n_steps = checks.positive_integer("n_steps", n_steps)
     sampler = gen.path_sampler(n_steps)
-    identity = [sampler.fingerprint]
+    identity = [gen.path_sampler().fingerprint]
     if gen.target.fingerprint is None:  # which only its energies tell then
         x = sampler.coordinates.space.standard_normal(8, make_rng(0))
         energies = gen.target.reduced_energy(sampler.coordinates.to_configurations(x).x)

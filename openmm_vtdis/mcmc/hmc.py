@@ -123,13 +123,13 @@ class _Run:
 
     def save(self, path: Path, rng: torch.Generator, about: dict[str, Any]) -> None:
         """Write all of it and the state of the random numbers, atomically."""
-        kept = {name: getattr(self, name)[:, : self.n_kept] for name in _KEPT}
+        kept = {name: vars(self)[name][:, : self.n_kept] for name in _KEPT}
         others = {
             "start": self.start,
             "exchanged": self.exchanged,
             "generator": rng.get_state(),
         }
-        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        numbers = {name: vars(self)[name] for name in _NUMBERS}
         storage.write_archive(
             path, "hmc", {**vars(self.state), **kept, **others}, {"run": about, **numbers}
         )
@@ -148,7 +148,7 @@ class _Run:
         for name in _NUMBERS:
             setattr(self, name, metadata[name])
         for name in _KEPT:
-            getattr(self, name)[:, : self.n_kept] = tensors[name]
+            vars(self)[name][:, : self.n_kept] = tensors[name]
         self.state = _State(*(tensors[name] for name in ("x", "u", "f")))
         self.exchanged = tensors["exchanged"]
         rng.set_state(tensors["generator"])

@@ -55,7 +55,7 @@ def topology_to_json(topology: app.Topology) -> dict[str, Any]:
                                 "name": _plain(atom.name),
                                 "element": _described(atom.element),
                                 "id": _plain(atom.id),
-                                "formal_charge": _plain(getattr(atom, "formalCharge", None)),
+                                "formal_charge": _plain(vars(atom).get("formalCharge")),
                             }
                             for atom in residue.atoms()
                         ],

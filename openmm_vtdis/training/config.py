@@ -52,12 +52,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("n_iterations", 1), ("batch_size", 1), ("warmup", 0)):
-            number = checks.positive_integer(name, getattr(self, name), minimum=least)
+            number = checks.positive_integer(name, vars(self)[name], minimum=least)
             object.__setattr__(self, name, number)
         for name in (
             "learning_rate", "final_learning_rate", "gradient_clip", "log_t_std", "t_min", "t_max",
         ):  # fmt: skip
-            object.__setattr__(self, name, checks.positive_number(name, getattr(self, name)))
+            object.__setattr__(self, name, checks.positive_number(name, vars(self)[name]))
         checks.fraction("ema_decay", self.ema_decay)
         checks.choice("precision", self.precision, ("float32", "bfloat16"))
         if not isinstance(self.log_t_mean, int | float) or not math.isfinite(self.log_t_mean):

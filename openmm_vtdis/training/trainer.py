@@ -254,8 +254,10 @@ class Trainer:
         self._steps += 1
         if self._recording is None and self._steps > cuda_graphs.AFTER:
             self._recording = cuda_graphs.Recording(self._gradients, *batch)
-        run = self._gradients if self._recording is None else self._recording
-        return run(*batch)  # type: ignore[no-any-return]
+        if self._recording is None:
+            return self._gradients(*batch)
+        loss: Tensor = self._recording(*batch)
+        return loss
 
     def _record(self) -> None:
         mean = sum(self._recent) / max(len(self._recent), 1)

@@ -138,13 +138,14 @@ def fit(
         (grad,) = torch.autograd.grad(loss, parameters)
         return float(loss.detach()), grad.flatten().numpy()
 
-    best: dict[str, object] = {"value": math.inf, "x": first.flatten().numpy()}
+    least, best = math.inf, first.flatten().numpy()
 
     def keep(x: np.ndarray) -> None:
+        nonlocal least, best
         if validation is not None:
             held_out = value(x, validation, gradient=False)[0]
-            if held_out < best["value"]:  # type: ignore[operator]
-                best.update(value=held_out, x=x.copy())
+            if held_out < least:
+                least, best = held_out, x.copy()
 
     keep(first.flatten().numpy())
     lower = family.lower_bounds(first).flatten().tolist()
@@ -157,7 +158,7 @@ def fit(
         callback=keep,
         options={"maxiter": max_iterations, "ftol": 1e-12, "gtol": 1e-8, "maxcor": 20},
     )
-    x = result.x if validation is None else best["x"]
+    x = result.x if validation is None else best
     parameters = torch.tensor(x, dtype=torch.float64).reshape(shape)
     final = float(value(parameters.flatten().numpy(), trajectories, gradient=False)[0])
     return Fit(

@@ -120,7 +120,7 @@ def run_pilots(
             log_p = paths.log_reverse
         else:
             paths = forward_paths(process, x, rng, family, batch_size, progress)
-            statistics: Tensor = paths.statistics  # type: ignore[assignment]
+            statistics = paths.collected
             initial = family.initial(statistics, process.schedule)
             log_p = -family.cost(initial, statistics, process.schedule)
         log_w = paths.log_forward - energies - log_p

@@ -129,6 +129,7 @@ class TuningReport:
 def _prepare(
     process: DiffusionProcess,
     families: Sequence[Covariance],
+    energy: Energy,
     frames: Tensor,
     rng: torch.Generator,
     schedule: str | None,
@@ -162,8 +163,8 @@ def _prepare(
         return processes[families[0].kind], families[0], None
     n = min(select_covariance.N_PILOT, n_frames)
     pilots = select_covariance.run_pilots(
-        processes, families, process.energy, frames, rng, n, batch_size, progress  # type: ignore[arg-type]
-    )  # fmt: skip
+        processes, families, energy, frames, rng, n, batch_size, progress
+    )
     best = max(families, key=lambda family: pilots[family.kind].log_yield)
     return processes[best.kind], best, select_covariance.explain(pilots)
 
@@ -182,7 +183,7 @@ def collect(
     index = torch.randint(len(frames), (n,), generator=rng, device=rng.device)
     x = frames[index.to(frames.device)].to(rng.device, torch.float64)
     paths = forward_paths(process, x, rng, family, batch_size, progress)
-    data = Trajectories(paths.log_forward - energy(x).detach().cpu(), paths.statistics)  # type: ignore[arg-type]
+    data = Trajectories(paths.log_forward - energy(x).detach().cpu(), paths.collected)
     check_finite(data)
     return data
 
@@ -230,7 +231,7 @@ def tune(
     for family in families:
         family.estimator(process.denoiser, process.energy)  # before anything is measured
     process, family, reason = _prepare(
-        process, families, frames, rng, schedule, laplace, config.n_trajectories, batch_size,
+        process, families, energy, frames, rng, schedule, laplace, config.n_trajectories, batch_size,
         progress,
     )  # fmt: skip
     n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10

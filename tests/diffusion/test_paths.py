@@ -11,7 +11,7 @@ from torch import Tensor
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
-from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.paths import denoise, forward_paths, noise, reverse_paths
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -283,3 +283,57 @@ def test_a_batch_that_does_not_fit_is_halved_and_begun_again() -> None:
     Small.room = 0
     with pytest.raises(torch.cuda.OutOfMemoryError):
         reverse_paths(small, 30, rng(1), 16, progress=False)
+
+
+# -- between any two levels -------------------------------------------------------------------
+@pytest.mark.parametrize("m", [1, 4, 30])
+def test_a_partial_path_is_the_beginning_of_a_whole_one(m: int) -> None:
+    oracle = make_oracle(3, 2, True)
+    process = tuned_process(oracle, "isotropic")
+    x = oracle.sample(6, seed=1)
+    part = noise(process, x, torch.Generator().manual_seed(2), to=m)
+    whole = noise(process, x, torch.Generator().manual_seed(2), at_once=7)
+    log_q, log_p, x_n = torch.zeros(6).double(), torch.zeros(6).double(), x
+    rng = torch.Generator().manual_seed(2)
+    for n in range(1, m + 1):
+        after = process.sample_forward(n, x_n, rng)
+        log_q += process.forward_log_prob(n, x_n, after)
+        step = process.step(n, after)
+        log_p += process.covariance.at(step).log_prob(x_n - process.mean(step))
+        x_n = after
+    torch.testing.assert_close(part.end, x_n)
+    torch.testing.assert_close(part.log_q, log_q)
+    torch.testing.assert_close(part.log_p, log_p)
+    assert torch.equal(part.end, whole.end) == (m == 30)
+    back = denoise(process, part.end, torch.Generator().manual_seed(3), from_=m)
+    assert back.end.shape == x.shape
+    assert float((back.end - part.end).norm()) > 0.0
+    nowhere = noise(process, x, rng, to=0)
+    assert torch.equal(nowhere.end, x)
+    assert not bool(nowhere.log_q.any())
+    for wrong in (-1, 31, 2.5):
+        with pytest.raises(ValueError, match="level: expected"):
+            denoise(process, x, rng, from_=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "tweedie"])
+@pytest.mark.parametrize("m", [3, 12, 30])
+def test_there_and_back_has_exact_weights(kind: str, m: int) -> None:
+    """x_0 of the target, noised to m and denoised again: the ratio of Hastings has mean one.
+
+    So it is for any denoiser and any level, since both ways are counted; control: one way is not.
+    """
+    oracle = make_oracle(4, 2, True)
+    drifting = lambda x, t: 0.999 * oracle.denoiser(x, t)  # noqa: E731
+    drifting.space = oracle.space  # type: ignore[attr-defined]
+    process = DiffusionProcess.ddpm(drifting, GRID)  # type: ignore[arg-type]
+    process = process.with_covariance(tuned_process(oracle, kind).covariance)
+    x, rng = oracle.sample(4_000, seed=1), torch.Generator().manual_seed(2)
+    there = noise(process, x, rng, to=m)
+    back = denoise(process, there.end, rng, from_=m)
+    before = -oracle.reduced_energy(x) + there.log_q - there.log_p
+    after = -oracle.reduced_energy(back.end) + back.log_q - back.log_p
+    assert abs(z_of_mean_weight(after - before)) < 4.0
+    assert float((after - before).std()) > 1e-3
+    broken = after - before - 0.2  # a factor that was lost
+    assert abs(z_of_mean_weight(broken)) > 4.0

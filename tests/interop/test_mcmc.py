@@ -538,3 +538,29 @@ def test_a_configuration_of_another_isomer_stays_and_is_counted(
         assert move.n_proposed == 10
         assert move.n_outside == 0
         assert not warnings
+
+
+# -- a sampler in place of a file ---------------------------------------------------------------
+def test_a_move_of_a_sampler_does_what_that_of_its_archive_does(
+    archive: Path, contexts: cache.ContextCache
+) -> None:
+    sampler = DiffusionBoltzmannGenerator.load(archive).path_sampler()
+    module._KEPT.clear()
+    by_file = energies(DiffusionMove(archive, batch_size=9, seed=3), TEMPERATURE, 20, contexts)
+    move = DiffusionMove(sampler, batch_size=9, seed=3)
+    assert np.ptp(by_file) > 0.0
+    np.testing.assert_allclose(energies(move, TEMPERATURE, 20, contexts), by_file, rtol=1e-9)
+    assert copy.deepcopy(move)._kept() is move._kept()
+    fewer = DiffusionMove(sampler, batch_size=9, seed=3, n_steps=7)
+    assert fewer._kept().proposals.sampler.n_steps == 7
+
+
+def test_a_move_of_a_sampler_says_in_another_process_what_it_lacks(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = DiffusionMove(DiffusionBoltzmannGenerator.load(archive).path_sampler(), seed=3)
+    stored = utils.serialize(move)
+    monkeypatch.setattr(module, "_KEPT", {})
+    monkeypatch.setattr(module, "_SAMPLERS", {})
+    with pytest.raises(ValueError, match=r"expected the sampler that this move was made with"):
+        utils.deserialize(stored)._kept()

@@ -193,7 +193,7 @@ class Columns(nn.Module):
 
     def values(self) -> dict[str, Tensor]:
         """Name to (P, 1) or scalar."""
-        return {name: getattr(self, f"_column_{i}") for i, name in enumerate(self._column_names)}
+        return {name: self.get_buffer(f"_column_{i}") for i, name in enumerate(self._column_names)}
 
 
 def entries(force: Any, what: str) -> list[Any]:

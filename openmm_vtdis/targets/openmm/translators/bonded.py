@@ -127,9 +127,9 @@ class CorrectionMaps(Term):
         """(3, M, B) nm -> (B,) kJ/mol."""
         total = coordinates.new_zeros(coordinates.shape[2])
         for k in self._maps:
-            points = [coordinates.index_select(1, i) for i in getattr(self, f"_particles_{k}")]
+            points = [coordinates.index_select(1, i) for i in self.get_buffer(f"_particles_{k}")]
             phi, psi = dihedral(*points[:4]), dihedral(*points[4:])
-            total = total + evaluate_map(getattr(self, f"_table_{k}"), phi, psi).sum(dim=0)
+            total = total + evaluate_map(self.get_buffer(f"_table_{k}"), phi, psi).sum(dim=0)
         return total
 
 

@@ -1,0 +1,137 @@
+"""A torch function of the user's as a target: checked, stored by its name, and seen to change."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from openmm import unit
+
+from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis.generator.sharded import sample_to_file
+from openmm_vtdis.interop import DiffusionMove
+from openmm_vtdis.targets import CallableTarget
+from openmm_vtdis.testing import check_target
+from openmm_vtdis.topology import placeholder_topology
+from tests import potentials
+
+STIFFNESS = 500.0
+"""kJ/mol/nm^2 of every spring."""
+
+
+def exact_frames(target: CallableTarget, n: int = 600) -> torch.Tensor:
+    """Of the springs between all pairs: every mode has M times the stiffness of one."""
+    kT = 8.31446261815324e-3 * (target.temperature or 1.0)
+    noise = target.space.standard_normal(n, torch.Generator().manual_seed(1))
+    return noise * math.sqrt(kT / (target.space.n_particles * STIFFNESS))
+
+
+def springs(temperature: float = 300.0, **options: object) -> CallableTarget:
+    return CallableTarget(
+        potentials.spring_energy, placeholder_topology(3), temperature,
+        energy_unit=unit.kilojoule_per_mole, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_it_keeps_the_contract_of_a_target() -> None:
+    target = springs()
+    check_target(target, exact_frames(target, 6))
+    assert target.topology is not None
+    assert "spring_energy" in repr(target)
+
+
+def test_units_are_those_of_openmm() -> None:
+    x = exact_frames(springs(), 5)
+    expected = potentials.spring_energy(x) / (8.31446261815324e-3 * 300.0)
+    torch.testing.assert_close(springs().reduced_energy(x), expected)
+    in_kcal = CallableTarget(
+        lambda x: potentials.spring_energy(x) / 4.184, n_particles=3, temperature=300.0,
+        energy_unit=unit.kilocalorie_per_mole,
+    )  # fmt: skip
+    torch.testing.assert_close(in_kcal.reduced_energy(x), expected)
+    reduced = CallableTarget(potentials.spring_energy, n_particles=3)
+    torch.testing.assert_close(reduced.reduced_energy(x), potentials.spring_energy(x))
+
+
+def test_log_z_is_that_of_its_gaussian_and_it_is_stored_sharded_and_moved(tmp_path: Path) -> None:
+    target = springs()
+    gen = DiffusionBoltzmannGenerator.from_target(target, network="egnn-1x8", seed=0)
+    frames = exact_frames(target)
+    gen.train(frames, 60, batch_size=64, progress=False)
+    gen.tune(frames, 20, "hessian", n_trajectories=300, progress=False)
+    ensemble = gen.sample(1_000, seed=1, progress=False)
+    variance = 8.31446261815324e-3 * 300.0 / (3.0 * STIFFNESS)
+    assert abs(ensemble.log_z().z(3.0 * math.log(2.0 * math.pi * variance))) < 4.0
+    path = gen.save(tmp_path / "springs.vtdis")
+    with pytest.raises(ValueError, match=r"springs.vtdis: the energy is the function tests\.pot"):
+        DiffusionBoltzmannGenerator.load(path)
+    again = DiffusionBoltzmannGenerator.load(path, allow_pickle=True)
+    assert again.path_sampler().fingerprint == gen.path_sampler().fingerprint
+    assert again.topology is not None
+    torch.testing.assert_close(
+        again.target.reduced_energy(frames), target.reduced_energy(frames), rtol=0.0, atol=0.0
+    )
+    assert sample_to_file(again, tmp_path / "s.nc", 20, shard_size=10, progress=False)
+    move = DiffusionMove(path, batch_size=4, seed=1, allow_pickle=True)
+    assert move._kept().proposals.draw().x.shape == (3, 3)
+
+
+def test_code_that_has_changed_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = DiffusionBoltzmannGenerator.from_target(springs(), network="egnn-1x8", seed=0)
+    gen.train(exact_frames(springs()), 2, batch_size=8, progress=False)
+    path = gen.save(tmp_path / "springs.vtdis")
+    DiffusionBoltzmannGenerator.load(path, allow_pickle=True)  # control
+    monkeypatch.setattr(potentials, "SPRING", 1.01 * potentials.SPRING)
+    with pytest.raises(ValueError, match="expected the energies that tests.potentials:spring_ener"):
+        DiffusionBoltzmannGenerator.load(path, allow_pickle=True)
+    monkeypatch.delattr(potentials, "spring_energy")
+    with pytest.raises(ValueError, match="expected the function tests.potentials:spring_energy"):
+        DiffusionBoltzmannGenerator.load(path, allow_pickle=True)
+
+
+def test_what_no_archive_can_name_is_pickled_or_refused(tmp_path: Path) -> None:
+    local = CallableTarget(lambda x: potentials.spring_energy(x), n_particles=3)
+    gen = DiffusionBoltzmannGenerator.from_target(local, network="egnn-1x8", seed=0)
+    gen.train(exact_frames(local), 2, batch_size=8, progress=False)
+    with pytest.raises(ValueError, match="save: expected a function at the top level of a module"):
+        gen.save(tmp_path / "x.vtdis")
+    whole = pickle.loads(pickle.dumps(springs()))
+    assert whole.fingerprint == springs().fingerprint == copy.deepcopy(springs()).fingerprint
+    assert springs().fingerprint == springs(400.0).fingerprint
+    other = CallableTarget(potentials.spring_energy, n_particles=3)
+    assert other.fingerprint != springs().fingerprint  # another unit
+
+
+def test_bad_energies_are_refused() -> None:
+    def anywhere(x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum(dim=(1, 2))
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        y = x - x.mean(dim=1, keepdim=True)
+        return y[:, :, 0].square().sum(dim=1)
+
+    CallableTarget(anywhere, n_particles=3, centred=False)  # control
+    for energy, match in (
+        (anywhere, "stays the same under translation, got a change of"),
+        (turned, "stays the same under rotation, got a change of"),
+        (lambda x: x.sum(), r"shape \(4,\), one number a configuration, got \(\)"),
+        (lambda x: 3.0, "one number a configuration, got float"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            CallableTarget(energy, n_particles=3)  # type: ignore[arg-type]
+    spring = potentials.spring_energy
+    for options, match in (
+        ({}, "n_particles: expected a number where there is no topology"),
+        ({"topology": placeholder_topology(3), "n_particles": 4}, "n_particles: expected 3"),
+        ({"n_particles": 3, "energy_unit": unit.kilojoule_per_mole}, "temperature: expected one"),
+        ({"n_particles": 3, "energy_unit": 2.0, "temperature": 300.0}, "energy_unit: expected"),
+        ({"n_particles": 3, "positions": torch.zeros(4, 3)}, r"shape \(n, 3, 3\) in nm"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            CallableTarget(spring, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="energy: expected a function of configurations, got str"):
+        CallableTarget("u", n_particles=3)  # type: ignore[arg-type]
