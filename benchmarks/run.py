@@ -287,7 +287,6 @@ class Method:
     tune_mean: bool = False
     grid: str = "geometric"
     laplace: bool = False
-    rank: int = 0
     carried: bool = False
 
 
@@ -308,9 +307,6 @@ METHODS: dict[str, Method] = {
     ),
     "pairwise, no Laplace": Method(family="pairwise", grid="adaptive"),
     "pairwise, geometric grid": Method(family="pairwise"),
-    "krylov 2": Method(family="krylov", grid="adaptive", laplace=True, rank=2),
-    "krylov 4": Method(family="krylov", grid="adaptive", laplace=True, rank=4),
-    "krylov 8": Method(family="krylov", grid="adaptive", laplace=True, rank=8),
     "tweedie": Method(family="tweedie", grid="adaptive", laplace=True),
     "tweedie, no Laplace": Method(family="tweedie", grid="adaptive"),
 }
@@ -318,7 +314,7 @@ AS_SHIPPED = "as shipped"
 """The archive's own tuning, carried over to other numbers of steps where it is for one."""
 ISOTROPIC = tuple(METHODS)[:5]
 MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:7])
-OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "krylov", "tweedie")
+OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "tweedie")
 """Families that need a pass of their own; the others share the three numbers a step."""
 
 
@@ -376,15 +372,14 @@ class Bench:
         """Forward trajectories of a split under the untuned kernel."""
         n = self.options.fit_trajectories if split == "train" else self.options.samples
         kernel, progress = self.untuned(method, n_steps), self.options.progress
-        variant = f"{method.grid}{'-laplace' if method.laplace else ''}-{method.rank}"
+        variant = f"{method.grid}{'-laplace' if method.laplace else ''}"
         return trajectories(self.case, kernel, family, split, n, progress, variant)
 
     def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionKernel, Tensor, Row]:
         """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
         kernel, space = self.untuned(method, n_steps), self.gen.space
         schedule = kernel.schedule
-        options: Row = {"rank": method.rank} if method.rank else {}
-        family: Covariance = make_covariance(method.family, space, self.gen.labels, **options)
+        family: Covariance = make_covariance(method.family, space, self.gen.labels)
         if method.family in OWN_STATISTICS:
             train, test = (self.data(n_steps, family, split, method) for split in ("train", "test"))
         else:

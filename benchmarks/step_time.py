@@ -26,7 +26,7 @@ from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionKernel
 from openmm_vtdis.diffusion.schedule import Schedule
 
-METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")
+METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "tweedie")
 MOST = 1_024
 """Configurations in a batch: a Jacobian keeps all of an evaluation."""
 GRID = Schedule((0.1, 0.3, 0.33, 10.0))
@@ -38,9 +38,8 @@ def kernels(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionKernel]:
     plain = DiffusionKernel.ddpm(gen.denoiser, GRID, gen.model_energy)
     found = {"isotropic": plain}
     for name in METHODS[1:]:
-        kind, _, rank = ("hessian" if name == "Laplace" else name).partition(" ")
-        options = {"rank": int(rank)} if rank else {}
-        family = make_covariance(kind, gen.space, gen.labels, **options)  # type: ignore[arg-type]
+        kind = "hessian" if name == "Laplace" else name
+        family = make_covariance(kind, gen.space, gen.labels)
         kernel = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
         if name == "Laplace":
             kernel = kernel.with_laplace(LaplaceRange(1.0), jump=False)

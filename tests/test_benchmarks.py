@@ -56,7 +56,7 @@ def test_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("method", "kept"), [("as shipped", 3), ("isotropic, alpha = 2", 7), ("krylov 2", 7)]
+    ("method", "kept"), [("as shipped", 3), ("isotropic, alpha = 2", 7), ("hessian", 7)]
 )
 def test_rows_are_measured_in_pieces_and_go_on(
     method: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
