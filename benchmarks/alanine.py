@@ -11,7 +11,6 @@ there.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +19,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.run import CACHE, SAMPLE_SEED, TEST_SEED, fingerprint_of
-from benchmarks.tables import DOCS
+from benchmarks.cases import SAMPLE_SEED, TEST_SEED, fingerprint_of
+from benchmarks.harness import (
+    MarkdownTable,
+    cached,
+    command_line,
+    new_figure,
+    write_figure,
+    write_page,
+)
 from openmm_vtdis import DiffusionBoltzmannGenerator, Estimate, WeightedEnsemble
 from openmm_vtdis.plotting import energy_histogram, free_energy_profile, ramachandran
-from openmm_vtdis.storage.atomic import write_atomically
 from recipes.reference import (
     between_chains,
     chain_lengths,
@@ -59,7 +64,7 @@ class Reference:
         self.cis = cis(traj)
 
     def mean(self, values: np.ndarray) -> Estimate:
-        """Of an observable over frames (n,)."""
+        """The average of an observable over frames (n,)."""
         return between_chains(values, self.lengths)
 
     def histogram(self, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,9 +79,9 @@ def samples(
     name: str, gen: DiffusionBoltzmannGenerator, n: int, progress: bool
 ) -> WeightedEnsemble:
     """n weighted samples, drawn once."""
-    path = CACHE / f"{name}-samples-{gen.process.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}.nc"
+    about = f"{gen.process.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}"
+    path = cached(f"{name}-samples-{about}.nc")
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
         gen.sample(n, seed=SAMPLE_SEED, progress=progress).save(path)
     return WeightedEnsemble.load(path)
 
@@ -96,32 +101,31 @@ def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
         ("share of cis, first peptide bond", bonds[:, 0], reference.cis[:, 0]),
         ("share of cis, second peptide bond", bonds[:, 1], reference.cis[:, 1]),
     ]
-    text = "| | raw | z | reweighted | z | MD |\n|---|---|---|---|---|---|\n"
+    table = MarkdownTable("", "raw", "z", "reweighted", "z", "MD", quiet=True)
     for label, values, md_values in rows:
         md, n_inside = reference.mean(md_values), np.count_nonzero(values)
         if n_inside < LEAST:
-            text += f"| {label} | {n_inside} samples: too few | | | | {md} |\n"
+            table.add(label, f"{n_inside} samples: too few", "", "", "", str(md))
             continue
-        cells = [label]
-        for weighted in (ensemble.unweighted(), ensemble):
-            estimate = weighted.expectation(values)
-            cells += [str(estimate), f"{estimate.z(md.value, md.stderr):+.1f}"]
-        text += f"| {' | '.join([*cells, str(md)])} |\n"
+        estimates = [w.expectation(values) for w in (ensemble.unweighted(), ensemble)]
+        table.add(label, *compared(estimates, md))
         if "phi" in label:
-            differences = [
-                free_energy(w.expectation(values)) for w in (ensemble.unweighted(), ensemble)
-            ]
-            truth = free_energy(md)
-            cells = ["its free energy over the rest / kT"]
-            for difference in differences:
-                cells += [str(difference), f"{difference.z(truth.value, truth.stderr):+.1f}"]
-            text += f"| {' | '.join([*cells, str(truth)])} |\n"
+            differences = [free_energy(share) for share in estimates]
+            table.add("its free energy over the rest / kT", *compared(differences, free_energy(md)))
     about, n_steps = ensemble.diagnostics(), len(ensemble.metadata["times"]) - 1
     return (
-        f"{text}\n{len(ensemble):,} samples at {n_steps} steps: reverse ESS "
+        f"{table}\n{len(ensemble):,} samples at {n_steps} steps: reverse ESS "
         f"{about.ess:.2%}, Pareto k {about.pareto_k:.2f}, largest weight "
         f"{about.largest_weight_share:.2%}.\n"
     )
+
+
+def compared(estimates: list[Estimate], truth: Estimate) -> list[str]:
+    """Cells of estimates, each with its distance from the truth in standard errors, and of that."""
+    cells = []
+    for estimate in estimates:
+        cells += [str(estimate), f"{estimate.z(truth.value, truth.stderr):+.1f}"]
+    return [*cells, str(truth)]
 
 
 def free_energy(share: Estimate) -> Estimate:
@@ -148,15 +152,16 @@ def coverage(gen: DiffusionBoltzmannGenerator, reference: Reference, n: int, pro
         reference.frames[np.concatenate(chosen)], seed=TEST_SEED, progress=progress
     )
     parts = np.split(log_w, np.cumsum([len(index) for index in chosen])[:-1])
-    text = "| held-out frames | | log w above the first row's (quartiles) |\n|---|---|---|\n"
+    columns = "held-out frames", "", "log w above the first row's (quartiles)"
+    table = MarkdownTable(*columns, quiet=True)
     for (label, inside), part in zip(basins.items(), parts, strict=True):
         if len(part) < LEAST:
-            text += f"| {label} | {len(part)}: too few | |\n"
+            table.add(label, f"{len(part)}: too few", "")
             continue
         low, median, high = np.percentile(part, [25, 50, 75]) - np.median(parts[0])
         counts = f"{len(part)} of {np.count_nonzero(inside):,}"
-        text += f"| {label} | {counts} | {median:+.1f} ({low:+.1f} to {high:+.1f}) |\n"
-    return text
+        table.add(label, counts, f"{median:+.1f} ({low:+.1f} to {high:+.1f})")
+    return str(table)
 
 
 def draw_energy(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
@@ -194,13 +199,12 @@ FIGURES: dict[str, tuple[tuple[float, float], Callable[..., None]]] = {
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command_line(__doc__, progress=True)
     parser.add_argument("--name", default="aldp-800K", choices=["aldp-300K", "aldp-800K"])
     parser.add_argument("--samples", type=int, default=5_000)
     parser.add_argument("--frames", type=int, default=60, help="noised of each basin, at most")
     parser.add_argument("--archive", type=Path, help="instead of the shipped generator")
     parser.add_argument("--bfloat16", action="store_true", help="the network, not the weights")
-    parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args()
     if options.archive is None:
         gen = DiffusionBoltzmannGenerator.from_pretrained(options.name)
@@ -212,12 +216,11 @@ def main() -> None:
     text = observables(ensemble, reference)
     text += "\n" + coverage(gen, reference, options.frames, options.progress)
     print(text)
-    (DOCS / "tables").mkdir(exist_ok=True)
-    write_atomically(DOCS / "tables" / f"{options.name}-observables.md", text.encode())
+    write_page(f"{options.name}-observables", text)
     for name, (size, draw) in FIGURES.items():
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(*size)
         draw(ensemble, reference, figure)
-        figure.savefig(DOCS / "figures" / f"{options.name}-{name}.png", dpi=110)
+        write_figure(f"{options.name}-{name}", figure)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,21 @@ networks; on a GPU those of the package also with compiled layers and in bfloat1
 
 from __future__ import annotations
 
-import argparse
 import copy
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.tables import write_table
-from openmm_vtdis import DiffusionBoltzmannGenerator
+from benchmarks.forms import FORMS, WARM_UP, half_precision, in_form, training_step
+from benchmarks.harness import (
+    NETWORKS,
+    MarkdownTable,
+    command_line,
+    in_turns,
+    spread,
+    write_table,
+)
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.paths import reverse_paths
@@ -30,17 +34,9 @@ from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
-from openmm_vtdis.runtime.cuda_graphs import AFTER
-from openmm_vtdis.training.config import TrainingConfig
-from openmm_vtdis.training.trainer import Trainer
-from recipes.train import compile_layers
 
-FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}
-"""How the package's networks run; the baseline's are eager, in float32, always."""
 STEPS = {"cpu": 4, "cuda": 40}
-"""Of sampling. On a GPU the first few of them are not recorded."""
-WARM_UP = {"cpu": 1, "cuda": AFTER + 2}
-"""Calls before the first that counts."""
+"""Steps of sampling. On a GPU the first few of them are not recorded."""
 
 
 class EdgeListLayer(nn.Module):
@@ -129,48 +125,10 @@ def sample(
     return x, log_ratio
 
 
-def training_step(
-    denoiser: PreconditionedDenoiser,
-    batch_size: int,
-    device: torch.device,
-    precision: str = "float32",
-) -> Callable[[], None]:
-    """One step of training on Gaussians, whose configuration does not matter for the time."""
-    rng = torch.Generator(device).manual_seed(0)
-    frames = denoiser.space.standard_normal(2 * batch_size, rng, torch.float32)
-    config = TrainingConfig(1_000, batch_size, precision=precision)
-    trainer = Trainer(denoiser, frames, frames[:batch_size], config)
-
-    def step() -> None:
-        trainer._step()
-
-    return step
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def in_form(name: str, form: str, device: torch.device) -> DiffusionBoltzmannGenerator:
-    """A shipped generator, its layers compiled if the form says so."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
-    if "compiled" in form:
-        compile_layers(gen.network)
-    return gen
-
-
-def half_precision(form: str, device: torch.device) -> torch.autocast:
-    """The context that a network of this form samples in."""
-    return torch.autocast(device.type, torch.bfloat16, enabled="bfloat16" in form)
-
-
-def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
-    """One line of the table: seconds of the package and how much longer the baseline takes."""
+def measure(
+    name: str, form: str, n_rounds: int, batch_size: int, device: torch.device
+) -> list[str]:
+    """One row of the table: seconds of the package and how much longer the baseline takes."""
     torch.compiler.reset()
     gen, trained = (in_form(name, form, device) for _ in range(2))
     plain, plain_trained = (
@@ -197,39 +155,35 @@ def measure(name: str, form: str, n_rounds: int, batch_size: int, device: torch.
     }
     cells = [name, form]
     for ours, theirs in work.values():
-        for _ in range(WARM_UP[device.type]):
+        for _ in range(WARM_UP[device.type] - 1):
             ours()
-        theirs()
-        pairs = np.array([[seconds(f, device) for f in (ours, theirs)] for _ in range(n_rounds)])
-        ratio = pairs[:, 1] / pairs[:, 0]
-        unit = 1e3 * np.median(pairs[:, 0]) / batch_size
-        cells += [f"{unit:.3g} ms", f"{np.median(ratio):.2f} ({ratio.min():.2f}-{ratio.max():.2f})"]
-    return f"| {' | '.join(cells)} |\n"
+        ours_took, theirs_took = in_turns([ours, theirs], n_rounds, device).T
+        unit = 1e3 * np.median(ours_took) / batch_size
+        cells += [f"{unit:.3g} ms", spread(theirs_took / ours_took)]
+    return cells
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
+    parser = command_line(__doc__, systems=NETWORKS, rounds=9, batch_size=64, device=True)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    text = (
-        "| network | as | a training step, per configuration | baseline takes "
-        f"| {STEPS[device.type]} steps of sampling, per sample | baseline takes |\n"
-        "|---|---|---|---|---|---|\n"
+    device = options.device
+    table = MarkdownTable(
+        "network",
+        "as",
+        "a training step, per configuration",
+        "baseline takes",
+        f"{STEPS[device.type]} steps of sampling, per sample",
+        "baseline takes",
     )
     for name in options.systems:
         for form in FORMS[device.type]:
-            text += measure(name, form, options.rounds, options.batch_size, device)
-            print(text.splitlines()[-1], flush=True)
-    text += (
-        f"\nThe package's time, and the baseline's as a multiple of it: median and range of "
+            table.add(*measure(name, form, options.rounds, options.batch_size, device))
+    note = (
+        f"The package's time, and the baseline's as a multiple of it: median and range of "
         f"{options.rounds} alternating rounds, batches of {options.batch_size}, on "
     )
-    write_table("baseline", text, device)
+    write_table("baseline", table, note, device)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,21 @@ recorded, as they are in use. Writes ``docs/tables/compiled.md``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from benchmarks.baseline import WARM_UP, in_form, seconds, training_step
-from benchmarks.tables import write_table
+from benchmarks.forms import WARM_UP, in_form, training_step
+from benchmarks.harness import (
+    NETWORKS,
+    MarkdownTable,
+    command_line,
+    in_turns,
+    seconds,
+    spread,
+    write_table,
+)
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 
 
@@ -37,49 +44,36 @@ def works(
     }
 
 
-def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> str:
-    """The lines of one network."""
+def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> list[list[str]]:
+    """The rows of one network."""
     torch.compiler.reset()
     eager, compiled = (in_form(name, form, device).denoiser for form in ("eager", "compiled"))
     candidates = [works(denoiser, batch_size, device) for denoiser in (eager, compiled)]  # type: ignore[arg-type]
-    text = ""
+    rows = []
     for what in candidates[0]:
-        _, first = (seconds(work[what], device) for work in candidates)
-        for _ in range(WARM_UP[device.type]):
-            for work in candidates:
-                work[what]()
-        rounds = np.array(
-            [[seconds(work[what], device) for work in candidates] for _ in range(n_rounds)]
-        )
-        gain = rounds[:, 0] / rounds[:, 1]
-        cells = [
-            f"{1e3 * np.median(rounds[:, 0]) / batch_size:.3g} ms",
-            f"{np.median(gain):.2f} ({gain.min():.2f}-{gain.max():.2f})",
-            f"{first:.0f} s",
-        ]
-        text += f"| {name} | {what} | {' | '.join(cells)} |\n"
-    return text
+        pair = [work[what] for work in candidates]
+        _, first = (seconds(work, device) for work in pair)
+        plain, faster = in_turns(pair, n_rounds, device, warm_up=WARM_UP[device.type]).T
+        unit = 1e3 * np.median(plain) / batch_size
+        rows.append([name, what, f"{unit:.3g} ms", spread(plain / faster), f"{first:.0f} s"])
+    return rows
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
+    parser = command_line(__doc__, systems=NETWORKS, rounds=9, batch_size=64, device=True)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    text = "| network | | eager, per configuration | compiled: faster by | its first call |\n"
-    text += f"|{'---|' * 5}\n"
+    table = MarkdownTable(
+        "network", "", "eager, per configuration", "compiled: faster by", "its first call"
+    )
     for name in options.systems:
-        text += measure(name, options.rounds, options.batch_size, device)
-        print("\n".join(text.splitlines()[-2:]), flush=True)
-    text += (
-        f"\nMedian and range of {options.rounds} alternating rounds, batches of "
+        for cells in measure(name, options.rounds, options.batch_size, options.device):
+            table.add(*cells)
+    note = (
+        f"Median and range of {options.rounds} alternating rounds, batches of "
         f"{options.batch_size}, on "
     )
-    write_table("compiled", text, device)
+    write_table("compiled", table, note, options.device)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,38 @@ a user without more data has to, and by 10,000 forward trajectories from an inde
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from benchmarks.run import RESULTS, forward_part
-from benchmarks.tables import DOCS
+from benchmarks.harness import (
+    MarkdownTable,
+    command_line,
+    new_figure,
+    percent,
+    read_result,
+    write_figure,
+    write_page,
+    write_result,
+)
+from benchmarks.rows import forward_part
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.plotting import ess_curve
-from openmm_vtdis.storage.atomic import write_atomically
 from openmm_vtdis.targets import double_well
 from recipes.reference import reference_frames
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000)
 NETWORK, N_ITERATIONS, BATCH_SIZE, N_STEPS, SEED = "egnn-3x64", 4_000, 256, 50, 51
-RESULT = RESULTS / "data-size.json"
+RESULT = "data-size"
+COLUMNS = (
+    "frames",
+    "training loss",
+    "held-out loss: last",
+    "least",
+    "ESS by own frames",
+    "ESS by an independent run",
+)
 
 
 def measure(n: int, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
@@ -48,20 +62,15 @@ def measure(n: int, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """As a docs table."""
-    text = (
-        "| frames | training loss | held-out loss: last | least | ESS by own frames "
-        "| ESS by an independent run |\n|---|---|---|---|---|---|\n"
-    )
-    for row in rows:
-        ess, error = row["forward_ess"]
-        text += (
-            f"| {row['n']:,} | {row['loss']:.3f} | {row['held_out_loss']:.3f} "
-            f"| {row['best_held_out_loss']:.3f} | {row['own_ess']:.1%} "
-            f"| {100 * ess:.1f} ± {100 * error:.1f} % |\n"
-        )
-    return text
+def cells(row: dict[str, Any]) -> list[str]:
+    """What the table says of a row."""
+    losses = (row[key] for key in ("loss", "held_out_loss", "best_held_out_loss"))
+    return [
+        f"{row['n']:,}",
+        *(f"{loss:.3f}" for loss in losses),
+        f"{row['own_ess']:.1%}",
+        percent(*row["forward_ess"]),
+    ]
 
 
 def draw(rows: list[dict[str, Any]], left: Axes, right: Axes) -> None:
@@ -79,19 +88,21 @@ def draw(rows: list[dict[str, Any]], left: Axes, right: Axes) -> None:
 
 def main() -> None:
     """Measure what is missing; write table and figure."""
-    rows = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    command_line(__doc__).parse_args()
+    rows = {row["n"]: row for row in read_result(RESULT, [])}
     train, test = (reference_frames("dw4", split) for split in ("train", "test"))
     rng = np.random.default_rng(SEED)
     train, test = rng.permutation(train), rng.permutation(test)
+    table = MarkdownTable(*COLUMNS)
     for n in SIZES:
-        if n not in [row["n"] for row in rows]:
-            rows.append(measure(n, train, test))
-            write_atomically(RESULT, (json.dumps(rows, indent=1) + "\n").encode())
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    write_atomically(DOCS / "tables" / "data-size.md", table(rows).encode())
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    draw(rows, *figure.subplots(1, 2))
-    figure.savefig(DOCS / "figures" / "data-size.png", dpi=110)
+        if n not in rows:
+            rows[n] = measure(n, train, test)
+            write_result(RESULT, list(rows.values()))
+        table.add(*cells(rows[n]))
+    write_page(RESULT, str(table))
+    figure = new_figure(9.6, 3.8)
+    draw([rows[n] for n in SIZES], *figure.subplots(1, 2))
+    write_figure(RESULT, figure)
 
 
 if __name__ == "__main__":

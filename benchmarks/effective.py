@@ -19,21 +19,27 @@ in whatever form they are timed (:mod:`benchmarks.precision` has what bfloat16 m
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import FORMS, EdgeListEGNN, half_precision, in_form, sample, seconds
-from benchmarks.run import AS_SHIPPED, RESULTS, Row
-from benchmarks.tables import write_table
+from benchmarks.baseline import EdgeListEGNN, sample
+from benchmarks.forms import FORMS, half_precision, in_form
+from benchmarks.harness import (
+    MarkdownTable,
+    command_line,
+    in_turns,
+    spread,
+    system_rows,
+    write_table,
+)
+from benchmarks.methods import AS_SHIPPED
+from benchmarks.rows import Row, lower_ess, most_effective, per_step
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.ensemble import Diagnostics
 
 SYSTEMS = ("dw4", "dw4-small", "lj13", "aldp-800K")
 OF_THE_PAPERS_SIZE = {"dw4-small": "dw4"}
@@ -44,46 +50,17 @@ BATCH = {
     "cuda": {"dw4": 32_768, "dw4-small": 32_768, "lj13": 8_192, "aldp-800K": 1_024},
 }
 """Samples in a round, where they are more than 64."""
-HEAD = (
-    "| system | baseline's network | package, as | samples | steps | ESS | ms a sample "
-    "| effective / s | baseline: steps | ESS | ms a sample | effective / s | ratio "
-    "| on the package's grid |\n"
+COLUMNS = (
+    *("system", "baseline's network", "package, as", "samples"),
+    *("steps", "ESS", "ms a sample", "effective / s"),
+    *("baseline: steps", "ESS", "ms a sample", "effective / s"),
+    *("ratio", "on the package's grid"),
 )
-
-
-def lower_ess(row: Row) -> tuple[float, float]:
-    """The ESS that all measured directions allow, and its standard error."""
-    ways = [row[way] for way in ("reverse_ess", "forward_ess") if way in row]
-    value, error = min(ways)
-    return value, error
-
-
-def per_step(row: Row) -> float:
-    """Effective samples a step, for each sample drawn."""
-    return lower_ess(row)[0] / row["n_steps"]
-
-
-def reliable(row: Row) -> bool:
-    """Whether the generated weights of a row are; without any, whether the frames' are."""
-    way = "reverse" if "reverse_n" in row else "forward"
-    about = Diagnostics(
-        n=row[f"{way}_n"],
-        ess=row[f"{way}_ess"][0],
-        largest_weight_share=row.get("largest_weight_share", 0.0),
-        pareto_k=row[f"{way}_pareto_k"],
-        n_zero_weight=0,
-    )
-    return about.reliable
-
-
-def most_effective(rows: list[Row]) -> Row:
-    """The one with the most effective samples a step, of the reliable ones if there are any."""
-    return max(list(filter(reliable, rows)) or rows, key=per_step)
 
 
 def best(name: str, *methods: str) -> Row | None:
     """The most effective row of the first method that has any."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"].values()
+    rows = system_rows(name).values()
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
         if mine:
@@ -93,8 +70,8 @@ def best(name: str, *methods: str) -> Row | None:
 
 def measure(
     name: str, plain_name: str, form: str, n_rounds: int, batch_size: int, device: torch.device
-) -> str:
-    """One line of the table: a generator, and the baseline with the weights of ``plain_name``."""
+) -> list[str]:
+    """One row of the table: a generator, and the baseline with the weights of ``plain_name``."""
     torch.compiler.reset()
     gen = in_form(name, form, device)
     weights = DiffusionBoltzmannGenerator.from_pretrained(plain_name)
@@ -117,10 +94,7 @@ def measure(
         x, log_ratio = sample(plain, grid, batch_size, torch.Generator(device).manual_seed(0))
         return log_ratio - gen.target.reduced_energy(gen.coordinates.length * x)
 
-    timed = []
-    for _ in range(n_rounds + 1):
-        timed.append([seconds(work, device) for work in (package, baseline)])
-    pairs = np.array(timed[1:]) / batch_size
+    pairs = in_turns([package, baseline], n_rounds, device) / batch_size
     ess = np.array([lower_ess(ours), lower_ess(theirs)])
     rates = ess[:, 0] / pairs
     ratio = rates[:, 0] / rates[:, 1]
@@ -132,36 +106,31 @@ def measure(
             f"{1e3 * np.median(pairs[:, k]):.3g}",
             f"{np.median(rates[:, k]):.3g}",
         ]
-    cells.append(f"{np.median(ratio):.3g} ({ratio.min():.3g}-{ratio.max():.3g})")
+    cells.append(spread(ratio, ".3g"))
     adaptive = best(plain_name, ADAPTIVE)
     gain = per_step(adaptive) / per_step(theirs) if adaptive else None
-    cells.append(f"{np.median(ratio) / gain:.3g}" if gain else "")
-    return f"| {' | '.join(cells)} |\n"
+    return [*cells, f"{np.median(ratio) / gain:.3g}" if gain else ""]
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=SYSTEMS)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = command_line(__doc__, systems=SYSTEMS, rounds=5, device=True)
     parser.add_argument("--batch-size", type=int, help="default: one that fills the device")
-    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    text = f"{HEAD}|{'---|' * 14}\n"
+    device = options.device
+    table = MarkdownTable(*COLUMNS)
     for name in options.systems:
         size = options.batch_size or BATCH[device.type].get(name, 64)
         networks = dict.fromkeys((name, OF_THE_PAPERS_SIZE.get(name, name)))
         for plain_name, form in itertools.product(networks, FORMS[device.type]):
-            text += measure(name, plain_name, form, options.rounds, size, device)
-            print(text.splitlines()[-1], flush=True)
-    text += (
-        f"\nMedian (and range of the ratio) of {options.rounds} alternating rounds, each of one "
+            table.add(*measure(name, plain_name, form, options.rounds, size, device))
+    note = (
+        f"Median (and range of the ratio) of {options.rounds} alternating rounds, each of one "
         "batch; ESS: the lower of the two directions, from the tables of the systems. The range "
         "is of times alone: the ESS have their own errors. Last: the ratio if the baseline had the "
         "ESS a step of its best row on an adaptive grid. Measured on "
     )
-    write_table("effective", text, device)
+    write_table("effective", table, note, device)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ term and by differentiating the gradient once for every coordinate. Writes
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable
 
@@ -20,8 +19,7 @@ import openmm
 import torch
 from openmm import app
 
-from benchmarks.baseline import seconds
-from benchmarks.tables import write_table
+from benchmarks.harness import MarkdownTable, command_line, in_turns, spread, write_table
 from openmm_vtdis.core.derivatives import differentiate_twice
 from openmm_vtdis.targets import BenchmarkSystem, alanine_dipeptide, double_well, lennard_jones
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
@@ -43,11 +41,6 @@ def systems() -> dict[str, openmm.System]:
         field = app.ForceField(*files)
         built[name] = field.createSystem(shipped.topology, constraints=None)
     return built
-
-
-def rate(work: Callable[[], object], n: int, device: torch.device) -> float:
-    """Conformations per second."""
-    return n / seconds(work, device)
 
 
 def contexts(system: openmm.System, device: torch.device) -> dict[str, openmm.Context]:
@@ -86,18 +79,14 @@ def measure(
         batched.energy(y)
 
     def cells(works: list[Callable[[], object]]) -> list[str]:
-        """Of the Contexts' work and, last, the batched one's."""
-        sizes = [len(frames)] * len(made) + [len(y)]
-        turns = [
-            [rate(work, n, device) for work, n in zip(works, sizes, strict=True)]
-            for _ in range(n_turns + 1)
+        """Rates of the Contexts' work and, last, the batched one's, with its ratios to them."""
+        sizes = np.array([len(frames)] * len(made) + [len(y)])
+        rates = sizes / in_turns(works, n_turns, device)
+        ratios = rates[:, -1:] / rates[:, :-1]
+        return [
+            *(f"{value:,.0f}" for value in np.median(rates, axis=0)),
+            *(spread(ratio, ".1f") for ratio in ratios.T),
         ]
-        rates = np.array(turns[1:])
-        found = [f"{value:,.0f}" for value in np.median(rates, axis=0)]
-        for k in range(len(made)):
-            ratio = rates[:, -1] / rates[:, k]
-            found.append(f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})")
-        return found
 
     def theirs(forces: bool) -> list[Callable[[], object]]:
         return [functools.partial(evaluate, c, frames, forces) for c in made.values()]
@@ -116,43 +105,38 @@ def hessian_rates(system: BenchmarkSystem, n_turns: int, device: torch.device) -
         lambda: differentiate_twice(target.reduced_energy, x),
         lambda: target.derivatives(x),
     )
-    rates = np.array([[rate(w, len(x), device) for w in works] for _ in range(n_turns + 1)])[1:]
-    ratio = rates[:, 1] / rates[:, 0]
+    rates = len(x) / in_turns(works, n_turns, device)
     cells = [f"{value:,.0f}" for value in np.median(rates, axis=0)]
-    return [*cells, f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})"]
+    return [*cells, spread(rates[:, 1] / rates[:, 0], ".1f")]
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command_line(__doc__, device=True)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--frames", type=int, default=3_000, help="in a batch")
-    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device(options.device)
-    last = f"\nMedian (range of the ratio) of {options.turns} alternating turns, measured on "
+    device = options.device
+    note = f"Median (range of the ratio) of {options.turns} alternating turns, measured on "
 
-    text = "| Hessians | a pass a coordinate / s | term by term / s | ratio |\n|---|---|---|---|\n"
+    hessians = MarkdownTable("Hessians", "a pass a coordinate / s", "term by term / s", "ratio")
     for system in (double_well(), lennard_jones(), alanine_dipeptide()):
-        cells = hessian_rates(system, options.turns, device)
-        text += f"| {system.name} | {' | '.join(cells)} |\n"
-        print(text.splitlines()[-1], flush=True)
-    write_table("hessians", text + last, device)
+        hessians.add(system.name, *hessian_rates(system, options.turns, device))
+    write_table("hessians", hessians, note, device)
 
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(options.frames, 22, 3, generator=rng).double()
     x = torch.tensor(alanine_dipeptide().positions) + 0.005 * noise
     names = list(contexts(alanine_dipeptide().system, device))
-    head = [*(f"{name} / s" for name in names), "batched / s", *(f"to {name}" for name in names)]
-    text = f"| alanine dipeptide | | {' | '.join(head)} |\n|{'---|' * (len(head) + 2)}\n"
+    rates, ratios = (f"{name} / s" for name in names), (f"to {name}" for name in names)
+    energies = MarkdownTable("alanine dipeptide", "", *rates, "batched / s", *ratios)
     for name, system in systems().items():
         for kind, cells in zip(
             ("energy", "with forces"), measure(system, x, options.turns, device), strict=True
         ):
-            text += f"| {name} | {kind} | {' | '.join(cells)} |\n"
-            print(text.splitlines()[-1], flush=True)
-    write_table("energies", text + last, device)
+            energies.add(name, kind, *cells)
+    write_table("energies", energies, note, device)
 
 
 if __name__ == "__main__":

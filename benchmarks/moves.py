@@ -12,7 +12,6 @@ rest, and those of a peptide bond between cis and trans; all are looked at once 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -23,10 +22,9 @@ import openmm
 from openmm import unit
 from openmmtools import cache, mcmc, states
 
-from benchmarks.tables import DOCS
+from benchmarks.harness import MarkdownTable, command_line, write_page
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.interop import DiffusionMove
-from openmm_vtdis.storage.atomic import write_atomically
 from recipes.reference import cis, dihedrals, left_handed
 from recipes.settings import build_system
 
@@ -64,7 +62,7 @@ class Chain:
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command_line(__doc__)
     parser.add_argument("--name", default="aldp-300K", choices=["aldp-300K", "aldp-800K"])
     parser.add_argument("--minutes", type=float, default=10.0, help="of each chain")
     parser.add_argument("--turns", type=int, default=5)
@@ -91,10 +89,10 @@ def main() -> None:
         for _ in range(options.turns):
             for chain in chains.values():
                 chain.run(60.0 * options.minutes / options.turns, topology)
-    text = "| chain | seconds | pieces | accepted "
+    columns = ["chain", "seconds", "pieces", "accepted"]
     for what, region in (("phi", "left-handed"), ("psi", "helical"), ("a peptide bond", "cis")):
-        text += f"| changes of {what} | per 1,000 s | share {region} "
-    text += f"|\n|{'---|' * 13}\n"
+        columns += [f"changes of {what}", "per 1,000 s", f"share {region}"]
+    table = MarkdownTable(*columns)
     for label, chain in chains.items():
         move = getattr(chain.sampler.move, "move_list", [None])[0]
         accepted = "" if move is None else f"{move.n_accepted:,} of {move.n_proposed:,}"
@@ -102,15 +100,14 @@ def main() -> None:
         for count, share in zip(*chain.rows, strict=True):
             rate, error = (1e3 * value / chain.seconds for value in (count, count**0.5))
             cells += [f"{count:.0f}", f"{rate:.1f} ± {error:.1f}", f"{share:.3f}"]
-        text += f"| {' | '.join(cells)} |\n"
-    text += (
-        f"\n{system.temperature:.0f} K. Pieces of {options.piece} fs; "
-        f"{gen.process.schedule.n_steps} network evaluations a proposal, and as many a call for "
-        "the path of the configuration that is there. Changes are counted between ends of pieces; "
-        "one CPU thread.\n"
+        table.add(*cells)
+    write_page(
+        f"moves-{name}",
+        f"{table}\n{system.temperature:.0f} K. Pieces of {options.piece} fs; "
+        f"{gen.process.schedule.n_steps} network evaluations a proposal, and as many a call for the "
+        "path of the configuration that is there. Changes are counted between ends of pieces; one "
+        "CPU thread.\n",
     )
-    print(text)
-    write_atomically(DOCS / "tables" / f"moves-{name}.md", text.encode())
 
 
 if __name__ == "__main__":

@@ -13,26 +13,25 @@ but for the times, which are taken in alternating rounds over all networks. Writ
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.baseline import seconds
-from benchmarks.effective import most_effective, per_step
-from benchmarks.run import (
-    AS_SHIPPED,
-    RESULTS,
-    SAMPLE_SEED,
-    TEST_SEED,
-    Row,
-    forward_part,
-    reverse_part,
+from benchmarks.cases import SAMPLE_SEED, TEST_SEED, held_out_frames
+from benchmarks.harness import (
+    MarkdownTable,
+    command_line,
+    in_turns,
+    percent,
+    read_result,
+    system_rows,
+    write_result,
+    write_table,
 )
-from benchmarks.tables import write_table
+from benchmarks.methods import AS_SHIPPED
+from benchmarks.rows import Row, forward_part, most_effective, per_step, reverse_part
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.storage.atomic import write_atomically
 from recipes.reference import reference_frames
 from recipes.settings import MODEL_SEED, RECIPES, build_system
 
@@ -41,7 +40,8 @@ SHIPPED = {RECIPES[name].network: name for name in ("dw4-small", NAME)}
 NETWORKS = ("egnn-2x32", "egnn-3x32", *SHIPPED)
 STEPS = (15, 25, 50, 100)
 N_SAMPLES, BATCH_SIZE, ROUNDS = 20_000, 256, 7
-RESULT = RESULTS / "network-size.json"
+CPU = torch.device("cpu")
+RESULT = "network-size"
 
 
 def trained(network: str) -> DiffusionBoltzmannGenerator:
@@ -92,51 +92,39 @@ def measure(gen: DiffusionBoltzmannGenerator, n_steps: int, frames: np.ndarray) 
 
 def times(generators: list[DiffusionBoltzmannGenerator]) -> np.ndarray:
     """Seconds of a step and sample, the median of alternating rounds: one a generator."""
-    rounds = []
-    for _ in range(ROUNDS + 1):
-        works = [
-            functools.partial(
-                gen.sample, BATCH_SIZE, n_steps=25, batch_size=BATCH_SIZE, progress=False
-            )
-            for gen in generators
-        ]
-        rounds.append([seconds(work, torch.device("cpu")) for work in works])
-    return np.median(rounds[1:], axis=0) / (25 * BATCH_SIZE)
+    options = {"n_steps": 25, "batch_size": BATCH_SIZE, "progress": False}
+    works = [functools.partial(gen.sample, BATCH_SIZE, **options) for gen in generators]
+    return np.median(in_turns(works, ROUNDS, CPU), axis=0) / (25 * BATCH_SIZE)
 
 
 def main() -> None:
     """Measure what is missing; write the table."""
-    rows: dict[str, Row] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    command_line(__doc__).parse_args()
+    rows: dict[str, Row] = read_result(RESULT, {})
     generators = [trained(network) for network in NETWORKS]
-    pool = reference_frames(NAME, "test")
-    frames = pool[np.random.default_rng(TEST_SEED).integers(len(pool), size=N_SAMPLES)]
+    frames = held_out_frames(NAME, N_SAMPLES)
     for network, gen in zip(NETWORKS, generators, strict=True):
         for n_steps in STEPS:
             if network not in SHIPPED and f"{network} @ {n_steps}" not in rows:
                 rows[f"{network} @ {n_steps}"] = measure(gen, n_steps, frames)
-                write_atomically(RESULT, (json.dumps(rows, indent=1) + "\n").encode())
-    text = "| network | µs a step and sample | "
-    text += " | ".join(f"ESS, {n} steps: forward | reverse" for n in STEPS)
-    text += f" | effective / s, the most |\n|{'---|' * (2 * len(STEPS) + 3)}\n"
+                write_result(RESULT, rows)
+    ways = (column for n in STEPS for column in (f"ESS, {n} steps: forward", "reverse"))
+    table = MarkdownTable("network", "µs a step and sample", *ways, "effective / s, the most")
     for network, second in zip(NETWORKS, times(generators), strict=True):
         where, label = rows, network
         if network in SHIPPED:
-            path, label = RESULTS / f"{SHIPPED[network]}.json", AS_SHIPPED
-            where = json.loads(path.read_text())["rows"]
+            where, label = system_rows(SHIPPED[network]), AS_SHIPPED
         found = [where[f"{label} @ {n}"] for n in STEPS]
         cells = [network.removeprefix("egnn-").replace("x", " x "), f"{1e6 * second:.3g}"]
         for row in found:
-            for value, error in (row["forward_ess"], row["reverse_ess"]):
-                cells.append(f"{100 * value:.1f} ± {100 * error:.1f} %")
+            cells += [percent(*row["forward_ess"]), percent(*row["reverse_ess"])]
         best = most_effective(found)
-        cells.append(f"{per_step(best) / second:.3g} ({best['n_steps']} steps)")
-        text += f"| {' | '.join(cells)} |\n"
-        print(text.splitlines()[-1], flush=True)
-    text += (
-        f"\nDW-4, {N_SAMPLES:,} in each direction; times: the median of {ROUNDS} alternating "
+        table.add(*cells, f"{per_step(best) / second:.3g} ({best['n_steps']} steps)")
+    note = (
+        f"DW-4, {N_SAMPLES:,} in each direction; times: the median of {ROUNDS} alternating "
         f"rounds, batches of {BATCH_SIZE}, on "
     )
-    write_table("network-size", text, torch.device("cpu"))
+    write_table(RESULT, table, note, CPU)
 
 
 if __name__ == "__main__":

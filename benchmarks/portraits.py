@@ -10,13 +10,11 @@ should not trust; pooled with frames from there they tell log Z. Writes ``dw4-we
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from matplotlib.figure import Figure
 from openmm import unit
 
-from benchmarks.tables import DOCS
+from benchmarks.harness import command_line, new_figure, write_figure
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.diffusion.schedule import Schedule
@@ -57,7 +55,7 @@ def draw_cost(gen: DiffusionBoltzmannGenerator, x: torch.Tensor, figure: Figure)
 
 def main() -> None:
     """Draw samples and frames, then the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command_line(__doc__)
     parser.add_argument("-n", type=int, default=2_000)
     n = parser.parse_args().n
     gen = DiffusionBoltzmannGenerator.from_pretrained(NAME)
@@ -72,9 +70,7 @@ def main() -> None:
             f"log Z at {name}: {ensemble.reweight(states[k]).log_z()} alone, {pool.log_z(k)} pooled"
         )
 
-    weights, cost, overlap = (
-        Figure(figsize=size, layout="constrained") for size in ((9.6, 6.4), (6.0, 3.8), (4.8, 3.8))
-    )
+    weights, cost, overlap = (new_figure(*size) for size in ((9.6, 6.4), (6.0, 3.8), (4.8, 3.8)))
     drawn = {f"samples, {names[0]}": ensemble, f"reweighted, {names[1]}": ensemble.reweight(hot)}
     draw_weights(drawn, weights)
     draw_cost(gen, md[0], cost)
@@ -82,7 +78,7 @@ def main() -> None:
         pool.overlap, ["generator", *(f"MD, {name}" for name in names)], overlap.subplots()
     )
     for name, figure in {"weights": weights, "step-cost": cost, "overlap": overlap}.items():
-        figure.savefig(DOCS / "figures" / f"{NAME}-{name}.png", dpi=110)
+        write_figure(f"{NAME}-{name}", figure)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,22 @@ time below which no evaluation can come with these operations. Writes ``docs/tab
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.tables import write_table
+from benchmarks.harness import (
+    NETWORKS,
+    MarkdownTable,
+    command_line,
+    median_seconds,
+    write_table,
+)
 from openmm_vtdis import DiffusionBoltzmannGenerator
 
 VIEWS = (
@@ -34,6 +36,8 @@ VIEWS = (
 """Operations that move nothing."""
 FUNCTIONS = ("silu", "sigmoid", "exp", "sin", "cos", "sqrt", "log")
 """Elementwise operations that cost more than the bytes they move."""
+N_CALLS = 7
+"""Calls of which the median time counts."""
 
 
 @dataclass
@@ -64,27 +68,15 @@ class Count(TorchDispatchMode):
         return out
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, n: int = 7) -> float:
-    """Of one call, after one that does not count."""
-    times = []
-    for _ in range(n + 1):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[1:]))
-
-
 def rates(device: torch.device, width: int) -> tuple[float, float, float]:
     """Operations a second of a product (n, width) x (width, width), SiLUs, and bytes of a copy."""
     x = torch.randn(60_000, width, device=device)
     weight = torch.randn(width, width, device=device)
-    product = median_seconds(lambda: x @ weight, device)
+    product = median_seconds(lambda: x @ weight, N_CALLS, device)
     small = x[: 250_000 // width].contiguous() if device.type == "cpu" else x
-    functions = median_seconds(lambda: torch.nn.functional.silu(small), device, 31)
+    functions = median_seconds(lambda: torch.nn.functional.silu(small), 31, device)
     out = torch.empty_like(x)
-    copy = median_seconds(lambda: out.copy_(x), device)
+    copy = median_seconds(lambda: out.copy_(x), N_CALLS, device)
     return (
         2.0 * x.shape[0] * width**2 / product,
         small.numel() / functions,
@@ -93,9 +85,9 @@ def rates(device: torch.device, width: int) -> tuple[float, float, float]:
 
 
 @torch.no_grad()
-def measure(name: str, device: torch.device) -> str:
-    """One line of the table."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
+def measure(name: str, device: torch.device) -> list[str]:
+    """One row of the table."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
     size = gen.batch_size()
     x = gen.space.standard_normal(size, torch.Generator(device).manual_seed(0))
     t = torch.ones(size, dtype=x.dtype, device=device)
@@ -109,8 +101,10 @@ def measure(name: str, device: torch.device) -> str:
     least = [
         amount / rate / size for amount, rate in zip(work, (product, functions, copy), strict=True)
     ]
-    seconds = median_seconds(lambda: gen.denoiser(x, t), device) / size
-    cells = [
+    seconds = median_seconds(lambda: gen.denoiser(x, t), N_CALLS, device) / size
+    top = sorted(count.seen.items(), key=lambda item: -item[1])[:6]
+    print(name, {key: f"{value / count.n_bytes:.0%}" for key, value in top}, flush=True)
+    return [
         name,
         f"{work[0] / size / 1e6:.1f}",
         f"{work[1] / size / 1e3:.0f}",
@@ -119,28 +113,26 @@ def measure(name: str, device: torch.device) -> str:
         f"{1e6 * seconds:.3g}",
         f"{(least[0] + least[1]) / seconds:.0%}",
     ]
-    top = sorted(count.seen.items(), key=lambda item: -item[1])[:6]
-    print(name, {key: f"{value / count.n_bytes:.0%}" for key, value in top}, flush=True)
-    return f"| {' | '.join(cells)} |\n"
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    text = (
-        "| network | MFLOP | thousand functions | MB | products alone, µs | functions alone, µs "
-        "| bytes alone, µs | measured, µs | products and functions / measured |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
+    options = command_line(__doc__, systems=NETWORKS, device=True).parse_args()
+    table = MarkdownTable(
+        "network",
+        "MFLOP",
+        "thousand functions",
+        "MB",
+        "products alone, µs",
+        "functions alone, µs",
+        "bytes alone, µs",
+        "measured, µs",
+        "products and functions / measured",
     )
     for name in options.systems:
-        text += measure(name, device)
-        print(text.splitlines()[-1], flush=True)
-    text += "\nPer configuration, in the package's own batches, on "
-    write_table("profile", text, device)
+        table.add(*measure(name, options.device))
+    note = "Per configuration, in the package's own batches, on "
+    write_table("profile", table, note, options.device)
 
 
 if __name__ == "__main__":

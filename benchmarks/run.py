@@ -22,11 +22,7 @@ import argparse
 import functools
 import json
 import math
-import os
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,92 +32,44 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cases import (
+    FIT_SEED,
+    SAMPLE_SEED,
+    SGD_SEED,
+    TEST_SEED,
+    Case,
+    fingerprint_of,
+    make_case,
+)
+from benchmarks.harness import cached, command_line, machine, system_rows, write_result
+from benchmarks.methods import (
+    AS_SHIPPED,
+    CARRIED_FROM,
+    ISOTROPIC,
+    METHODS,
+    MIXTURE,
+    OWN_STATISTICS,
+    Method,
+)
+from benchmarks.rows import Row, forward_part, reverse_part
 from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
-from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.diffusion.covariance import Covariance, Fittable, make_covariance
-from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.flow import Flow
 from openmm_vtdis.diffusion.posteriors.jacobian import tangent_basis
 from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
-from openmm_vtdis.ensemble import forward_ess, pareto_k, reverse_ess
-from openmm_vtdis.storage.atomic import replacing, write_atomically
-from openmm_vtdis.targets import gaussian_mixture
+from openmm_vtdis.storage.atomic import replacing
 from openmm_vtdis.tuning.adaptive_schedule import adapt
 from openmm_vtdis.tuning.fit import Fit, MeanCoefficients, Trajectories, fit, fit_sgd, log_weights
 from openmm_vtdis.tuning.laplace_range import find_range
 from openmm_vtdis.tuning.tune import collect
-from recipes.reference import reference_frames
-from recipes.settings import RECIPES
 
-RESULTS = Path(__file__).parent / "results"
-CACHE = Path("runs") / "benchmarks"
-FIT_SEED, TEST_SEED, SAMPLE_SEED, SGD_SEED = 31, 32, 33, 34
 COUNTED = 32
 """Configurations in a batch whose operations are counted: some are done once for all of them."""
 PIECE = {"cpu": 500, "cuda": 5_000}
 """Samples that an interruption can cost."""
-CARRIED_FROM = 100
-"""Steps that a tuning which is used at every other number of steps too is made for."""
-
-Row = dict[str, Any]
-
-
-# -- systems ----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Case:
-    """A generator with frames to tune on, and others to judge by, made when they are needed."""
-
-    name: str
-    gen: DiffusionBoltzmannGenerator
-    load: Callable[[str], Tensor]
-
-    @functools.cached_property
-    def train(self) -> Tensor:
-        """(n, M, D) in nm, to tune on."""
-        return self.load("train")
-
-    @functools.cached_property
-    def test(self) -> Tensor:
-        """(n, M, D) in nm, of another seed."""
-        return self.load("test")
-
-
-def make_case(name: str, device: str = "cpu") -> Case:
-    """The case of a name: a shipped generator's, "gmm2-<dim>" or "gmm2-<dim>-mlp"."""
-    if name.startswith("gmm2"):
-        if device != "cpu":
-            raise ValueError(f"{name}: expected the CPU, got {device!r}")
-        return mixture_case(name)
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
-
-    def load(split: str) -> Tensor:
-        n_frames = RECIPES[name].later_frames if split == "train" else None
-        return torch.tensor(reference_frames(name, split, n_frames=n_frames))
-
-    return Case(name, gen, load)
-
-
-def mixture_case(name: str) -> Case:
-    """GMM-2 with its exact denoiser, or with an MLP trained here (and kept under ``runs/``)."""
-    target = gaussian_mixture(int(name.split("-")[1]))
-    frames = {"train": target.sample(100_000, seed=1), "test": target.sample(100_000, seed=2)}
-    train = frames["train"]
-    length = math.sqrt(float(train.square().mean()))
-    if not name.endswith("-mlp"):
-        exact = GaussianMixtureDenoiser(
-            target.space, target.weights, target.means, target.variances
-        ).scaled(length)
-        gen = DiffusionBoltzmannGenerator.from_denoiser(
-            target, exact, Cartesian(target.space, length)
-        )
-    else:
-        torch.manual_seed(7)
-        gen = DiffusionBoltzmannGenerator.from_target(target, "mlp-7x512")
-        gen.train(train, 12_000, checkpoint=f"runs/{name}.ckpt", batch_size=512, seed=7)
-    return Case(name, gen, frames.__getitem__)
 
 
 # -- forward trajectories ---------------------------------------------------------------------
@@ -143,7 +91,7 @@ def trajectories(
     whole = PIECE[case.gen.device.type]
     for k in range(math.ceil(n / whole)):
         size = min(whole, n - k * whole)
-        path = CACHE / f"{label}-{size}-{k}.safetensors"
+        path = cached(f"{label}-{size}-{k}.safetensors")
         stored = load_file(path) if path.exists() else {}
         if not stored or not torch.equal(stored["fingerprint"], fingerprint):
             frames = (case.train if split == "train" else case.test) / case.gen.coordinates.length
@@ -152,7 +100,6 @@ def trajectories(
                 process, family, case.gen.model_energy, frames, size, rng,
                 case.gen.batch_size(), progress,
             )  # fmt: skip
-            CACHE.mkdir(parents=True, exist_ok=True)
             stored = {"base": data.base, "statistics": data.statistics, "fingerprint": fingerprint}
             with replacing(path) as partial:
                 save_file(stored, partial)
@@ -161,54 +108,13 @@ def trajectories(
     return Trajectories(base, statistics)
 
 
-def fingerprint_of(gen: DiffusionBoltzmannGenerator) -> float:
-    """A number that changes when the denoiser does."""
-    x = gen.space.standard_normal(4, make_rng(0)).to(gen.device)
-    with torch.no_grad():
-        return float(gen.denoiser(x, torch.full((4,), 0.5, dtype=x.dtype)).abs().sum())
-
-
 def split_fit(family: Any, data: Trajectories, schedule: Schedule, objective: str) -> Fit[Any]:
     """Fit on seven eighths, stop early on the last."""
     n = len(data) // 8
     return fit(family, data[:-n], schedule, objective, data[-n:])
 
 
-# -- rows -------------------------------------------------------------------------------------
-def ess_with_error(estimator: Callable[[np.ndarray], float], log_w: np.ndarray) -> list[float]:
-    """ESS and its bootstrap standard error."""
-    rng = np.random.default_rng(0)
-    again = [estimator(rng.choice(log_w, len(log_w))) for _ in range(100)]
-    return [estimator(log_w), float(np.std(again))]
-
-
-def forward_part(log_w: Tensor | np.ndarray) -> Row:
-    """What forward trajectories tell."""
-    lw = np.asarray(log_w)
-    return {
-        "forward_ess": ess_with_error(forward_ess, lw),
-        "forward_n": len(lw),
-        "forward_pareto_k": pareto_k(lw),
-    }
-
-
-def reverse_part(ensemble: WeightedEnsemble) -> Row:
-    """What generated samples tell."""
-    about = ensemble.diagnostics()
-    energy = ensemble.expectation(ensemble.reduced_energies)
-    raw = ensemble.unweighted().expectation(ensemble.reduced_energies)
-    log_z = ensemble.log_z()
-    return {
-        "reverse_ess": ess_with_error(reverse_ess, ensemble.log_weights),
-        "reverse_n": len(ensemble),
-        "reverse_pareto_k": about.pareto_k,
-        "largest_weight_share": about.largest_weight_share,
-        "log_z": [float(log_z.value), float(log_z.stderr)],
-        "energy": [float(energy.value), float(energy.stderr)],
-        "raw_energy": [float(raw.value), float(raw.stderr)],
-    }
-
-
+# -- operations -------------------------------------------------------------------------------
 def megaflops(gen: DiffusionBoltzmannGenerator, trace: bool = False) -> float:
     """Matrix-product MFLOPs of a denoiser call, or of one with its trace, per configuration."""
     x = gen.space.standard_normal(COUNTED, make_rng(0, gen.device))
@@ -240,30 +146,19 @@ def kernel_gigaflops(process: DiffusionProcess, device: torch.device) -> float:
     return total / COUNTED / 1e9
 
 
-class Table:
+# -- rows -------------------------------------------------------------------------------------
+class SystemRows:
     """Rows of one system, stored whenever one is added."""
 
     def __init__(self, name: str) -> None:
-        self.path = RESULTS / f"{name}.json"
         self.name = name
-        self.rows = self._stored()
-
-    def _stored(self) -> dict[str, Row]:
-        """What is in the file, of other runs too."""
-        return json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
+        self.rows = system_rows(name)
 
     def add(self, method: str, n_steps: int, row: Row) -> None:
         """Store a row beside those that other runs have stored, and print its ESS."""
-        self.rows = self._stored()
+        self.rows = system_rows(self.name)
         self.rows[f"{method} @ {n_steps}"] = {"method": method, "n_steps": n_steps, **row}
-        document = {
-            "system": self.name,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-            f"{torch.get_num_threads()} thread(s)",
-            "rows": self.rows,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        write_atomically(self.path, (json.dumps(document, indent=1) + "\n").encode())
+        write_result(self.name, {"system": self.name, "machine": machine(), "rows": self.rows})
         text = ", ".join(
             f"{way} {row[f'{way}_ess'][0]:.2%} ± {row[f'{way}_ess'][1]:.2%}"
             for way in ("forward", "reverse")
@@ -276,61 +171,12 @@ class Table:
         return f"{method} @ {n_steps}" not in self.rows
 
 
-# -- methods ----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Method:
-    """How a kernel is fitted: objective, family, whether the mean is, and on which grid.
-
-    ``laplace``: with the Laplace approximation at low noise, and its jump. ``carried``: tuned at
-    one number of steps only, and carried over to the others.
-    """
-
-    objective: str = "alpha2"
-    family: str = "isotropic"
-    tune_mean: bool = False
-    grid: str = "geometric"
-    laplace: bool = False
-    rank: int = 0
-    carried: bool = False
-
-
-METHODS: dict[str, Method] = {
-    "DDPM + IS": Method("ddpm"),
-    "isotropic, KL": Method("kl"),
-    "isotropic, alpha = 2": Method(),
-    "isotropic and mean, alpha = 2": Method(tune_mean=True),
-    "time network, alpha = 2": Method(family="time-network", carried=True),
-    "diagonal, alpha = 2": Method(family="diagonal"),
-    "full, alpha = 2": Method(family="full"),
-    "isotropic, adaptive grid": Method(grid="adaptive"),
-    "isotropic, adaptive grid, tuned at 100": Method(grid="adaptive", carried=True),
-    "hessian": Method(family="hessian", grid="adaptive", laplace=True),
-    "pairwise": Method(family="pairwise", grid="adaptive", laplace=True),
-    "pairwise, tuned at 100": Method(
-        family="pairwise", grid="adaptive", laplace=True, carried=True
-    ),
-    "pairwise, no Laplace": Method(family="pairwise", grid="adaptive"),
-    "pairwise, geometric grid": Method(family="pairwise"),
-    "krylov 2": Method(family="krylov", grid="adaptive", laplace=True, rank=2),
-    "krylov 4": Method(family="krylov", grid="adaptive", laplace=True, rank=4),
-    "krylov 8": Method(family="krylov", grid="adaptive", laplace=True, rank=8),
-    "tweedie": Method(family="tweedie", grid="adaptive", laplace=True),
-    "tweedie, no Laplace": Method(family="tweedie", grid="adaptive"),
-}
-AS_SHIPPED = "as shipped"
-"""The archive's own tuning, carried over to other numbers of steps where it is for one."""
-ISOTROPIC = tuple(METHODS)[:5]
-MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:7])
-OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "krylov", "tweedie")
-"""Families that need a pass of their own; the others share the three numbers a step."""
-
-
 class Bench:
     """All rows of one case."""
 
     def __init__(self, case: Case, options: argparse.Namespace) -> None:
         self.case, self.options = case, options
-        self.table = Table(case.name)
+        self.rows = SystemRows(case.name)
         self.gen, self.shipped = case.gen, case.gen.process
         self.times: tuple[float, float] = self._ends()
         self.grids: dict[str, Schedule] = {}
@@ -379,15 +225,14 @@ class Bench:
         """Forward trajectories of a split under the untuned kernel."""
         n = self.options.fit_trajectories if split == "train" else self.options.samples
         process, progress = self.untuned(method, n_steps), self.options.progress
-        variant = f"{method.grid}{'-laplace' if method.laplace else ''}-{method.rank}"
+        variant = f"{method.grid}{'-laplace' if method.laplace else ''}"
         return trajectories(self.case, process, family, split, n, progress, variant)
 
     def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionProcess, Tensor, Row]:
         """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
         process, space = self.untuned(method, n_steps), self.gen.space
         schedule = process.schedule
-        options: Row = {"rank": method.rank} if method.rank else {}
-        family: Covariance = make_covariance(method.family, space, self.gen.labels, **options)
+        family: Covariance = make_covariance(method.family, space, self.gen.labels)
         if method.family in OWN_STATISTICS:
             train, test = (self.data(n_steps, family, split, method) for split in ("train", "test"))
         else:
@@ -435,15 +280,14 @@ class Bench:
 
     def piece(self, label: str, name: str) -> Path:
         """Where a part of a row is kept, for this network and this kernel."""
-        CACHE.mkdir(parents=True, exist_ok=True)
         process = self.gen.process
         about = json.dumps([process.describe(), fingerprint_of(self.gen)])
         digest = storage.fingerprint(about, process.covariance.parameters, process.coefficients)
-        return CACHE / f"{self.case.name}-{label}-{digest[:12]}-{name}"
+        return cached(f"{self.case.name}-{label}-{digest[:12]}-{name}")
 
     def measure(self, label: str, n_steps: int, n_reverse: int) -> None:
         """One row of a tuned method."""
-        if not self.table.lacks(label, n_steps):
+        if not self.rows.lacks(label, n_steps):
             return
         if label == AS_SHIPPED:
             process, log_w, cost = self.archived(n_steps)
@@ -456,7 +300,7 @@ class Bench:
             row |= self.reverse(process, label, n_reverse)
         eta = process.covariance.eta(process.schedule)[:, 0].detach()
         row |= {"eta": eta.tolist(), "times": list(process.schedule.times)}
-        self.table.add(label, n_steps, row)
+        self.rows.add(label, n_steps, row)
 
     def reverse(self, process: DiffusionProcess, label: str, n: int) -> Row:
         """Sample n and summarise."""
@@ -488,15 +332,14 @@ class Bench:
 
     def keep(self, label: str, n_steps: int, **arrays: np.ndarray) -> None:
         """Keep raw log weights for the figures (not committed)."""
-        path = CACHE / f"{self.case.name}-{label}-{n_steps}.npz"
+        path = cached(f"{self.case.name}-{label}-{n_steps}.npz")
         before = dict(np.load(path)) if path.exists() else {}
-        CACHE.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **(before | arrays))  # type: ignore[arg-type]
 
     def ode(self, n_steps: int, n: int) -> None:
         """Probability flow with exact divergence: n_steps of RK4, 4 n_steps evaluations."""
         label, n_evaluations = "PF-ODE, exact", 4 * n_steps
-        if not self.table.lacks(label, n_evaluations):
+        if not self.rows.lacks(label, n_evaluations):
             return
         self.gen.process = self.ddpm(n_steps)
         options: dict[str, Any] = {"solver": "rk4", "progress": self.options.progress}
@@ -509,12 +352,12 @@ class Bench:
         plain, traced = megaflops(self.gen), megaflops(self.gen, trace=True)
         row["gflops_per_sample"] = (3 * n_steps * plain + (n_steps + 1) * traced) / 1e3
         self.keep(label, n_evaluations, forward=log_w, reverse=ensemble.log_weights)
-        self.table.add(label, n_evaluations, row)
+        self.rows.add(label, n_evaluations, row)
 
     def sgd(self, n_steps: int, n_iterations: int, batch_size: int, fresh: bool) -> None:
         """The paper's procedure, with fresh trajectories or with those of the one pass."""
         label = "isotropic, SGD, " + ("fresh" if fresh else "stored") + " trajectories"
-        if not self.table.lacks(label, n_steps):
+        if not self.rows.lacks(label, n_steps):
             return
         process, gen = self.ddpm(n_steps), self.gen
         family = make_covariance("isotropic", gen.space, gen.labels)
@@ -541,13 +384,13 @@ class Bench:
         row["tuning_trajectories"] = n_iterations * batch_size if fresh else len(stored)
         row |= {"sgd_iterations": n_iterations, "sgd_batch_size": batch_size}
         row["fit_seconds"] = best.seconds
-        self.table.add(label, n_steps, row)
+        self.rows.add(label, n_steps, row)
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("systems", nargs="*", default=["gmm2-50", "gmm2-100", "dw4", "lj13"])
+    systems = ("gmm2-50", "gmm2-100", "dw4", "lj13")
+    parser = command_line(__doc__, systems=systems, device=True, progress=True)
     parser.add_argument("--steps", type=int, nargs="+", help="default: 25 50 100 200 (400)")
     parser.add_argument("--methods", nargs="+", choices=(AS_SHIPPED, *METHODS))
     parser.add_argument("--samples", type=int, default=20_000, help="forward and reverse")
@@ -556,8 +399,6 @@ def main() -> None:
     parser.add_argument("--ode", type=int, metavar="RK4_STEPS", help="also the flow")
     parser.add_argument("--ode-samples", type=int, default=20_000)
     parser.add_argument("--sgd", type=int, nargs=2, metavar=("ITERATIONS", "BATCH"))
-    parser.add_argument("--device", default="cpu", help="of shipped generators")
-    parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args()
     for name in options.systems:
         bench = Bench(make_case(name, options.device), options)

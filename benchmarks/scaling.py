@@ -11,22 +11,28 @@ logarithms of the upper half of each series. Writes ``docs/tables/scaling.md`` a
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.tables import DOCS, named, write_table
+from benchmarks.harness import (
+    MarkdownTable,
+    command_line,
+    median_seconds,
+    named,
+    new_figure,
+    seconds,
+    write_figure,
+    write_table,
+)
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.covariance import make_covariance
@@ -53,7 +59,9 @@ MEMORY = {
 }
 
 
-def make_process(n_particles: int, n_steps: int, covariance: str, device: str) -> DiffusionProcess:
+def make_process(
+    n_particles: int, n_steps: int, covariance: str, device: torch.device
+) -> DiffusionProcess:
     """An untrained 4 x 64 network on distinct particles."""
     torch.manual_seed(0)
     network = EGNN(list(range(n_particles)), 3, 4, 64, pair_head=64).to(device)
@@ -64,20 +72,17 @@ def make_process(n_particles: int, n_steps: int, covariance: str, device: str) -
     return plain.with_covariance(family.with_parameters(family.ddpm_parameters(schedule)))
 
 
-def paths_seconds(setting: dict[str, int], covariance: str, device: str) -> float:
-    """Of one batch of reverse trajectories, the median of three after one that does not count."""
+def paths_seconds(setting: dict[str, int], covariance: str, device: torch.device) -> float:
+    """Seconds that one batch of reverse trajectories takes."""
     process = make_process(setting["particles"], setting["steps"], covariance, device)
-    times = []
-    for k in range(4):
-        rng = torch.Generator(device).manual_seed(k)
-        began = time.perf_counter()
-        reverse_paths(process, setting["batch"], rng, setting["batch"], progress=False)
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[1:]))
+    rng, size = torch.Generator(device).manual_seed(0), setting["batch"]
+    return median_seconds(
+        lambda: reverse_paths(process, size, rng, size, progress=False), 3, device
+    )
 
 
-def file_seconds(n: int, device: str) -> float:
-    """Of n samples of a tiny network streamed to NetCDF."""
+def file_seconds(n: int, device: torch.device) -> float:
+    """Seconds that n samples of a tiny network, streamed to NetCDF, take."""
     system = double_well()
     gen = DiffusionBoltzmannGenerator(
         system.system, None, system.temperature, n_dims=2, network="egnn-1x8", seed=0, device=device
@@ -88,31 +93,32 @@ def file_seconds(n: int, device: str) -> float:
         frames, STEPS, "isotropic", schedule="geometric", n_trajectories=200, seed=0, progress=False
     )
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        sample_to_file(gen, Path(folder) / "samples.nc", n, shard_size=5_000, progress=False)
-        return time.perf_counter() - began
+        path = Path(folder) / "samples.nc"
+        return seconds(
+            lambda: sample_to_file(gen, path, n, shard_size=5_000, progress=False), device
+        )
 
 
-def point(series: str, value: int, covariance: str, device: str) -> dict[str, float]:
+def point(series: str, value: int, covariance: str, device: torch.device) -> dict[str, float]:
     """Seconds and peak memory of one point, in this process."""
-    if device != "cpu":
+    if device.type != "cpu":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if series == "samples":
-        seconds = file_seconds(value, device)
+        took = file_seconds(value, device)
     else:
         setting = {"particles": N_PARTICLES, "batch": BATCH, "steps": STEPS, series: value}
-        seconds = paths_seconds(setting, covariance, device)
+        took = paths_seconds(setting, covariance, device)
     peak = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if device != "cpu":
+    if device.type != "cpu":
         peak = float(torch.cuda.max_memory_allocated())
-    return {"seconds": seconds, "gigabytes": peak / 1e9}
+    return {"seconds": took, "gigabytes": peak / 1e9}
 
 
-def measure(series: str, value: int, covariance: str, device: str) -> dict[str, float]:
+def measure(series: str, value: int, covariance: str, device: torch.device) -> dict[str, float]:
     """The same; on a CPU in a process of its own."""
-    if device != "cpu":
+    if device.type != "cpu":
         return point(series, value, covariance, device)
     script = [sys.executable, "-m", "benchmarks.scaling"]
     done = subprocess.run(
@@ -130,42 +136,39 @@ def exponent(x: list[int], y: list[float]) -> float:
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = command_line(__doc__, rounds=3, device=True)
     parser.add_argument("--point", nargs=3, metavar=("SERIES", "VALUE", "COVARIANCE"))
     options = parser.parse_args()
+    device = options.device
     if options.point:
         series, value, covariance = options.point
-        print(json.dumps(point(series, int(value), covariance, options.device)))
+        print(json.dumps(point(series, int(value), covariance, device)))
         return
-    text = "| series | covariance | values | seconds | exponent | peak memory, GB |\n"
-    text += "|---|---|---|---|---|---|\n"
-    figure = Figure(figsize=(12.0, 6.0), layout="constrained")
+    columns = "series", "covariance", "values", "seconds", "exponent", "peak memory, GB"
+    table = MarkdownTable(*columns)
+    figure = new_figure(12.0, 6.0)
     axes = figure.subplots(2, 4, sharex="col")
-    series_of_all = SERIES | (ON_A_GPU if options.device != "cpu" else {})
+    series_of_all = SERIES | (ON_A_GPU if device.type != "cpu" else {})
     for column, (series, values) in enumerate(series_of_all.items()):
         for covariance in COVARIANCES if series != "samples" else COVARIANCES[:1]:
             n_rounds = options.rounds if series != "samples" else 1
             rounds = [
-                [measure(series, value, covariance, options.device) for value in values]
+                [measure(series, value, covariance, device) for value in values]
                 for _ in range(n_rounds)
             ]
-            seconds, memory = (
+            took, memory = (
                 np.median([[row[key] for row in rows] for rows in rounds], axis=0).tolist()
                 for key in ("seconds", "gigabytes")
             )
-            cells = [
+            table.add(
                 series,
                 covariance,
                 ", ".join(f"{value:,}" for value in values),
-                ", ".join(f"{value:.2g}" for value in seconds),
-                f"{exponent(values, seconds):.2f}",
+                ", ".join(f"{value:.2g}" for value in took),
+                f"{exponent(values, took):.2f}",
                 ", ".join(f"{value:.2f}" for value in memory),
-            ]
-            text += f"| {' | '.join(cells)} |\n"
-            print(text.splitlines()[-1], flush=True)
-            axes[0, column].loglog(values, seconds, "o-", label=covariance)
+            )
+            axes[0, column].loglog(values, took, "o-", label=covariance)
             axes[1, column].semilogx(values, memory, "o-")
         for ax in axes[:, column]:
             ax.grid(True, color="0.9", lw=0.6)
@@ -174,15 +177,14 @@ def main() -> None:
         axes[0, column].legend(frameon=False)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory / GB")
-    device = torch.device(options.device)
-    figure.savefig(DOCS / "figures" / f"{named('scaling', device)}.png", dpi=110)
-    text += (
-        f"\nOf {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
+    write_figure(named("scaling", device), figure)
+    note = (
+        f"Of {N_PARTICLES} particles, {STEPS} steps and batches of {BATCH}, all but one of them "
         f"fixed; a network of 4 layers x 64. Samples: DW-4, a network of 1 x 8, {STEPS} steps, "
         f"shards of 5,000. Rounds over all values: {options.rounds}, the median (samples: 1). "
         f"Exponents: of the upper half of the values. {MEMORY[device.type]} On "
     )
-    write_table("scaling", text, device)
+    write_table("scaling", table, note, device)
 
 
 if __name__ == "__main__":

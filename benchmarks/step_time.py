@@ -11,14 +11,20 @@ machine hits all alike. Writes ``docs/tables/step-time.md``.
 
 from __future__ import annotations
 
-import argparse
 import functools
 
 import numpy as np
 import torch
 
-from benchmarks.baseline import seconds
-from benchmarks.tables import write_table
+from benchmarks.harness import (
+    NETWORKS,
+    MarkdownTable,
+    command_line,
+    in_turns,
+    seconds,
+    spread,
+    write_table,
+)
 from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.paths import reverse_paths
@@ -26,7 +32,7 @@ from openmm_vtdis.diffusion.posteriors.laplace import LaplaceRange
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule
 
-METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "krylov 4", "tweedie")
+METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "tweedie")
 MOST = 1_024
 """Configurations in a batch: a Jacobian keeps all of an evaluation."""
 GRID = Schedule((0.1, 0.3, 0.33, 10.0))
@@ -38,9 +44,8 @@ def processes(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionProcess]:
     plain = DiffusionProcess.ddpm(gen.denoiser, GRID, gen.model_energy)
     found = {"isotropic": plain}
     for name in METHODS[1:]:
-        kind, _, rank = ("hessian" if name == "Laplace" else name).partition(" ")
-        options = {"rank": int(rank)} if rank else {}
-        family = make_covariance(kind, gen.space, gen.labels, **options)  # type: ignore[arg-type]
+        kind = "hessian" if name == "Laplace" else name
+        family = make_covariance(kind, gen.space, gen.labels)
         process = plain.with_covariance(family.with_parameters(family.ddpm_parameters(GRID)))
         if name == "Laplace":
             process = process.with_laplace(LaplaceRange(1.0), jump=False)
@@ -64,28 +69,22 @@ def timed(process: DiffusionProcess, x: torch.Tensor, device: torch.device) -> f
 
 
 def trajectories(gen: DiffusionBoltzmannGenerator, n_rounds: int, device: torch.device) -> str:
-    """Of the archive's kernel, in the time of isotropic ones on its grid: a cell of the table."""
+    """Trajectories of the archive's kernel, in the time of isotropic ones on its grid: a cell."""
     shipped = gen.process
     plain = DiffusionProcess.ddpm(gen.denoiser, shipped.schedule, gen.model_energy)
-    times = np.empty((n_rounds, 2))
-    for row in times:
-        for k, process in enumerate((plain, shipped)):
-            rng, size = torch.Generator(device).manual_seed(0), min(gen.batch_size(), MOST)
-            row[k] = seconds(
-                functools.partial(reverse_paths, process, size, rng, size, False), device
-            )
+    rng, size = torch.Generator(device).manual_seed(0), min(gen.batch_size(), MOST)
+    works = [
+        functools.partial(reverse_paths, process, size, rng, size, False)
+        for process in (plain, shipped)
+    ]
+    times = in_turns(works, n_rounds, device, warm_up=0)
     return spread(times[:, 1] / times[:, 0])
 
 
-def spread(ratios: np.ndarray) -> str:
-    """Their median and range."""
-    return f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
-
-
 @torch.no_grad()
-def measure(name: str, n_rounds: int, device: torch.device) -> str:
-    """One line of the table."""
-    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device=str(device))
+def measure(name: str, n_rounds: int, device: torch.device) -> list[str]:
+    """One row of the table."""
+    gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
     if gen.network.pair_head is None:
         gen.network.add_pair_head()  # type: ignore[operator]  # untrained: it takes as long
     found = processes(gen)
@@ -98,29 +97,22 @@ def measure(name: str, n_rounds: int, device: torch.device) -> str:
     ratios = np.array(rounds[1:])
     base = float(np.median(ratios[:, 0]))
     cells = [spread(ratios[:, k] / ratios[:, 0]) for k in range(1, len(METHODS))]
-    cells.append(trajectories(gen, max(n_rounds // 3, 1), device))
-    return f"| {name} | {1e6 * base / size:.3g} µs | {' | '.join(cells)} |\n"
+    whole = trajectories(gen, max(n_rounds // 3, 1), device)
+    return [name, f"{1e6 * base / size:.3g} µs", *cells, whole]
 
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("systems", nargs="*", default=["dw4", "lj13", "aldp-800K"])
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    device = torch.device(options.device)
+    options = command_line(__doc__, systems=NETWORKS, rounds=15, device=True).parse_args()
     torch.set_num_threads(1)
-    columns = ["", "isotropic", *METHODS[1:], "as shipped, all steps"]
-    text = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    table = MarkdownTable("", *METHODS, "as shipped, all steps")
     for name in options.systems:
-        text += measure(name, options.rounds, device)
-        print(text.splitlines()[-1], flush=True)
-    text += (
-        "\nSeconds of a step and configuration, then multiples of it: the median (and range) over "
+        table.add(*measure(name, options.rounds, options.device))
+    note = (
+        "Seconds of a step and configuration, then multiples of it: the median (and range) over "
         f"{options.rounds} alternating rounds (a third of them for whole trajectories), on "
     )
-    write_table("step-time", text, device)
+    write_table("step-time", table, note, options.device)
 
 
 if __name__ == "__main__":

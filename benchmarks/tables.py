@@ -9,25 +9,37 @@ The figure of ESS against the number of samples also needs the raw log weights t
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.run import AS_SHIPPED, CACHE, METHODS, RESULTS
+from benchmarks import harness
+from benchmarks.harness import (
+    MarkdownTable,
+    cached,
+    command_line,
+    new_figure,
+    percent,
+    read_result,
+    write_figure,
+    write_page,
+)
+from benchmarks.methods import AS_SHIPPED, METHODS
 from openmm_vtdis.plotting import ess_curve, ess_versus_samples, eta_profile
-from openmm_vtdis.storage.atomic import write_atomically
 
-DOCS = Path(__file__).parents[1] / "docs"
-HEAD = (
-    "| method | steps | forward ESS (n) | reverse ESS (n) | Pareto k | largest weight "
-    "| GFLOPs / sample | s / 1,000 samples | tuning |\n"
-    "|---|---|---|---|---|---|---|---|---|\n"
+COLUMNS = (
+    "method",
+    "steps",
+    "forward ESS (n)",
+    "reverse ESS (n)",
+    "Pareto k",
+    "largest weight",
+    "GFLOPs / sample",
+    "s / 1,000 samples",
+    "tuning",
 )
 
 
@@ -36,9 +48,7 @@ def ess_cell(row: dict[str, Any], way: str) -> str:
     if f"{way}_ess" not in row:
         return ""
     value, error = row[f"{way}_ess"]
-    digits = 1 if value > 0.02 else 3
-    percent = f"{100 * value:.{digits}f} ± {100 * error:.{digits}f} %"
-    return f"{percent} ({row[f'{way}_n']:,})"
+    return f"{percent(value, error, 1 if value > 0.02 else 3)} ({row[f'{way}_n']:,})"
 
 
 def optional(row: dict[str, Any], key: str, spec: str, scale: float = 1.0, unit: str = "") -> str:
@@ -46,8 +56,8 @@ def optional(row: dict[str, Any], key: str, spec: str, scale: float = 1.0, unit:
     return f"{scale * row[key]:{spec}}{unit}" if row.get(key) is not None else ""
 
 
-def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+def cells(row: dict[str, Any]) -> list[str]:
+    """What the table says of a row."""
     tuning = ""
     if "tuning_trajectories" in row:
         tuning = f"{row['tuning_trajectories']:,} trajectories"
@@ -55,7 +65,7 @@ def line(row: dict[str, Any]) -> str:
             tuning += f", {row['fit_seconds']:.2f} s"
     elif "tuning" in row:
         tuning = "that of the archive"
-    cells = [
+    return [
         row["method"],
         str(row["n_steps"]),
         ess_cell(row, "forward"),
@@ -67,7 +77,6 @@ def line(row: dict[str, Any]) -> str:
         or optional(row, "gpu_seconds_per_1000_samples", ".3g", unit=" (GPU)"),
         tuning,
     ]
-    return f"| {' | '.join(cells)} |\n"
 
 
 def table(document: dict[str, Any]) -> str:
@@ -83,21 +92,10 @@ def table(document: dict[str, Any]) -> str:
     )
     devices = sorted({row["device"] for row in rows if "device" in row})
     others = f"; (GPU): {', '.join(devices)}" if devices else ""
-    return HEAD + "".join(map(line, rows)) + f"\nMeasured on {document['machine']}{others}.\n"
-
-
-def named(name: str, device: torch.device) -> str:
-    """The file of a table or figure that exists once a kind of device."""
-    return f"{name}-{device.type}" if device.type != "cpu" else name
-
-
-def write_table(name: str, text: str, device: torch.device) -> None:
-    """Write a table whose last line, in ``text``, still lacks the hardware that it is of."""
-    hardware = f"one CPU, {torch.get_num_threads()} thread(s)"
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    text = f"{text}{hardware}, torch {torch.__version__}.\n"
-    write_atomically(DOCS / "tables" / f"{named(name, device)}.md", text.encode())
+    found = MarkdownTable(*COLUMNS, quiet=True)
+    for row in rows:
+        found.add(*cells(row))
+    return f"{found}\nMeasured on {document['machine']}{others}.\n"
 
 
 def curves(document: dict[str, Any], ax: Axes) -> None:
@@ -184,7 +182,7 @@ def etas(document: dict[str, Any], ax: Axes) -> None:
 def samples(system: str, n_steps: int, ax: Axes) -> bool:
     """ESS against the number of samples, KL and alpha = 2; False without the raw weights."""
     paths = {
-        label: CACHE / f"{system}-isotropic, {label}-{n_steps}.npz" for label in ("KL", "alpha = 2")
+        label: cached(f"{system}-isotropic, {label}-{n_steps}.npz") for label in ("KL", "alpha = 2")
     }
     if not all(path.exists() for path in paths.values()):
         return False
@@ -199,17 +197,17 @@ def samples(system: str, n_steps: int, ax: Axes) -> bool:
 
 
 def figures(document: dict[str, Any], name: str) -> dict[str, Figure]:
-    """Of one system, by their files: those for which something has been measured."""
+    """Those of one system, by their files, for which something has been measured."""
     found = {}
     for kind, draw, width in (("ess-steps", curves, 8.4), ("eta", etas, 6.4)):
-        figure = Figure(figsize=(width, 4.2), layout="constrained")
+        figure = new_figure(width, 4.2)
         draw(document, ax := figure.subplots())
         if ax.get_lines():
             found[f"{name}-{kind}"] = figure
-    figure = Figure(figsize=(12.0, 4.2), layout="constrained")
+    figure = new_figure(12.0, 4.2)
     if costs(document, figure):
         found[f"{name}-costs"] = figure
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     if samples(name, 100, figure.subplots()):
         found[f"{name}-ess-samples"] = figure
     return found
@@ -217,18 +215,17 @@ def figures(document: dict[str, Any], name: str) -> dict[str, Figure]:
 
 def main() -> None:
     """Write everything that the results allow: all tables, and the figures that a page shows."""
-    (DOCS / "tables").mkdir(exist_ok=True)
-    (DOCS / "figures").mkdir(exist_ok=True)
-    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
-    for path in sorted(RESULTS.glob("*.json")):
-        document = json.loads(path.read_text())
+    command_line(__doc__).parse_args()
+    pages = "".join(page.read_text() for page in harness.DOCS.glob("*.md"))
+    for system in sorted(path.stem for path in harness.RESULTS.glob("*.json")):
+        document = read_result(system)
         if "system" not in document:
             continue
-        write_atomically(DOCS / "tables" / f"{path.stem}.md", table(document).encode())
-        for name, figure in figures(document, path.stem).items():
+        write_page(system, table(document))
+        for name, figure in figures(document, system).items():
             if f"figures/{name}.png" in pages:
-                figure.savefig(DOCS / "figures" / f"{name}.png", dpi=110)
-        print(f"{path.stem}: {len(document['rows'])} rows")
+                write_figure(name, figure)
+        print(f"{system}: {len(document['rows'])} rows")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,21 @@ disjoint sets, or over seeds; the held-out trajectories are the same for all. Wr
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.run import CACHE, Bench, Method, Row, make_case
-from benchmarks.tables import DOCS, write_table
+from benchmarks.cases import make_case
+from benchmarks.harness import (
+    MarkdownTable,
+    command_line,
+    new_figure,
+    write_figure,
+    write_table,
+)
+from benchmarks.methods import Method
+from benchmarks.rows import Row
+from benchmarks.run import Bench
 from openmm_vtdis.diffusion.covariance.constant import Isotropic
 from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess
@@ -90,11 +96,11 @@ def reached(curve: Row, ess: float) -> float | None:
 
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command_line(__doc__)
     parser.add_argument("--fit-trajectories", type=int, default=16_000)
     parser.add_argument("--samples", type=int, default=10_000, help="held-out trajectories")
-    options = parser.parse_args(namespace=argparse.Namespace(progress=True))
-    CACHE.mkdir(parents=True, exist_ok=True)
+    parser.set_defaults(progress=True)
+    options = parser.parse_args()
     bench = Bench(make_case("dw4"), options)
     train, test = (isotropic(bench, split) for split in ("train", "test"))
     grid = bench.ddpm(N_STEPS).schedule
@@ -108,22 +114,21 @@ def main() -> None:
     for batch, numbers in DESCENT.items():
         name = f"gradient descent, batches of {batch}"
         curves[name] = {k * batch: descent(free, train, test, grid, k, batch) for k in numbers}
-    text = "| gradient descent: trajectories | ESS | one convex fit reaches it with | ratio |\n"
-    text += "|---|---|---|---|\n"
+    columns = "gradient descent: trajectories", "ESS", "one convex fit reaches it with", "ratio"
+    table = MarkdownTable(*columns)
     for batch in DESCENT:
         for n, values in curves[f"gradient descent, batches of {batch}"].items():
             enough = reached(curves["one convex fit"], float(np.mean(values)))
             cells = [f"{n:,}, {batch} a step", f"{np.mean(values):.1%} ± {np.std(values):.1%}"]
             cells += [f"{enough:,.0f}", f"{n / enough:.0f}"] if enough else ["", ""]
-            text += f"| {' | '.join(cells)} |\n"
-            print(text.splitlines()[-1], flush=True)
-    text += (
-        f"\nDW-4, {N_STEPS} steps, isotropic covariance, forward ESS on {len(test):,} held-out "
+            table.add(*cells)
+    note = (
+        f"DW-4, {N_STEPS} steps, isotropic covariance, forward ESS on {len(test):,} held-out "
         f"trajectories. Empty: less than {min(CONVEX)}. The paper's own setting is 5,000 steps "
         f"with 512, {PAPER:,} trajectories. Measured on "
     )
-    write_table("tuning", text, torch.device("cpu"))
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    write_table("tuning", table, note, torch.device("cpu"))
+    figure = new_figure(6.0, 4.0)
     ax = figure.add_subplot()
     for (name, curve), colour in zip(curves.items(), (BLUE, GREEN, RED, ORANGE), strict=True):
         mean, spread = (np.array([f(v) for v in curve.values()]) for f in (np.mean, np.std))
@@ -133,7 +138,7 @@ def main() -> None:
     ax.axvline(PAPER, color="grey", linestyle=":", label="the paper's setting")
     ax.set(xscale="log", xlabel="trajectories simulated", ylabel="forward ESS / %")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
-    figure.savefig(DOCS / "figures" / "tuning.png", dpi=110)
+    write_figure("tuning", figure)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def info(options: argparse.Namespace) -> None:
     times = process.schedule.times
     print(f"covariance    {process.covariance.kind}")
     print(
-        f"grid          {len(times) - 1} steps, {times[0]:.4g} to {times[-1]:.4g} in model coordinates"
+        f"grid          {len(times) - 1} steps in model coordinates, {times[0]:.4g} to {times[-1]:.4g}"
     )
 
 

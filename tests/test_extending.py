@@ -173,6 +173,7 @@ def test_coordinates_give_densities_in_nm(package: Path, tmp_path: Path) -> None
     noise = space.standard_normal(2_000, torch.Generator().manual_seed(0))
     x = means + noise * torch.tensor(scales)[:, None]
     check_coordinates(coordinates, target, x[:8])
+    coordinates = coordinates
     gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, coordinates)
     gen.tune(x, 20, "isotropic", n_trajectories=1_000, progress=False)
     ensemble = gen.sample(2_000, seed=1, progress=False)

@@ -447,7 +447,8 @@ def test_a_network_that_breaks_for_some_samples(value: float, covariance: str) -
             return torch.where(bad, value, denoised)
 
     denoiser = Breaking()
-    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, Cartesian(target.space, 2.0))
+    coordinates = Cartesian(target.space, 2.0)
+    gen = DiffusionBoltzmannGenerator.from_denoiser(target, denoiser, coordinates)
     gen.tune(
         frames, 8, covariance, schedule="geometric", n_trajectories=300, seed=0, progress=False
     )

@@ -231,8 +231,8 @@ def tune(
     for family in families:
         family.estimator(process.denoiser, process.energy)  # before anything is measured
     process, family, reason = _prepare(
-        process, families, energy, frames, rng, schedule, laplace, config.n_trajectories, batch_size,
-        progress,
+        process, families, energy, frames, rng, schedule, laplace, config.n_trajectories,
+        batch_size, progress,
     )  # fmt: skip
     n_test, n_validation = config.n_trajectories // 5, config.n_trajectories // 10
     n_fit = config.n_trajectories - n_test

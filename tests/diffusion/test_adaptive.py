@@ -102,7 +102,8 @@ def two_modes(dim: int) -> DiffusionBoltzmannGenerator:
     exact = GaussianMixtureDenoiser(
         target.space, target.weights, target.means, target.variances
     ).scaled(length)
-    return DiffusionBoltzmannGenerator.from_denoiser(target, exact, Cartesian(target.space, length))
+    coordinates = Cartesian(target.space, length)
+    return DiffusionBoltzmannGenerator.from_denoiser(target, exact, coordinates)
 
 
 def frames_of(gen: DiffusionBoltzmannGenerator, n: int, seed: int) -> Tensor:
