@@ -104,9 +104,9 @@ def main() -> None:
     write_page(
         f"moves-{name}",
         f"{table}\n{system.temperature:.0f} K. Pieces of {options.piece} fs; "
-        f"{gen.process.schedule.n_steps} network evaluations a proposal, and as many a call for the "
-        "path of the configuration that is there. Changes are counted between ends of pieces; one "
-        "CPU thread.\n",
+        f"{gen.process.schedule.n_steps} network evaluations a proposal, and as many a call for "
+        "the path of the configuration that is there. Changes are counted between ends of pieces; "
+        "one CPU thread.\n",
     )
 
 

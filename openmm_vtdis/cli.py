@@ -229,9 +229,7 @@ def info(options: argparse.Namespace) -> None:
         return
     times = process.schedule.times
     print(f"covariance    {process.covariance.kind}")
-    print(
-        f"grid          {len(times) - 1} steps in model coordinates, {times[0]:.4g} to {times[-1]:.4g}"
-    )
+    print(f"grid          {len(times) - 1} steps, t from {times[0]:.4g} to {times[-1]:.4g}")
 
 
 def demo(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import pytest
 from openmm import app
 from torch.distributed.run import get_args_parser
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, cli_options
 from tests.molecules import molecule
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def follow(line: str) -> None:
             launched = get_args_parser().parse_args(words[1:])
             assert launched.no_python, line
             assert launched.training_script == "openmm-vtdis", line
-        cli.parse(words[words.index("openmm-vtdis") + 1 :])
+        cli_options.parse(words[words.index("openmm-vtdis") + 1 :], cli.RUNS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, storage
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, cli_options, storage
 from openmm_vtdis.coordinates import Cartesian
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.generator import archive, sharded
@@ -235,7 +235,7 @@ NEEDED = {
 """A command line for each command that needs no file of options, and what it gives."""
 OPTIONS = {
     name: [action.dest for action in parser._actions]
-    for name, parser in cli.make_parser()[1].items()
+    for name, parser in cli_options.make_parser(cli.RUNS)[1].items()
 }
 TYPES = {
     **dict.fromkeys(("progress", "allow_pickle"), bool),
@@ -311,7 +311,7 @@ def test_config_files_of_all_kinds_of_values(folder: Path) -> None:
         path.write_text("\n".join(parts), encoding="utf-8")
         tomllib.loads(path.read_text(encoding="utf-8"))
         try:
-            found = vars(cli.parse([*line.split(), "--config", str(path)]))
+            found = vars(cli_options.parse([*line.split(), "--config", str(path)], cli.RUNS))
         except ValueError as error:
             refused.append(str(error))
             return
@@ -382,7 +382,7 @@ def test_documents_that_are_nested_too_deeply(folder: Path) -> None:
         sharded._check_plan(folder, {})
     (folder / "deep.toml").write_text(f"a = {deep}")
     with pytest.raises(ValueError, match=r"deep.toml: expected TOML, got maximum recursion"):
-        cli.parse(["demo", "--config", str(folder / "deep.toml")])
+        cli_options.parse(["demo", "--config", str(folder / "deep.toml")], cli.RUNS)
     model = folder / "deep.vtdis"
     model.write_bytes(serialize({"a": torch.zeros(1)}, metadata={"openmm_vtdis": deep}))
     with pytest.raises(ValueError, match=r"deep.vtdis: expected an openmm-vtdis archive"):

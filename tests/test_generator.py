@@ -521,7 +521,7 @@ def test_a_denoiser_on_another_space_is_refused() -> None:
     free = GaussianMixtureDenoiser(
         Space(4, 2, centred=False), target.weights, target.means, target.variances
     )
-    with pytest.raises(ValueError, match="denoiser: expected one on the target's space"):
+    with pytest.raises(ValueError, match="denoiser: expected one on the coordinates' space"):
         DiffusionBoltzmannGenerator.from_denoiser(target, free)
     with pytest.raises(ValueError, match="covariance: expected one on the denoiser's space"):
         DiffusionProcess(

@@ -16,7 +16,7 @@ import torch
 from openmm import app, unit
 from scipy.io import netcdf_file
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli, cli_options
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.interop import system_files
 from openmm_vtdis.targets import OpenMMTarget
@@ -127,7 +127,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("text", ["300", "300K", "300 K", "300k", "300.0kelvin", " 3e2 Kelvin "])
 def test_temperatures_as_people_write_them(text: str) -> None:
-    assert cli.temperature(text) == 300.0
+    assert cli_options.temperature(text) == 300.0
 
 
 @pytest.mark.parametrize("text", ["", "K", "300C", "-300K", "nan", "300 K K", "27 degrees"])

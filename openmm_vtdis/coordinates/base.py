@@ -1,13 +1,13 @@
 r"""Coordinates: a bijection between configurations x in nm and the coordinates z that a model
 diffuses.
 
-With p_z the density of z and |dx/dz| the volume of x for a unit of that of z,
+With p_z the density of z and det dx/dz the volume of x for a unit of that of z,
 
-    p_x(x) = p_z(z(x)) / |dx/dz|,
+    p_x(x) = p_z(z(x)) / det dx/dz,
 
 so that a trajectory that ends in z has the log weight
 
-    log w = -u(x(z)) + log ratio(z, ...) + log |dx/dz|.
+    log w = -u(x(z)) + log ratio(z, ...) + log det dx/dz.
 
 Weights are those of densities in nm, whatever a model's coordinates are. The space of z may have
 another dimension than that of x where some of the latter do not move.
@@ -37,7 +37,7 @@ class Configurations:
     x
         (B, M, D) in nm, float64.
     log_det
-        (B,) log |dx/dz|, float64; less log 2 where two z give one x.
+        (B,) log det dx/dz, float64; less log 2 where two z give one x.
     inside
         (B,) bool: whether x is in the domain of the target. Others have no weight.
     """
@@ -66,7 +66,7 @@ class Coordinates(abc.ABC):
 
     @abc.abstractmethod
     def to_model(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Model coordinates (B, ...) of configurations (B, M, D) in nm, and log |dx/dz| (B,)."""
+        """Model coordinates (B, ...) of configurations (B, M, D) in nm, and log det dx/dz (B,)."""
 
     @abc.abstractmethod
     def to_configurations(self, z: Tensor) -> Configurations:
@@ -74,7 +74,7 @@ class Coordinates(abc.ABC):
 
     @abc.abstractmethod
     def pull_back(self, z: Tensor, gradient: Tensor) -> Tensor:
-        """Gradient in z of u(x(z)) - log |dx/dz|, from that of u in nm: both (B, ...)."""
+        """Gradient in z of u(x(z)) - log det dx/dz, from that of u in nm: both (B, ...)."""
 
     @abc.abstractmethod
     def push_forward(self, z: Tensor, gradient: Tensor) -> Tensor:
@@ -112,7 +112,8 @@ class Coordinates(abc.ABC):
         """
 
     def derivatives(self, target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient and Hessian in z of u(x(z)) - log |dx/dz|, detached: (B, M, D), (B, M, D, M, D).
+        """Gradient and Hessian in z of u(x(z)) - log det dx/dz, detached: (B, M, D), (B, M, D, M,
+        D).
 
         Raises
         ------

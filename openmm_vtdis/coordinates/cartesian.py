@@ -1,7 +1,7 @@
 r"""Cartesian coordinates in units of a length, with mirror images folded onto each other.
 
 A model works in units of ``length`` nm, in which its training data have unit variance per degree
-of freedom: x = length z and log |dx/dz| = d log(length).
+of freedom: x = length z and log det dx/dz = d log(length).
 
 Mirror images. A network that treats z and -z alike gives both the same density. With a handedness,
 x(z) is that of the two which has it, so that p_x(x) is the sum of two equal terms: log 2 goes off
@@ -66,7 +66,7 @@ class Cartesian(Coordinates):
 
     @property
     def log_det(self) -> float:
-        """log |dx/dz|, the same for all."""
+        """log det dx/dz, the same for all."""
         folded = 0.0 if self.handedness is None else math.log(2.0)
         return self.space.dim * math.log(self.length) - folded
 

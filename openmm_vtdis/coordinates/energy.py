@@ -32,7 +32,7 @@ class Energy(Protocol):
 
 @dataclass(frozen=True)
 class ModelEnergy:
-    """u(x(z)) - log |dx/dz|: minus the log density of model coordinates z, up to log Z.
+    """u(x(z)) - log det dx/dz: minus the log density of model coordinates z, up to log Z.
 
     Attributes
     ----------

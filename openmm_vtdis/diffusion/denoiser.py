@@ -149,7 +149,8 @@ class PreconditionedDenoiser(nn.Module):
         return x / total + c_out * self.space.project(displacement.to(x.dtype))
 
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        r"""EDM loss per configuration, |D - x_0|^2 / (c_out^2 d): clean (B, M, D), t (B,) -> (B,).
+        r"""EDM loss per configuration, ``|D - x_0|^2 / (c_out^2 d)``: clean (B, M, D), t (B,) ->
+        (B,).
 
         With log t drawn uniformly this weighting is, below t = 1, the one under which the loss is
         the KL divergence between the forward and reverse processes.

@@ -3,7 +3,7 @@ r"""What a sampler is: something that draws weighted samples, and weighs given o
 A sampler knows a proposal density of trajectories that end in model coordinates z. Of either kind
 of trajectory, drawn or given, it has the log ratio of the two path densities, and
 
-    log w = -u(x) + log ratio + log |dx/dz|.
+    log w = -u(x) + log ratio + log det dx/dz.
 """
 
 from __future__ import annotations

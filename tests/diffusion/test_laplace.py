@@ -17,6 +17,7 @@ from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.diffusion.covariance import make_covariance
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.diffusion.paths import forward_paths, reverse_paths
+from openmm_vtdis.diffusion.posteriors.base import EigenPosterior
 from openmm_vtdis.diffusion.posteriors.laplace import (
     TRUST_RADIUS,
     LaplaceRange,
@@ -311,7 +312,7 @@ def test_the_level_itself_goes_by_the_energy_in_whatever_order() -> None:
     order = [3, 6, 1, 4, 2]
     steps = process.steps(order, [x] * 5)
     assert [step.n for step in steps] == order
-    assert [step.posterior is not None for step in steps] == [n <= 3 for n in order]
+    assert [isinstance(step.posterior, EigenPosterior) for step in steps] == [n <= 3 for n in order]
     for step in steps:
         torch.testing.assert_close(step.denoised, process.step(step.n, x).denoised)
 

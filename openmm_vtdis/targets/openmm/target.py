@@ -211,10 +211,11 @@ class OpenMMTarget(Target):
             n_threads=how.n_threads,
             positions=tensors.get("probes"),
         )
-        energies = tensors.get("probe_energies")
-        if energies is not None and self._probes is not None:
+        probes, energies = tensors.get("probes"), tensors.get("probe_energies")
+        if probes is not None and energies is not None:
             what = ", ".join(user_forces(system)) or "the System"
-            check_same_code(what, energies, self.reduced_energy(self._probes))
+            check_same_code(what, energies, self.reduced_energy(probes))
+            self._probes = probes
         if settings.get("fingerprint") is not None:
             self._fingerprint = settings["fingerprint"]
         return self
