@@ -7,8 +7,9 @@ From the files that an OpenMM user has (System XML, PDB, trajectory) to weighted
     openmm-vtdis sample model.vtdis -n 10000 -o samples.nc
     openmm-vtdis analyze samples.nc
 
-AMBER's prmtop (``-s molecule.prmtop --implicit-solvent OBC2``), CHARMM's psf and GROMACS's top are
-System and topology both, see :mod:`~openmm_vtdis.interop.system_files`.
+A batched torch function takes the place of the System by its name, ``--energy
+my_module:my_energy``. AMBER's prmtop (``-s molecule.prmtop --implicit-solvent OBC2``), CHARMM's psf
+and GROMACS's top are System and topology both, see :mod:`~openmm_vtdis.interop.system_files`.
 
 Options can stand in a TOML file, one table a command, given by ``--config``; those on the command
 line go first. Exit codes: 0; 1 for a training that diverged, or a device without room for a single
@@ -22,6 +23,7 @@ under ``srun`` too.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from typing import Any
 
 import torch
 
-from openmm_vtdis.cli_options import parse
+from openmm_vtdis.cli_options import ENERGY_UNITS, parse
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.forks import from_environment
 from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
@@ -41,14 +43,18 @@ from openmm_vtdis.interop.system_files import (
     read_system,
     read_topology,
 )
+from openmm_vtdis.networks import Network
 from openmm_vtdis.runtime.distributed import group, own_device
-from openmm_vtdis.targets import OpenMMTarget
+from openmm_vtdis.targets import CallableTarget, OpenMMTarget, Target
+from openmm_vtdis.targets.callable import imported
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     try:
         options = parse(sys.argv[1:] if arguments is None else list(arguments), RUNS)
+        if os.getcwd() not in sys.path:  # where a user's own modules are
+            sys.path.append(os.getcwd())
         options.run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"openmm-vtdis: {error}", file=sys.stderr)
@@ -69,30 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace) -> None:
     """Fit a network to MD."""
     output = checks.output_file("--output", options.output)
-    if options.pairs < 0 or (options.pairs and not options.network.startswith("egnn")):
+    checkpoint = output.with_suffix(".ckpt") if options.checkpoint is None else options.checkpoint
+    gen = DiffusionBoltzmannGenerator.from_target(
+        target_of(options),
+        network=options.network,
+        device=own_device(options.device),
+        seed=options.seed,
+    )
+    has_messages = isinstance(gen.network, Network) and gen.network.edge_messages is not None
+    if options.pairs < 0 or (options.pairs and not has_messages):
         raise ValueError(
             f"--pairs: expected a number >= 0, and a network that has messages if it is not 0, got "
             f"{options.pairs} with {options.network}"
         )
-    checkpoint = output.with_suffix(".ckpt") if options.checkpoint is None else options.checkpoint
-    system = read_system(
-        options.system,
-        implicit_solvent=options.implicit_solvent,
-        parameters=options.parameters or (),
-        include_dir=options.include_dir,
-        allow_pickle=options.allow_pickle,
-    )
-    pdb = options.pdb or (options.system if has_topology(options.system) else None)
-    gen = DiffusionBoltzmannGenerator(
-        system,
-        None if pdb is None else read_topology(pdb, options.include_dir),
-        options.temperature,
-        n_dims=options.n_dims,
-        network=options.network,
-        n_threads=options.n_threads,
-        device=own_device(options.device),
-        seed=options.seed,
-    )
     settings: dict[str, Any] = {"seed": options.seed, "progress": options.progress}
     with group(options.device):
         try:
@@ -247,6 +242,41 @@ RUNS = {run.__name__: run for run in (train, tune, sample, analyze, info, demo)}
 
 
 # -- files -------------------------------------------------------------------------
+def target_of(options: argparse.Namespace) -> Target:
+    """The target that a training's options name: a System, or a function of torch.
+
+    Raises
+    ------
+    ValueError
+        If they name both, or neither.
+    """
+    if (options.system is None) == (options.energy is None):
+        raise ValueError("train: expected one of --system and --energy, got both or neither")
+    pdb = options.pdb
+    if pdb is None and options.system is not None and has_topology(options.system):
+        pdb = options.system
+    topology = None if pdb is None else read_topology(pdb, options.include_dir)
+    if options.energy is not None:
+        return CallableTarget(
+            imported(options.energy),
+            topology,
+            options.temperature,
+            energy_unit=ENERGY_UNITS[options.energy_unit],
+            n_particles=options.n_particles,
+            n_dims=options.n_dims,
+        )
+    system = read_system(
+        options.system,
+        implicit_solvent=options.implicit_solvent,
+        parameters=options.parameters or (),
+        include_dir=options.include_dir,
+        allow_pickle=options.allow_pickle,
+    )
+    return OpenMMTarget(
+        system, topology, options.temperature, n_dims=options.n_dims, n_threads=options.n_threads
+    )
+
+
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     """A generator from a file, or a shipped one by its name."""
     name, device = options.archive, own_device(vars(options).get("device", "cpu"))
@@ -259,7 +289,7 @@ def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
 
 def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:
     """Whether an archive holds this very network, with a tuning that would be lost."""
-    trusted = isinstance(gen.target, OpenMMTarget) and gen.target.runs_user_code
+    trusted = gen.target.runs_user_code
     try:
         there = DiffusionBoltzmannGenerator.load(path, allow_pickle=trusted)
     except (FileNotFoundError, ValueError):  # nothing there, or something else: to be replaced

@@ -10,11 +10,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openmm import unit
+
 from openmm_vtdis import pretrained
 from openmm_vtdis._version import __version__
 from openmm_vtdis.core import checks
 from openmm_vtdis.interop.system_files import IMPLICIT_SOLVENTS
 
+ENERGY_UNITS: dict[str, unit.Unit | None] = {
+    "kJ/mol": unit.kilojoule_per_mole,
+    "kcal/mol": unit.kilocalorie_per_mole,
+    "kT": None,
+}
+"""Units of a torch function's energy, by their names as options."""
 Run = Callable[[argparse.Namespace], None]
 _DESCRIPTION = "Unbiased Boltzmann samples from diffusion models, for OpenMM."
 
@@ -66,9 +74,14 @@ def make_parser(
 
     one = command("train", "fit a network to MD")
     one.add_argument(
-        "-s", "--system", required=True, help="OpenMM System XML, or AMBER prmtop, CHARMM psf, "
+        "-s", "--system", help="OpenMM System XML, or AMBER prmtop, CHARMM psf, "
         "GROMACS top",
     )  # fmt: skip
+    one.add_argument(
+        "--energy", help="in place of a System: a batched torch function, my_module:my_energy"
+    )
+    one.add_argument("--energy-unit", choices=sorted(ENERGY_UNITS), default="kJ/mol")
+    one.add_argument("--n-particles", type=int, help="with --energy, without a topology")
     one.add_argument(
         "-p",
         "--pdb",

@@ -210,7 +210,7 @@ class CallableTarget(Target):
             )
         in_kj = settings.pop("energy_unit")
         self = cls(
-            _imported(name),
+            imported(name),
             None if document is None else topology_from_json(document),
             energy_unit=None if in_kj is None else in_kj * unit.kilojoule_per_mole,
             positions=description.tensors["probes"],
@@ -253,13 +253,13 @@ def _name_of(function: Any) -> str | None:
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
         return None
     try:
-        found = _imported(f"{module}:{name}")
+        found = imported(f"{module}:{name}")
     except ValueError:
         return None
     return f"{module}:{name}" if found is function else None
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     """The function "module:name".
 
     Raises

@@ -7,11 +7,12 @@ import math
 import pickle
 from pathlib import Path
 
+import mdtraj
 import pytest
 import torch
-from openmm import unit
+from openmm import app, unit
 
-from openmm_vtdis import DiffusionBoltzmannGenerator
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
 from openmm_vtdis.generator.sharded import sample_to_file
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.targets import CallableTarget
@@ -135,3 +136,40 @@ def test_bad_energies_are_refused() -> None:
             CallableTarget(spring, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="energy: expected a function of configurations, got str"):
         CallableTarget("u", n_particles=3)  # type: ignore[arg-type]
+
+
+def test_the_command_line_trains_tunes_and_samples_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a module in the folder that the command is given in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_springs.py").write_text(
+        "def energy(x):\n    apart = x[:, :, None] - x[:, None]\n"
+        f"    return {0.25 * STIFFNESS} * apart.square().sum(dim=(1, 2, 3))\n"
+    )
+    target = CallableTarget(
+        potentials.spring_energy, n_particles=3, temperature=300.0,
+        energy_unit=unit.kilojoule_per_mole,
+    )  # fmt: skip
+    frames = exact_frames(target, 300)
+    topology = placeholder_topology(3)
+    mdtraj.Trajectory(frames.numpy(), mdtraj.Topology.from_openmm(topology)).save_dcd("md.dcd")
+    with open("top.pdb", "w") as file:
+        app.PDBFile.writeFile(topology, frames[0].numpy() * unit.nanometer, file)
+    quiet = ["--no-progress", "--seed", "0"]
+    named = ["train", "--energy", "my_springs:energy", "-T", "300", "-t", "md.dcd"]
+    sizes = ["--network", "egnn-1x8", "--iterations", "30", "--batch-size", "32"]
+    assert cli.main([*named, "-p", "top.pdb", *sizes, "-o", "m.vtdis", *quiet]) == 0
+    trusted = ["--allow-pickle", *quiet]
+    tune = ["tune", "m.vtdis", "-t", "md.dcd", "--steps", "10", "--trajectories", "200"]
+    assert cli.main([*tune, *trusted]) == 0
+    assert cli.main(["sample", "m.vtdis", "-n", "50", "-o", "s.nc", *trusted]) == 0
+    assert len(WeightedEnsemble.load("s.nc")) == 50
+    capsys.readouterr()
+    assert cli.main(["info", "m.vtdis"]) == 2
+    assert "pass allow_pickle=True (--allow-pickle)" in capsys.readouterr().err
+    for wrong in (["-s", "x.xml"], ["--energy", "my_springs:nothing"]):
+        assert cli.main([*named, "-p", "top.pdb", *wrong, *quiet]) == 2
+    message = capsys.readouterr().err
+    assert "expected one of --system and --energy, got both or neither" in message
+    assert "expected the function my_springs:nothing" in message
