@@ -162,3 +162,34 @@ def device(value: torch.device | str) -> torch.device:
             f"device: expected one that torch can use here, got {value!r}: {error}"
         ) from error
     return found
+
+
+def shape(x: object, n_particles: int, n_dims: int) -> None:
+    """Check that x is a tensor of positions, (B, n_particles, n_dims)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch tensor of positions, got {type(x).__name__}")
+    if x.ndim != 3 or tuple(x.shape[1:]) != (n_particles, n_dims):
+        raise ValueError(
+            f"x: expected positions of shape (B, {n_particles}, {n_dims}) in nm, "
+            f"got {tuple(x.shape)}"
+        )
+
+
+def log_weights(values: object) -> np.ndarray:
+    """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
+    try:
+        lw = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "log_weights: expected an array (n,), as log_weights() gives it for frames, got "
+            f"{type(values).__name__}"
+        ) from error
+    if lw.ndim != 1 or len(lw) == 0:
+        raise ValueError(f"log_weights: expected shape (n,) with n >= 1, got {lw.shape}")
+    bad = np.flatnonzero(np.isnan(lw) | np.isposinf(lw))
+    if len(bad):
+        raise ValueError(
+            "log_weights: expected finite numbers or -inf, got NaN or +inf in "
+            f"{len(bad)} of {len(lw)} samples, the first at index {bad[0]}"
+        )
+    return lw

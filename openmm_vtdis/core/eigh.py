@@ -34,3 +34,9 @@ def in_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
     with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         values, vectors = zip(*pool.map(torch.linalg.eigh, shares), strict=True)
     return torch.cat(values), torch.cat(vectors)
+
+
+def finite_or_zero(matrices: Tensor) -> Tensor:
+    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
+    finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
+    return torch.where(finite, matrices, 0.0)

@@ -17,31 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
+from openmm_vtdis.core import checks
+
 Array = np.ndarray
 
 quiet = np.errstate(all="ignore")
 """Decorates what computes with weights, which underflow and are infinite as a matter of course,
 whatever the caller has told numpy to do about that."""
-
-
-def check_log_weights(log_weights: object) -> Array:
-    """Return log weights as (n,) float64, n >= 1; -inf is allowed, NaN and +inf are not."""
-    try:
-        lw = np.asarray(log_weights, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            "log_weights: expected an array (n,), as log_weights() gives it for frames, got "
-            f"{type(log_weights).__name__}"
-        ) from error
-    if lw.ndim != 1 or len(lw) == 0:
-        raise ValueError(f"log_weights: expected shape (n,) with n >= 1, got {lw.shape}")
-    bad = np.flatnonzero(np.isnan(lw) | np.isposinf(lw))
-    if len(bad):
-        raise ValueError(
-            "log_weights: expected finite numbers or -inf, got NaN or +inf in "
-            f"{len(bad)} of {len(lw)} samples, the first at index {bad[0]}"
-        )
-    return lw
 
 
 @quiet
@@ -53,7 +35,7 @@ def forward_ess(log_weights: ArrayLike) -> float:
     >>> round(forward_ess(np.log([3.0, 1.0])), 3)
     0.75
     """
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     if np.isneginf(lw).any():
         return 0.0
     return float(np.exp(2.0 * math.log(len(lw)) - logsumexp(lw) - logsumexp(-lw)))
@@ -66,7 +48,7 @@ def reverse_ess(log_weights: ArrayLike) -> float:
     >>> round(reverse_ess(np.log([3.0, 1.0])), 3)
     0.8
     """
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     if np.isneginf(lw).all():
         return 0.0
     return float(np.exp(2.0 * logsumexp(lw) - logsumexp(2.0 * lw) - math.log(len(lw))))

@@ -16,8 +16,9 @@ the oracle that the tests hold every sampler, covariance and weight against.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks import Network
 from openmm_vtdis.runtime import cuda_graphs
 from openmm_vtdis.runtime.allocator import keep_freed_memory
-from openmm_vtdis.storage.fingerprint import fingerprint
 
 R = TypeVar("R")
 _ODD_TOLERANCE = 1e-3
@@ -104,9 +104,9 @@ class PreconditionedDenoiser(nn.Module):
         return self._combine(x, t, self.network(*self._inputs(x, t)))
 
     @property
-    def fingerprint(self) -> str:
-        """Of the space, and of the network with its weights."""
-        return fingerprint("preconditioned", self.space, self.network)
+    def identity(self) -> tuple[Any, ...]:
+        """The space, and the network with its weights."""
+        return "preconditioned", dataclasses.astuple(self.space), self.network
 
     @property
     def knows_pairs(self) -> bool:

@@ -20,15 +20,21 @@ same state of the random numbers with batches of half the size.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from openmm_vtdis.diffusion.covariance.base import Fittable
 from openmm_vtdis.diffusion.process import DiffusionProcess
-from openmm_vtdis.runtime.allocator import until_it_fits
 from openmm_vtdis.runtime.progress import Bar, NoBar, progress_bar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def reverse_paths(
     def run(batch_size: int) -> ReversePaths:
         once = process.recorded()
         positions, ratios = [], []
-        with progress_bar(n * process.schedule.n_steps, "sampling", progress, "eval") as bar:
+        with progress_bar(n * process.n_steps, "sampling", progress, "eval") as bar:
             for start in range(0, n, batch_size):
                 x = once.sample_prior(min(batch_size, n - start), rng)
                 path = denoise(once, x, rng, bar=bar)
@@ -227,7 +233,7 @@ def forward_paths(
     def run(batch_size: int) -> ForwardPaths:
         once = process.recorded()
         forward, reverse, collected = [], [], []
-        with progress_bar(len(x_0) * process.schedule.n_steps, "noising", progress, "eval") as bar:
+        with progress_bar(len(x_0) * process.n_steps, "noising", progress, "eval") as bar:
             for x in x_0.split(batch_size):
                 at_once = batch_size // len(x)
                 x = x.to(rng.device, torch.float64)
@@ -240,3 +246,18 @@ def forward_paths(
         return ForwardPaths(torch.cat(forward), torch.cat(reverse), statistics)
 
     return until_it_fits(run, batch_size, rng)
+
+
+def until_it_fits(run: Callable[[int], T], batch_size: int, rng: torch.Generator) -> T:
+    """``run(batch_size)``, with half of it as often as a GPU's memory is not enough."""
+    state = rng.get_state()
+    while True:
+        try:
+            return run(batch_size)
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size //= 2
+        logger.warning("out of GPU memory: going on with batches of %d", batch_size)
+        torch.cuda.empty_cache()
+        rng.set_state(state)

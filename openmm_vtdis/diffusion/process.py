@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,7 @@ class DiffusionProcess:
     mean_coefficients
         (N,) mean coefficients k_n, or None for 1 - r_n.
     energy
-        Of the target in model coordinates, for covariances that use it: an Energy, or a function of
-        torch operations.
+        Of the target in model coordinates, for covariances that use it.
     laplace
         Where the Laplace approximation of the posterior stands in for the denoiser; None: nowhere.
     """
@@ -64,8 +63,6 @@ class DiffusionProcess:
     laplace: LaplaceRange | None = None
 
     def __post_init__(self) -> None:
-        if self.energy is not None:
-            object.__setattr__(self, "energy", as_energy(self.energy))
         if self.laplace is not None and self.energy is None:
             raise ValueError("laplace: expected a process that knows the energy, got one without")
         if self.mean_coefficients is not None and tuple(self.mean_coefficients.shape) != (
@@ -87,10 +84,14 @@ class DiffusionProcess:
 
     @classmethod
     def ddpm(
-        cls, denoiser: Denoiser, schedule: Schedule, energy: Energy | None = None
+        cls,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        energy: Energy | Callable[[Tensor], Tensor] | None = None,
     ) -> DiffusionProcess:
-        """The untuned process, Sigma_n = v_n I."""
-        return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule), energy=energy)
+        """The untuned process, Sigma_n = v_n I; an energy may be a function of torch operations."""
+        found = None if energy is None else as_energy(energy)
+        return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule), energy=found)
 
     def describe(self) -> dict[str, Any]:
         """Grid, covariance family and more as JSON: what :meth:`rebuild` reads."""
@@ -179,7 +180,8 @@ class DiffusionProcess:
 
     def recorded(self) -> DiffusionProcess:
         """The same process for one run: on a GPU its denoiser is a recorded one."""
-        return dataclasses.replace(self, denoiser=recorded(self.denoiser))
+        denoiser = recorded(self.denoiser)
+        return self if denoiser is self.denoiser else dataclasses.replace(self, denoiser=denoiser)
 
     @property
     def jumps(self) -> bool:
@@ -198,6 +200,11 @@ class DiffusionProcess:
         elif n_steps is None:
             return schedule
         return Schedule.of_shares(n_steps or schedule.n_steps, schedule.times, shares)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a whole path, N."""
+        return self.schedule.n_steps
 
     @property
     def space(self) -> Space:
@@ -241,7 +248,9 @@ class DiffusionProcess:
         t = self.schedule.times
         level = torch.cat([y.new_full((len(y),), t[n]) for n, y in zip(levels, path, strict=True)])
         posterior = estimator(torch.cat(list(path)), level)
-        rows = zip(levels, path, posterior.split([len(y) for y in path]), strict=True)
+        alone = len(path) == 1
+        posteriors = [posterior] if alone else posterior.split([len(y) for y in path])
+        rows = zip(levels, path, posteriors, strict=True)
         return [ReverseStep(n, t[n], t[n - 1], x_n, found) for n, x_n, found in rows]
 
     def _estimator(self, by_energy: bool, family: Fittable | None) -> Estimator:

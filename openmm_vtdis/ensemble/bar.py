@@ -39,7 +39,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.ess import Array, check_log_weights, quiet
+from openmm_vtdis.core.ess import Array, quiet
 from openmm_vtdis.ensemble.diagnostics import Estimate, log_mean_weight
 from openmm_vtdis.runtime.optional_imports import quiet_pymbar
 
@@ -120,8 +120,8 @@ def bar(
     ValueError
         If a target sample has no weight, or the two hardly overlap.
     """
-    generated = check_log_weights(log_weights)
-    target = check_log_weights(target_log_weights)
+    generated = checks.log_weights(log_weights)
+    target = checks.log_weights(target_log_weights)
     if n_bootstraps != 0:
         checks.positive_integer("n_bootstraps", n_bootstraps, minimum=2)
     if min(len(generated), len(target)) < 2:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openmm_vtdis.core.ess import check_log_weights
+from openmm_vtdis.core import checks
 from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.provenance import Provenance
 
@@ -51,7 +51,7 @@ def check_same_proposal(name: str, ensemble: WeightedEnsemble, log_weights: obje
     ValueError
         If they say that they are against another proposal, or are the samples' own.
     """
-    values = check_log_weights(log_weights)
+    values = checks.log_weights(log_weights)
     if np.ptp(values) > 0.0 and np.isin(values, ensemble.log_weights).all():
         raise ValueError(
             f"{name}: expected log weights of frames of MD, as log_weights() gives them, got "

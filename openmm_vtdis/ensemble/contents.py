@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from openmm import app
 
-from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array
 
 
@@ -79,9 +78,8 @@ def json_copy(metadata: object) -> dict[str, Any]:
     return copy
 
 
-def frozen(name: str, values: object) -> Array:
-    """A read-only float64 array; a copy unless it is one that nobody else can write to."""
-    array = checks.real_array(name, values)
+def frozen(array: Array) -> Array:
+    """A read-only array; a copy unless it is one that nobody else can write to."""
     if array.flags.writeable or not array.flags.owndata:
         array = array.copy()
         array.flags.writeable = False

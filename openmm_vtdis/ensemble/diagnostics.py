@@ -23,7 +23,8 @@ from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from openmm_vtdis.core.ess import check_log_weights, quiet, reverse_ess
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import quiet, reverse_ess
 
 _LARGEST_SHARE = 0.1
 """Of all weight, that a single sample may carry where weights are reliable."""
@@ -136,7 +137,7 @@ class Diagnostics:
         positions: ArrayLike | None = None,
     ) -> Diagnostics:
         """Diagnose raw log weights (n,), of samples with these energies (n,) and positions."""
-        lw = check_log_weights(log_weights)
+        lw = checks.log_weights(log_weights)
         zero = np.isneginf(lw)
         u = np.full(len(lw), np.nan) if energies is None else np.asarray(energies)
         x = np.zeros((len(lw), 1)) if positions is None else np.asarray(positions)
@@ -203,7 +204,7 @@ def is_alone(log_weights: ArrayLike) -> bool:
     >>> is_alone([5.0, 0.0, 0.0]), is_alone([5.0, 5.0, 0.0])
     (True, False)
     """
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     return len(lw) * reverse_ess(lw) < _ALONE
 
 
@@ -219,7 +220,7 @@ def log_mean_weight(log_weights: ArrayLike) -> Estimate:
     ValueError
         If all weights are zero.
     """
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     n = len(lw)
     value = float(logsumexp(lw)) - math.log(n)
     if value == -math.inf:
@@ -244,7 +245,7 @@ def pareto_k(log_weights: ArrayLike) -> float:
         a quarter of the tail cannot be told from the weights below it, because of ties or because
         it underflows beside the largest one, so that there is nothing to fit.
     """
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     lw = lw[np.isfinite(lw)]
     n = len(lw)
     if n < MINIMUM_FOR_PARETO:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from openmm_vtdis.core.ess import Array, check_log_weights
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import Array
 from openmm_vtdis.ensemble.provenance import UNKNOWN, Provenance
 
 _JOINING = (np.concatenate, np.append, np.hstack)
@@ -38,7 +39,7 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
     provenance: Provenance = UNKNOWN
 
     def __post_init__(self) -> None:
-        values = check_log_weights(self.log_weights).copy()
+        values = checks.log_weights(self.log_weights).copy()
         values.flags.writeable = False
         object.__setattr__(self, "log_weights", values)
 

@@ -25,7 +25,7 @@ from scipy.special import logsumexp
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.defaults import keeps_to_the_cpu
-from openmm_vtdis.core.ess import Array, check_log_weights, quiet
+from openmm_vtdis.core.ess import Array, quiet
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble.bar import LEAST_COMMON, check_overlap, statistical_inefficiency
 from openmm_vtdis.ensemble.consistency import check_as_drawn, check_same_proposal
@@ -252,7 +252,7 @@ def _frames(
     if isinstance(traj, md.Trajectory):
         traj = traj.xyz[..., : shape[1]]
     x = checks.real_array(f"frames of state {k}", nanometers(traj))
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     if x.shape != (len(lw), *shape):
         raise ValueError(
             f"mbar: expected frames of state {k} of shape {(len(lw), *shape)}, one for each log "

@@ -30,7 +30,7 @@ from openmm import app
 from scipy.special import logsumexp
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.ess import Array, check_log_weights, quiet, reverse_ess
+from openmm_vtdis.core.ess import Array, quiet, reverse_ess
 from openmm_vtdis.core.rng import Seed
 from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble import consistency, contents, estimates, exports
@@ -94,10 +94,10 @@ class WeightedEnsemble:
     provenance: Provenance = UNKNOWN
 
     def __post_init__(self) -> None:
-        x = contents.frozen("positions", nanometers(self.positions))
+        x = contents.frozen(checks.real_array("positions", nanometers(self.positions)))
         contents.check_shape(x)
-        lw = check_log_weights(contents.frozen("log_weights", self.log_weights))
-        u = contents.frozen("reduced_energies", self.reduced_energies)
+        lw = checks.log_weights(contents.frozen(checks.real_array("log_weights", self.log_weights)))
+        u = contents.frozen(checks.real_array("reduced_energies", self.reduced_energies))
         contents.check_arrays(x, lw, u)
         contents.check_topology(self.topology, x.shape[1])
         if not isinstance(self.provenance, Provenance):

@@ -76,6 +76,8 @@ class GeneratorBase:
         self.network = network.to(self.device)
         self.process: DiffusionProcess | None = None
         self.training_log: TrainingLog | None = None
+        width = self.network.width if isinstance(self.network, Network) else 64
+        self._batch_size = allocator.batch_size(self.device, self.space.n_particles, width)
         self._denoiser: Denoiser = PreconditionedDenoiser(self.network, space)
 
     # -- other ways in ------------------------------------------------------------------------
@@ -219,5 +221,4 @@ class GeneratorBase:
 
     def batch_size(self) -> int:
         """What suits the device, see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
-        width = self.network.width if isinstance(self.network, Network) else 64
-        return allocator.batch_size(self.device, self.space.n_particles, width)
+        return self._batch_size

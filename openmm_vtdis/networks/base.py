@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from openmm_vtdis.core.registry import Registry
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks.pair_head import PairHead
-from openmm_vtdis.storage.fingerprint import fingerprint
 
 
 class Network(nn.Module):
@@ -72,9 +71,9 @@ class Network(nn.Module):
         """
 
     @property
-    def fingerprint(self) -> str:
-        """Of what an archive holds: its arguments and its weights."""
-        return fingerprint(type(self).__qualname__, self.config, self.state_dict())
+    def identity(self) -> tuple[Any, ...]:
+        """What an archive holds: its arguments and its weights."""
+        return type(self).__qualname__, self.config, self.state_dict()
 
     @property
     def width(self) -> int:

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from scipy.special import boxcox
 
-from openmm_vtdis.core.ess import check_log_weights, forward_ess, reverse_ess
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.ess import forward_ess, reverse_ess
 from openmm_vtdis.ensemble import WeightedEnsemble
 from openmm_vtdis.ensemble.diagnostics import pareto_k
 from openmm_vtdis.plotting.style import (
@@ -82,10 +83,10 @@ def ess_versus_samples(
     for label in [*log_weights, *(k for k in forward_log_weights if k not in log_weights)]:
         curves = {}
         if label in forward_log_weights:
-            lw = check_log_weights(forward_log_weights[label])
+            lw = checks.log_weights(forward_log_weights[label])
             curves["forward"] = running(forward_ess, lw, n_points)
         if label in log_weights:
-            lw = check_log_weights(log_weights[label])
+            lw = checks.log_weights(log_weights[label])
             curves["reverse"] = running(reverse_ess, lw, n_points)
         solid_and_dashed(ax, label, curves, None)
     ax.set_xscale("log")
@@ -145,7 +146,7 @@ def pareto_tail(log_weights: ArrayLike, ax: Axes | None = None, label: str | Non
     dashed line is k = 0.7, above which estimates cannot be trusted.
     """
     ax = axes_of(ax)
-    lw = check_log_weights(log_weights)
+    lw = checks.log_weights(log_weights)
     lw = np.sort(lw[np.isfinite(lw)])[::-1]
     k = pareto_k(lw) if len(lw) else math.nan
     if not math.isfinite(k):

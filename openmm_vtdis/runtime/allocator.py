@@ -9,15 +9,9 @@ third of its time on that. The size follows the largest block that was ever free
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 _LARGEST = 32 * 2**20 - 2 * 4096
 """Bytes that count, with two pages to spare for what an allocator adds."""
 
@@ -37,18 +31,3 @@ def batch_size(device: torch.device, n_particles: int, n_hidden: int) -> int:
     gpu = device.type == "cuda"
     budget = torch.cuda.get_device_properties(device).total_memory / 64 if gpu else 4e6
     return int(min(max(budget / (4.0 * n_particles**2 * n_hidden), 8), 65_536))
-
-
-def until_it_fits(run: Callable[[int], T], batch_size: int, rng: torch.Generator) -> T:
-    """``run(batch_size)``, with half of it as often as a GPU's memory is not enough."""
-    state = rng.get_state()
-    while True:
-        try:
-            return run(batch_size)
-        except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-        batch_size //= 2
-        logger.warning("out of GPU memory: going on with batches of %d", batch_size)
-        torch.cuda.empty_cache()
-        rng.set_state(state)

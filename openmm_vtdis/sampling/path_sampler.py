@@ -34,7 +34,7 @@ class PathSampler(Sampler):
 
     @property
     def n_steps(self) -> int:
-        return self.process.schedule.n_steps
+        return self.process.n_steps
 
     def with_n_steps(self, n_steps: int) -> PathSampler:
         """The same with another number of steps (:meth:`DiffusionProcess.with_n_steps`)."""

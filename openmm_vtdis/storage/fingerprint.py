@@ -32,6 +32,16 @@ class Identified(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """Something that says what it is made of."""
+
+    @property
+    def identity(self) -> Any:
+        """All that tells it from others: texts, numbers, tensors and collections of them."""
+        ...
+
+
 def fingerprint(*parts: Any) -> str:
     """A digest of texts, numbers, tensors, arrays, modules, objects, and collections of them."""
     found = hashlib.sha256()
@@ -72,6 +82,8 @@ def _update(found: Any, part: Any) -> None:
         _update(found, sorted(fingerprint(element) for element in part))
     elif isinstance(part, Identified):
         _update(found, part.fingerprint)
+    elif isinstance(part, Described):
+        _update(found, part.identity)
     elif dataclasses.is_dataclass(part):
         fields = {field.name: vars(part)[field.name] for field in dataclasses.fields(part)}
         _update(found, (type(part).__qualname__, fields))

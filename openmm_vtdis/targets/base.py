@@ -14,6 +14,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
+from openmm_vtdis.core import checks
 from openmm_vtdis.core.derivatives import differentiate_twice, differentiation, gradients, leaf_of
 from openmm_vtdis.core.registry import Registry
 from openmm_vtdis.core.space import Space
@@ -163,22 +164,12 @@ class Target(abc.ABC):
         ValueError
             If the energy cannot be differentiated twice.
         """
-        self._check_shape(x)
+        checks.shape(x, self.space.n_particles, self.space.n_dims)
         return differentiate_twice(self.reduced_energy, x)
 
     def check_bound(self) -> None:
         """Warn if the energy does not hold a configuration together that is blown up."""
         warn_if_unbound(self.reduced_energy, self.space)
-
-    def _check_shape(self, x: Tensor) -> None:
-        expected = (self.space.n_particles, self.space.n_dims)
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch tensor of positions, got {type(x).__name__}")
-        if x.ndim != 3 or tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"x: expected positions of shape (B, {expected[0]}, {expected[1]}) in nm, "
-                f"got {tuple(x.shape)}"
-            )
 
 
 TARGETS: Registry[Target] = Registry("targets")

@@ -162,7 +162,7 @@ class CallableTarget(Target):
 
     def reduced_energy(self, x: Tensor) -> Tensor:
         """Energies in kT: x (B, M, D) in nm -> (B,), float64, on x's device."""
-        self._check_shape(x)
+        checks.shape(x, self.space.n_particles, self.space.n_dims)
         energy = self.energy(x.to(torch.float64))
         if not isinstance(energy, Tensor) or tuple(energy.shape) != (len(x),):
             got = tuple(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__

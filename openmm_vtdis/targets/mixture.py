@@ -92,7 +92,7 @@ class GaussianMixture(Target):
 
     def reduced_energy(self, x: Tensor) -> Tensor:
         """-log pi(x): x (B, M, D) nm -> (B,), float64, on x's device."""
-        self._check_shape(x)
+        checks.shape(x, self.space.n_particles, self.space.n_dims)
         x = self.space.project(x.to(torch.float64))
         components = [
             self.space.isotropic_log_prob(x - mean, variance) + weight.log()

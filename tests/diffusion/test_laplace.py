@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.coordinates import Cartesian, Energy, ModelEnergy
+from openmm_vtdis.coordinates import Cartesian, Energy, ModelEnergy, TorchEnergy
 from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.core.units import thermal_energy
 from openmm_vtdis.diffusion.covariance import make_covariance
@@ -86,7 +86,9 @@ def test_a_gaussian_has_its_exact_posterior_whatever_the_denoiser(space: Space, 
     exact = (gaussian.matrix(t) @ space.reduce(x).flatten(1)[:, :, None])[:, :, 0] / t**2
     denoised = gaussian(x, torch.full((5,), t))
     assert not torch.allclose(space.reduce(denoised).flatten(1), exact, rtol=1e-3)
-    posterior = laplace_posterior(gaussian.energy, space, x, denoised, torch.full((5,), t).double())
+    posterior = laplace_posterior(
+        TorchEnergy(gaussian.energy), space, x, denoised, torch.full((5,), t).double()
+    )
     torch.testing.assert_close(space.reduce(posterior.mean).flatten(1), exact)
     covariance = (posterior.vectors * posterior.values[:, None]) @ posterior.vectors.mT * t**2
     torch.testing.assert_close(covariance, gaussian.matrix(t).expand(5, -1, -1))
@@ -128,7 +130,7 @@ def test_the_posterior_of_springs_in_openmms_units_is_exact() -> None:
     warmer = ModelEnergy(OpenMMTarget(system, topology, 440.0), Cartesian(space, length))
     assert not posterior_agrees(wrong_length)
     assert not posterior_agrees(warmer)
-    assert not posterior_agrees(target.reduced_energy)  # nm
+    assert not posterior_agrees(TorchEnergy(target.reduced_energy))  # nm
 
 
 def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
@@ -141,9 +143,8 @@ def test_the_step_stays_in_the_trust_region_and_where_it_is_finite() -> None:
     def energy(y: Tensor) -> Tensor:
         return torch.where(torch.arange(3) == 1, torch.nan, 1.0) * gaussian.energy(y)
 
-    shift = (
-        laplace_posterior(energy, space, x, denoised, torch.full((3,), t).double()).mean - denoised
-    )
+    level = torch.full((3,), t).double()
+    shift = laplace_posterior(TorchEnergy(energy), space, x, denoised, level).mean - denoised
     z = space.reduce(shift).flatten(1)
     precision = torch.linalg.inv(gaussian.matrix(t))
     length = torch.einsum("bi,ij,bj->b", z, precision, z).sqrt()
@@ -162,8 +163,10 @@ def test_it_turns_and_permutes_with_the_configuration() -> None:
         return (y @ turn.mT)[:, order]
 
     denoised = 0.9 * x
-    here = laplace_posterior(target.reduced_energy, space, x, denoised, t)
-    there = laplace_posterior(target.reduced_energy, space, moved(x), moved(denoised), t)
+    here = laplace_posterior(TorchEnergy(target.reduced_energy), space, x, denoised, t)
+    there = laplace_posterior(
+        TorchEnergy(target.reduced_energy), space, moved(x), moved(denoised), t
+    )
     assert not torch.allclose(here.mean, denoised)
     torch.testing.assert_close(there.mean, moved(here.mean))
     torch.testing.assert_close(there.values, here.values)
@@ -174,9 +177,9 @@ def test_many_levels_at_once_are_the_same_as_one_by_one() -> None:
     gaussian = Quadratic(space)
     t = torch.tensor([0.02, 0.3, 4.0], dtype=torch.float64)
     x = gaussian.sample(3, seed=2) + t[:, None, None] * space.standard_normal(3, rng(3))
-    together = laplace_posterior(gaussian.energy, space, x, 0.9 * x, t)
+    together = laplace_posterior(TorchEnergy(gaussian.energy), space, x, 0.9 * x, t)
     alone = [
-        laplace_posterior(gaussian.energy, space, y, 0.9 * y, s)
+        laplace_posterior(TorchEnergy(gaussian.energy), space, y, 0.9 * y, s)
         for y, s in zip(x.split(1), t.split(1), strict=True)
     ]
     for name in ("mean", "values", "vectors"):
@@ -189,7 +192,13 @@ def test_many_levels_at_once_are_the_same_as_one_by_one() -> None:
 def test_a_gaussian_is_taken_from_the_highest_level() -> None:
     gaussian = Quadratic(Space(3, 2))
     found = find_range(
-        gaussian.energy, gaussian, gaussian.sample(500, 1), 0.01, 2.0, rng(2), progress=False
+        TorchEnergy(gaussian.energy),
+        gaussian,
+        gaussian.sample(500, 1),
+        0.01,
+        2.0,
+        rng(2),
+        progress=False,
     )
     assert found == LaplaceRange(pytest.approx(2.0), pytest.approx(2.0))  # type: ignore[arg-type]
 
@@ -201,7 +210,7 @@ def test_a_small_error_of_the_denoiser_is_found_in_spite_of_the_noise(seed: int)
     target = GaussianMixture(torch.zeros(1, 3, 3), [0.7], [1.0], space)
     wide = GaussianMixtureDenoiser(space, target.weights, target.means, 1.3 * target.variances)
     found = find_range(
-        target.reduced_energy, wide, target.sample(500, 1), 0.01, 1.0, rng(seed),
+        TorchEnergy(target.reduced_energy), wide, target.sample(500, 1), 0.01, 1.0, rng(seed),
         progress=False,
     )  # fmt: skip
     assert found == LaplaceRange(pytest.approx(1.0), pytest.approx(1.0))  # type: ignore[arg-type]
@@ -211,7 +220,7 @@ def test_between_two_modes_the_exact_denoiser_is_taken() -> None:
     """The Laplace approximation sees one mode only; it gains nothing on an exact denoiser."""
     oracle = make_oracle(4, 2, True)
     found = find_range(
-        oracle.reduced_energy, oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0, rng(2),
+        TorchEnergy(oracle.reduced_energy), oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0, rng(2),
         progress=False,
     )  # fmt: skip
     assert found.level < 1.5
@@ -230,7 +239,7 @@ def test_a_mode_that_the_gaussian_misses_is_seen(seed: int) -> None:
     target = GaussianMixture(torch.stack([apart, -apart]), [0.01, 0.01], [0.5, 0.5], space)
     exact = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
     found = find_range(
-        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, rng(seed),
+        TorchEnergy(target.reduced_energy), exact, target.sample(500, 1), 0.01, 2.0, rng(seed),
         progress=False,
     )  # fmt: skip
     # At a level t the other mode has the posterior weight exp(-2 / t^2) or more, if x is between
@@ -257,7 +266,7 @@ def test_the_jump_is_from_the_level_before_the_last_that_passes(
 
     monkeypatch.setattr(laplace_range, "_jump_cost", found)
     measured = find_range(
-        target.reduced_energy, exact, target.sample(500, 1), 0.01, 2.0, rng(0),
+        TorchEnergy(target.reduced_energy), exact, target.sample(500, 1), 0.01, 2.0, rng(0),
         progress=False,
     )  # fmt: skip
     levels = Schedule.geometric(laplace_range.N_LEVELS - 1, 0.01, 2.0).times
@@ -275,7 +284,7 @@ def test_a_mode_that_no_draw_meets_is_seen_at_the_frames_in_it() -> None:
     known, missed = (sign * apart.expand(50, 2, 2) for sign in (1.0, -1.0))
     x = torch.zeros_like(known)
     posterior = laplace_posterior(
-        target.reduced_energy, space, x, known, torch.full((50,), t, dtype=torch.float64)
+        TorchEnergy(target.reduced_energy), space, x, known, torch.full((50,), t).double()
     )
     for frames, is_seen in ((known, False), (missed, True)):
         cost, shortfall = laplace_range._jump_cost(

@@ -43,7 +43,7 @@ from openmm_vtdis.diffusion.covariance.gaussians import (
     Scatter,
     components,
 )
-from openmm_vtdis.diffusion.denoiser import Denoiser, check_pairs, knows_pairs
+from openmm_vtdis.diffusion.denoiser import Denoiser, knows_pairs
 from openmm_vtdis.diffusion.posteriors.base import DefinitePosterior, Estimator
 from openmm_vtdis.diffusion.posteriors.hessian import HessianEstimator, hessian_price
 from openmm_vtdis.diffusion.posteriors.jacobian import JacobianEstimator
@@ -174,7 +174,7 @@ class Pairwise(StateCovariance):
         return PAIRWISE_PRICE
 
     def estimator(self, denoiser: Denoiser, energy: Energy | None) -> Estimator:
-        return PairwiseEstimator(check_pairs(denoiser))
+        return PairwiseEstimator(denoiser)
 
 
 @COVARIANCES.register

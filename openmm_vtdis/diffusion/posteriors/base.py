@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-import torch
 from torch import Tensor
 
-from openmm_vtdis.core.eigh import eigh
+from openmm_vtdis.core.eigh import eigh, finite_or_zero
 from openmm_vtdis.diffusion.denoiser import Denoiser
 
 
@@ -112,9 +111,3 @@ class MeanEstimator:
     def __call__(self, x: Tensor, t: Tensor) -> Posterior:
         """D(x, t) on the space."""
         return Posterior(self.denoiser.space.project(self.denoiser(x, t)))
-
-
-def finite_or_zero(matrices: Tensor) -> Tensor:
-    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
-    finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
-    return torch.where(finite, matrices, 0.0)

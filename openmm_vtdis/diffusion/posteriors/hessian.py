@@ -14,17 +14,16 @@ to be flat there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from openmm_vtdis.coordinates import Energy, as_energy
-from openmm_vtdis.core.eigh import eigh
+from openmm_vtdis.coordinates import Energy
+from openmm_vtdis.core.eigh import eigh, finite_or_zero
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import Denoiser
-from openmm_vtdis.diffusion.posteriors.base import EigenPosterior, finite_or_zero
+from openmm_vtdis.diffusion.posteriors.base import EigenPosterior
 
 _PRICE_OF_A_DIMENSION = 0.025
 """Of a Hessian and its eigenvectors, in network evaluations, rounded from
@@ -36,20 +35,17 @@ def hessian_price(dim: int) -> float:
     return 1.0 + _PRICE_OF_A_DIMENSION * dim
 
 
-def energy_derivatives(
-    energy: Energy | Callable[[Tensor], Tensor], space: Space, x: Tensor
-) -> tuple[Tensor, Tensor]:
+def energy_derivatives(energy: Energy, space: Space, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (B, d) and Hessian (B, d, d) of an energy in reduced coordinates, float64.
 
-    ``x`` is (B, M, D); both are on its device. An energy that is a plain function is
-    differentiated.
+    ``x`` is (B, M, D); both are on its device.
 
     Raises
     ------
     ValueError
         If the energy cannot be differentiated twice, such as that of OpenMM Contexts.
     """
-    gradient, hessian = as_energy(energy).derivatives(x.detach().to(torch.float64))
+    gradient, hessian = energy.derivatives(x.detach().to(torch.float64))
     basis = space.basis_like(hessian)
     rows = torch.einsum("ki,biajc->bkajc", basis, hessian)
     matrix = torch.einsum("lj,bkajc->bkalc", basis, rows).flatten(3).flatten(1, 2)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.denoiser import PairDenoiser
+from openmm_vtdis.diffusion.denoiser import Denoiser, check_pairs
 from openmm_vtdis.diffusion.posteriors.base import DefinitePosterior
 from openmm_vtdis.networks.pair_head import pair_indices
 
@@ -142,11 +142,14 @@ def spd_inverse(matrices: Tensor) -> Tensor:
 class PairwiseEstimator:
     """C from the pair coefficients of the denoiser's head."""
 
-    denoiser: PairDenoiser
+    denoiser: Denoiser
+
+    def __post_init__(self) -> None:
+        check_pairs(self.denoiser)
 
     def __call__(self, x: Tensor, t: Tensor) -> DefinitePosterior:
         """Where the network is not finite, C is the identity."""
-        denoised, pairs = self.denoiser.with_pairs(x, t)
+        denoised, pairs = check_pairs(self.denoiser).with_pairs(x, t)
         space = self.denoiser.space
         denoised = space.project(denoised)
         matrix = posterior_shape(

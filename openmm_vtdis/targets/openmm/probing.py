@@ -143,8 +143,3 @@ def random_configurations(space: Space) -> Tensor:
         best = distances.flatten(1).amin(dim=1).topk(_PER_SCALE).indices
         kept.append(clouds[best])
     return torch.cat(kept)
-
-
-def pad(x: Tensor) -> Tensor:
-    """Positions in the plane to OpenMM's three dimensions, z = 0: (B, M, 2 or 3) -> (B, M, 3)."""
-    return x if x.shape[-1] == 3 else torch.nn.functional.pad(x, (0, 3 - x.shape[-1]))

@@ -28,11 +28,10 @@ from openmm_vtdis.targets.openmm import validation
 from openmm_vtdis.targets.openmm.contexts import ContextPool
 from openmm_vtdis.targets.openmm.probing import (
     ForceProbe,
-    pad,
     probe_configurations,
     random_configurations,
 )
-from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy, Untranslatable
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy, Untranslatable, pad
 from openmm_vtdis.targets.openmm.user_code import (
     check_importable,
     copied,
@@ -250,7 +249,7 @@ class OpenMMTarget(Target):
 
         Differentiable in x: to any order on the batched backend, once on the other.
         """
-        self._check_shape(x)
+        checks.shape(x, self.space.n_particles, self.space.n_dims)
         padded = pad(x)
         if self._batched is not None:
             energy = self._batched.energy(padded)
@@ -262,7 +261,7 @@ class OpenMMTarget(Target):
     @keeps_to_the_cpu
     def reduced_energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) in kT and forces -du/dx (B, M, D) in kT/nm; both float64 and detached."""
-        self._check_shape(x)
+        checks.shape(x, self.space.n_particles, self.space.n_dims)
         padded = pad(x)
         if self._batched is not None:
             energy, force = self._batched.energy_and_force(padded)
@@ -287,7 +286,7 @@ class OpenMMTarget(Target):
         """
         if self._batched is None:
             return super().derivatives(x)
-        self._check_shape(x)
+        checks.shape(x, self.space.n_particles, self.space.n_dims)
         n_dims = self.space.n_dims
         gradient, hessian = self._batched.derivatives(pad(x))
         gradient, hessian = gradient[:, :, :n_dims], hessian[:, :, :n_dims, :, :n_dims]

@@ -130,3 +130,8 @@ class BatchedEnergy(nn.Module):
             size = max(1, min(size, len(x)) // 2)
             torch.cuda.empty_cache()
         return done
+
+
+def pad(x: Tensor) -> Tensor:
+    """Positions in the plane to OpenMM's three dimensions, z = 0: (B, M, 2 or 3) -> (B, M, 3)."""
+    return x if x.shape[-1] == 3 else torch.nn.functional.pad(x, (0, 3 - x.shape[-1]))

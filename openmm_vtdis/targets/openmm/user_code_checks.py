@@ -10,7 +10,8 @@ from torch import Tensor
 
 from openmm_vtdis.targets.base import same_energy
 from openmm_vtdis.targets.openmm.contexts import ContextPool
-from openmm_vtdis.targets.openmm.probing import ForceProbe, pad
+from openmm_vtdis.targets.openmm.probing import ForceProbe
+from openmm_vtdis.targets.openmm.torch_energy import pad
 from openmm_vtdis.targets.openmm.user_code import functions_of, user_forces
 
 logger = logging.getLogger(__name__)

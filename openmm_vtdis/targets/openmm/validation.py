@@ -25,8 +25,8 @@ from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import random_rotations
 from openmm_vtdis.targets.base import same_energy
 from openmm_vtdis.targets.binding import check_bonds
-from openmm_vtdis.targets.openmm.probing import N_GROUPS, SEED, ForceProbe, pad
-from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
+from openmm_vtdis.targets.openmm.probing import N_GROUPS, SEED, ForceProbe
+from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy, pad
 from openmm_vtdis.topology import check_storable
 from openmm_vtdis.topology.graph import mass_of
 
