@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from openmm_vtdis.core import checks
+from openmm_vtdis.ensemble.contents import Samples
 from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.provenance import Provenance
-
-if TYPE_CHECKING:
-    from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 
 _OF_ALL_DRAWS = ("log_z", "free_energy", "mbar", "analyze")
 """Estimates to which samples without weight matter."""
@@ -43,7 +39,7 @@ def check_as_drawn(name: str, provenance: Provenance) -> None:
         raise ValueError(f"{name}: expected samples of one kernel, got several concatenated")
 
 
-def check_same_proposal(name: str, ensemble: WeightedEnsemble, log_weights: object) -> None:
+def check_same_proposal(name: str, ensemble: Samples, log_weights: object) -> None:
     """Check log weights of frames that are to be used together with samples.
 
     Raises

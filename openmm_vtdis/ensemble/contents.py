@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from openmm import app
 
 from openmm_vtdis.core.ess import Array
+from openmm_vtdis.ensemble.provenance import Provenance
+
+
+class Samples(Protocol):
+    """What is asked of a :class:`~openmm_vtdis.ensemble.weighted.WeightedEnsemble`."""
+
+    @property
+    def positions(self) -> Array: ...
+
+    @property
+    def log_weights(self) -> Array: ...
+
+    @property
+    def reduced_energies(self) -> Array: ...
+
+    @property
+    def temperature(self) -> float | None: ...
+
+    @property
+    def topology(self) -> app.Topology | None: ...
+
+    @property
+    def provenance(self) -> Provenance: ...
 
 
 def check_shape(x: Array) -> None:

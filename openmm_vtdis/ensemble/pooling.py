@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from openmm import app
 from scipy.spatial import cKDTree
 
+from openmm_vtdis.ensemble.contents import Samples
 from openmm_vtdis.ensemble.provenance import both
 from openmm_vtdis.topology import topology_to_json
 
@@ -16,11 +17,8 @@ _ROUNDING = 1e-3
 """Difference of copies, over the root-mean-square coordinate: networks may run in bfloat16."""
 _TRIED = 2_000
 
-if TYPE_CHECKING:
-    from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 
-
-def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
+def check_poolable(ensembles: Sequence[Samples]) -> None:
     """Refuse ensembles of several systems, or with samples in common.
 
     Raises
@@ -55,12 +53,12 @@ def check_poolable(ensembles: Sequence[WeightedEnsemble]) -> None:
         _check_streams(ensembles)
 
 
-def _unknown(ensemble: WeightedEnsemble) -> bool:
+def _unknown(ensemble: Samples) -> bool:
     """Whether samples were reweighted to a Hamiltonian of which nothing is known."""
     return ensemble.provenance.reweighted and ensemble.provenance.hamiltonian is None
 
 
-def _check_streams(ensembles: Sequence[WeightedEnsemble]) -> None:
+def _check_streams(ensembles: Sequence[Samples]) -> None:
     """Raise ValueError if one stream of random numbers made samples of two ensembles.
 
     In two runs, or in one that was repeated on another machine, whose samples are nearly alike.
@@ -79,7 +77,7 @@ def _check_streams(ensembles: Sequence[WeightedEnsemble]) -> None:
                 )
 
 
-def _nearly_alike(one: WeightedEnsemble, other: WeightedEnsemble) -> bool:
+def _nearly_alike(one: Samples, other: Samples) -> bool:
     """Whether samples of two ensembles are copies but for rounding."""
     a, b = (
         e.positions[np.isfinite(e.log_weights)].reshape(-1, e.positions[0].size)
@@ -98,7 +96,7 @@ def _nearly_alike(one: WeightedEnsemble, other: WeightedEnsemble) -> bool:
     return found > 0.01 * min(len(a), _TRIED)
 
 
-def _check_independent(ensembles: Sequence[WeightedEnsemble]) -> None:
+def _check_independent(ensembles: Sequence[Samples]) -> None:
     """Raise ValueError if a sample with weight stands in two ensembles."""
     seen: dict[int, int] = {}
     copies: dict[tuple[int, int], int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array
+from openmm_vtdis.ensemble.contents import Samples
 from openmm_vtdis.storage.fingerprint import Identified
 from openmm_vtdis.targets import OpenMMTarget, Target, energies_of
-
-if TYPE_CHECKING:
-    from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 
 
 @runtime_checkable
@@ -53,8 +51,16 @@ class State:
     temperature: float | None
     hamiltonian: str | None
 
+    def log_weights_of(self, samples: Samples) -> Array:
+        """Their log weights here, (n,): u_old - u_new is added; -inf stays so."""
+        alive = np.isfinite(samples.log_weights) & np.isfinite(self.reduced_energies)
+        found = np.full(len(alive), -np.inf)
+        change = samples.reduced_energies[alive] - self.reduced_energies[alive]
+        found[alive] = samples.log_weights[alive] + change
+        return found
 
-def in_another_state(name: str, ensemble: WeightedEnsemble, target: Any) -> State:
+
+def in_another_state(name: str, ensemble: Samples, target: Any) -> State:
     """Samples of an ensemble for another target, ThermodynamicState or temperature.
 
     Raises

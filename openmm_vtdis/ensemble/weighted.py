@@ -394,15 +394,10 @@ class WeightedEnsemble:
         """
         consistency.check_weighted("reweight", self.provenance)
         state = in_another_state("reweight", self, target)
-        u_new = state.reduced_energies
-        alive = np.isfinite(self.log_weights) & np.isfinite(u_new)
-        log_weights = np.full(len(self), -math.inf)
-        change = self.reduced_energies[alive] - u_new[alive]
-        log_weights[alive] = self.log_weights[alive] + change
         return dataclasses.replace(
             self,
-            log_weights=log_weights,
-            reduced_energies=u_new,
+            log_weights=state.log_weights_of(self),
+            reduced_energies=state.reduced_energies,
             temperature=state.temperature,
             provenance=self.provenance.replace(reweighted=True, hamiltonian=state.hamiltonian),
         )

@@ -220,8 +220,8 @@ def test_between_two_modes_the_exact_denoiser_is_taken() -> None:
     """The Laplace approximation sees one mode only; it gains nothing on an exact denoiser."""
     oracle = make_oracle(4, 2, True)
     found = find_range(
-        TorchEnergy(oracle.reduced_energy), oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0, rng(2),
-        progress=False,
+        TorchEnergy(oracle.reduced_energy), oracle.denoiser, oracle.sample(500, 1), 0.01, 5.0,
+        rng(2), progress=False,
     )  # fmt: skip
     assert found.level < 1.5
     assert 0.0 < found.jump <= found.level
