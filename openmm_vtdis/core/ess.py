@@ -20,8 +20,8 @@ from scipy.special import logsumexp
 Array = np.ndarray
 
 quiet = np.errstate(all="ignore")
-"""Decorates what computes with weights, which underflow and are infinite as a matter of course,
-whatever the caller has told numpy to do about that."""
+"""Decorator for computations with weights, which may underflow or be infinite: silences numpy's
+floating-point warnings, whatever the caller has set."""
 
 
 def check_log_weights(log_weights: object) -> Array:

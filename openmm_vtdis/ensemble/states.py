@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class HasEnergy(Protocol):
-    """Anything with energies of configurations."""
+    """Anything that gives energies of configurations."""
 
     def reduced_energy(self, x: Tensor) -> Tensor:
         """(n, M, D) nm -> (n,) kT."""
@@ -30,21 +30,21 @@ class HasEnergy(Protocol):
 
 @runtime_checkable
 class HasTemperature(Protocol):
-    """Anything that says at which temperature it is."""
+    """Anything that has a temperature."""
 
     temperature: float | None
 
 
 @dataclass(frozen=True)
 class State:
-    """Samples in another state.
+    """Energies of samples in another state, with its temperature and identity.
 
     Attributes
     ----------
     reduced_energies
         (n,) kT; NaN and infinity are allowed.
     temperature
-        In K; None for a density without one.
+        Temperature in K; None for a density without one.
     hamiltonian
         Fingerprint; None: not known.
     """
@@ -55,7 +55,7 @@ class State:
 
 
 def in_another_state(name: str, ensemble: WeightedEnsemble, target: Any) -> State:
-    """Samples of an ensemble for another target, ThermodynamicState or temperature.
+    """Evaluate an ensemble's samples for another target, ThermodynamicState or temperature.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def check_space(name: str, target: Any, centred: bool | None) -> None:
 
 
 def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int) -> Any:
-    """Something with ``reduced_energy``: as it is, or made from a ThermodynamicState.
+    """Return something with ``reduced_energy``: ``state`` itself, or made of a ThermodynamicState.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""What an estimate of p(x_0 | x_n) is: a mean, and what it knows of the covariance.
+r"""Estimates of p(x_0 | x_n): a mean, and a covariance where there is one.
 
 The covariance is kept in units of the noise, C = Cov[x_0 | x_n] / t_n^2, in reduced coordinates. An
 estimator makes a posterior from x_n and t_n; which one a process asks is up to its covariance
@@ -19,7 +19,7 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 
 @dataclass(frozen=True)
 class Posterior:
-    """The mean of p(x_0 | x_n), of B configurations.
+    """The mean of p(x_0 | x_n) for B configurations.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Posterior:
         )
 
     def split(self, sizes: list[int]) -> list[Self]:
-        """Into posteriors of so many configurations each."""
+        """Split into posteriors of the given numbers of configurations."""
         parts = (tensor.split(sizes) for tensor in self._tensors())
         return [type(self)(*part) for part in zip(*parts, strict=True)]
 
@@ -66,7 +66,7 @@ class EigenPosterior(Posterior):
 
     @classmethod
     def of(cls, mean: Tensor, matrix: Tensor) -> EigenPosterior:
-        """With the positive part of C (B, d, d); where that is not finite, it is zero."""
+        """Make a posterior of the positive part of C (B, d, d); zero where C is not finite."""
         values, vectors = eigh(finite_or_zero(matrix))
         return cls(mean, values.clamp_min(0.0), vectors)
 
@@ -79,7 +79,7 @@ class EigenPosterior(Posterior):
 
 @dataclass(frozen=True)
 class DefinitePosterior(Posterior):
-    """A posterior whose C is positive definite by construction: a Cholesky factor then does.
+    """A posterior whose C is positive definite by construction, so that Cholesky factors exist.
 
     Attributes
     ----------
@@ -115,6 +115,6 @@ class MeanEstimator:
 
 
 def finite_or_zero(matrices: Tensor) -> Tensor:
-    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
+    """Matrices (B, d, d), set to zero where any entry, or their sum, is NaN or infinite."""
     finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
     return torch.where(finite, matrices, 0.0)
