@@ -46,7 +46,7 @@ def check_arrays(x: Array, lw: Array, u: Array) -> None:
 
 
 def check_topology(topology: object, n_particles: int) -> None:
-    """Raise ValueError for anything but None or a Topology of so many atoms."""
+    """Raise ValueError for anything but None or a Topology of ``n_particles`` atoms."""
     if topology is None:
         return
     if not isinstance(topology, app.Topology):

@@ -21,7 +21,7 @@ _INDICES = range(9, 73)
 
 
 def check_frames(path: Path, n_atoms: int) -> None:
-    """Refuse an xtc or trr file with a frame that is not of so many atoms, or damaged.
+    """Refuse an xtc or trr file with a frame that is damaged, or not of ``n_atoms`` atoms.
 
     Raises
     ------

@@ -43,7 +43,7 @@ _LOW = 0.05
 """Share of frames below the energy that others are compared with: up to nearly all may be broken,
 and a few that were minimised do no harm."""
 _EXCESS, _EXCESS_PER_ROOT = 100.0, 22.0
-"""Energy above that one, in kT and in kT per square root of the degrees of freedom, that
+"""Energy above the low one, in kT and in kT per square root of the degrees of freedom, that
 equilibrium never reaches."""
 _FEW, _NOTICEABLE = 20, 0.5
 """Frames on which exchanges are tried, and the change of energy in kT that is reported."""

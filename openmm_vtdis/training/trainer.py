@@ -7,7 +7,7 @@ decay, gradient clipping by norm, and an exponential moving average (EMA) of the
 what is kept.
 
 In a process group (:mod:`~openmm_vtdis.runtime.distributed`) every process draws the same batch,
-takes its share of it and sums the gradients over all: weights and random streams stay the same
+takes its share of it and sums the gradients over all: weights and random numbers stay the same
 everywhere, the result does not depend on the number of processes but for rounding, and process 0
 writes the checkpoints.
 
