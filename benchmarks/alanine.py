@@ -40,12 +40,12 @@ from recipes.reference import (
 )
 
 LEAST = 10
-"""Samples in a region of which a share is worth anything."""
+"""Fewest samples in a region from which its share is estimated."""
 EDGES = np.linspace(-180.0, 180.0, 19)
 
 
 class Reference:
-    """The held-out run, whose errors come from the spread between its independent chains.
+    """The held-out run, with errors from the spread between its independent chains.
 
     All chains begin with both peptide bonds trans, so that the first fifth of each is left out.
     """
@@ -78,7 +78,7 @@ class Reference:
 def samples(
     name: str, gen: DiffusionBoltzmannGenerator, n: int, progress: bool
 ) -> WeightedEnsemble:
-    """n weighted samples, drawn once."""
+    """Draw n weighted samples, or read those that were drawn before."""
     about = f"{gen.process.schedule.n_steps}-{n}-{fingerprint_of(gen):.6f}"
     path = cached(f"{name}-samples-{about}.nc")
     if not path.exists():
@@ -89,7 +89,7 @@ def samples(
 def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
     """Table of averages: raw, reweighted, MD, and how many standard errors they are apart.
 
-    With them the free energy of the left-handed basin over the rest, in kT.
+    It includes the free energy of the left-handed basin relative to the rest, in kT.
     """
     traj = ensemble.to_mdtraj()
     phi, psi = dihedrals(traj)
@@ -121,7 +121,7 @@ def observables(ensemble: WeightedEnsemble, reference: Reference) -> str:
 
 
 def compared(estimates: list[Estimate], truth: Estimate) -> list[str]:
-    """Cells of estimates, each with its distance from the truth in standard errors, and of that."""
+    """Cells of estimates, with their distances from the truth in standard errors, and the truth."""
     cells = []
     for estimate in estimates:
         cells += [str(estimate), f"{estimate.z(truth.value, truth.stderr):+.1f}"]
@@ -137,7 +137,7 @@ def free_energy(share: Estimate) -> Estimate:
 def coverage(gen: DiffusionBoltzmannGenerator, reference: Reference, n: int, progress: bool) -> str:
     """Table of the log weights of held-out frames in rare basins, above those of all others.
 
-    Of n frames of each basin at most; what is far above zero is made too rarely.
+    It takes at most n frames of each basin; the generator makes those far above zero too rarely.
     """
     left, bonds = left_handed(reference.phi), reference.cis
     basins = {
@@ -165,12 +165,12 @@ def coverage(gen: DiffusionBoltzmannGenerator, reference: Reference, n: int, pro
 
 
 def draw_energy(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
-    """Fig. 3 of the paper."""
+    """Draw energies, Fig. 3 of the paper."""
     energy_histogram(ensemble, reference.energies, ax=figure.subplots(), bins=24)
 
 
 def draw_ramachandran(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
-    """Fig. 4 of the paper."""
+    """Draw Ramachandran plots, Fig. 4 of the paper."""
     phi, psi = dihedrals(ensemble.to_mdtraj())
     left, middle, right = figure.subplots(1, 3)
     ramachandran(phi, psi, ax=left, bins=15).set_title("generated, raw")
@@ -179,7 +179,7 @@ def draw_ramachandran(ensemble: WeightedEnsemble, reference: Reference, figure: 
 
 
 def draw_profile(ensemble: WeightedEnsemble, reference: Reference, figure: Figure) -> None:
-    """Free energy along phi with one standard error."""
+    """Draw the free energy along phi with one standard error."""
     ax = figure.subplots()
     degrees = np.rad2deg(dihedrals(ensemble.to_mdtraj())[0])
     density, stderr = reference.histogram(np.rad2deg(reference.phi), EDGES)

@@ -1,4 +1,4 @@
-"""The same network and sampler as one would first write them, to measure the package against.
+"""A baseline: the same network and sampler as one would first write them.
 
     python -m benchmarks.baseline
 
@@ -36,7 +36,7 @@ from openmm_vtdis.networks import EGNN
 from openmm_vtdis.networks.egnn import EGNNLayer
 
 STEPS = {"cpu": 4, "cuda": 40}
-"""Steps of sampling. On a GPU the first few of them are not recorded."""
+"""Steps of sampling. On a GPU the first few are not recorded."""
 
 
 class EdgeListLayer(nn.Module):
@@ -104,9 +104,9 @@ class EdgeListEGNN(nn.Module):
 def sample(
     denoiser: PreconditionedDenoiser, schedule: Schedule, n: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The reverse process with DDPM's variance, step by step as the paper's equations stand.
+    """Sample the reverse process with DDPM's variance, step by step as in the paper's equations.
 
-    x_0 (n, M, D) and the log ratio of the path densities (n,).
+    Returns x_0 (n, M, D) and the log ratio of the path densities (n,).
     """
     space: Space = denoiser.space
     times = schedule.times
@@ -128,7 +128,7 @@ def sample(
 def measure(
     name: str, form: str, n_rounds: int, batch_size: int, device: torch.device
 ) -> list[str]:
-    """One row of the table: seconds of the package and how much longer the baseline takes."""
+    """Measure a row of the table: the package's seconds, and how much longer the baseline takes."""
     torch.compiler.reset()
     gen, trained = (in_form(name, form, device) for _ in range(2))
     plain, plain_trained = (

@@ -1,4 +1,4 @@
-"""Generators with frames to tune on and others to judge by, and the seeds of what is measured."""
+"""Cases: generators with frames to tune on and others to judge by, and the seeds."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Case:
 
     @functools.cached_property
     def train(self) -> Tensor:
-        """(n, M, D) in nm, to tune on."""
+        """Frames (n, M, D) in nm to tune on."""
         return self.load("train")
 
     @functools.cached_property
     def test(self) -> Tensor:
-        """(n, M, D) in nm, of another seed."""
+        """Frames (n, M, D) in nm to judge by, of another seed."""
         return self.load("test")
 
 

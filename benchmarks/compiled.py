@@ -1,4 +1,4 @@
-"""What torch.compile makes of the networks' layers, and how long it takes itself.
+"""Speed of the networks' layers under torch.compile, and the time of compilation.
 
     python -m benchmarks.compiled
 
@@ -29,7 +29,7 @@ from openmm_vtdis.diffusion.denoiser import PreconditionedDenoiser
 def works(
     denoiser: PreconditionedDenoiser, batch_size: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """An evaluation of the network, and a training step."""
+    """The timed work: an evaluation of the network, and a training step."""
     rng = torch.Generator(device).manual_seed(0)
     x = denoiser.space.standard_normal(batch_size, rng)
     t = torch.ones(batch_size, dtype=x.dtype, device=device)
@@ -45,7 +45,7 @@ def works(
 
 
 def measure(name: str, n_rounds: int, batch_size: int, device: torch.device) -> list[list[str]]:
-    """The rows of one network."""
+    """Measure the rows of one network."""
     torch.compiler.reset()
     eager, compiled = (in_form(name, form, device).denoiser for form in ("eager", "compiled"))
     candidates = [works(denoiser, batch_size, device) for denoiser in (eager, compiled)]  # type: ignore[arg-type]

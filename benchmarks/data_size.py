@@ -1,4 +1,4 @@
-"""How much MD is enough? One small DW-4 model a data set of 100 to 30,000 independent frames.
+"""How much MD is enough? A small DW-4 model for each of several numbers of independent frames.
 
     python -m benchmarks.data_size
 
@@ -63,7 +63,7 @@ def measure(n: int, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """What the table says of a row."""
+    """Cells of a row of the table."""
     losses = (row[key] for key in ("loss", "held_out_loss", "best_held_out_loss"))
     return [
         f"{row['n']:,}",
@@ -74,7 +74,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def draw(rows: list[dict[str, Any]], left: Axes, right: Axes) -> None:
-    """Losses and ESS over the number of frames."""
+    """Draw losses and ESS over the number of frames."""
     sizes = [row["n"] for row in rows]
     left.plot(sizes, [row["loss"] for row in rows], marker="o", label="training frames")
     left.plot(sizes, [row["held_out_loss"] for row in rows], marker="o", ls="--", label="held out")

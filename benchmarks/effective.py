@@ -1,4 +1,4 @@
-"""Effective samples a second: the package as it ships, beside the paper's method written plainly.
+"""Effective samples a second: the package as it ships, and the paper's method written plainly.
 
     python -m benchmarks.effective
 
@@ -43,13 +43,13 @@ from openmm_vtdis.diffusion.schedule import Schedule
 
 SYSTEMS = ("dw4", "dw4-small", "lj13", "aldp-800K")
 OF_THE_PAPERS_SIZE = {"dw4-small": "dw4"}
-"""A generator with a network of the paper's size, of one with a smaller network."""
+"""Generators with a smaller network, and those with one of the paper's size."""
 PAPERS, ADAPTIVE = "isotropic, alpha = 2", "isotropic, adaptive grid"
 BATCH = {
     "cpu": {"dw4": 256, "dw4-small": 256},
     "cuda": {"dw4": 32_768, "dw4-small": 32_768, "lj13": 8_192, "aldp-800K": 1_024},
 }
-"""Samples in a round, where they are more than 64."""
+"""Samples in a round; 64 if not listed."""
 COLUMNS = (
     *("system", "baseline's network", "package, as", "samples"),
     *("steps", "ESS", "ms a sample", "effective / s"),
@@ -71,7 +71,7 @@ def best(name: str, *methods: str) -> Row | None:
 def measure(
     name: str, plain_name: str, form: str, n_rounds: int, batch_size: int, device: torch.device
 ) -> list[str]:
-    """One row of the table: a generator, and the baseline with the weights of ``plain_name``."""
+    """Measure a row of the table: a generator, and the baseline with weights of ``plain_name``."""
     torch.compiler.reset()
     gen = in_form(name, form, device)
     weights = DiffusionBoltzmannGenerator.from_pretrained(plain_name)

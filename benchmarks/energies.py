@@ -44,7 +44,7 @@ def systems() -> dict[str, openmm.System]:
 
 
 def contexts(system: openmm.System, device: torch.device) -> dict[str, openmm.Context]:
-    """One of every platform that is compared, with one thread where it has threads."""
+    """A Context of each platform that is compared, with one thread where it has threads."""
     found = {}
     count = openmm.Platform.getNumPlatforms()
     installed = {openmm.Platform.getPlatform(i).getName() for i in range(count)}
@@ -58,7 +58,7 @@ def contexts(system: openmm.System, device: torch.device) -> dict[str, openmm.Co
 
 
 def evaluate(context: openmm.Context, frames: np.ndarray, forces: bool) -> None:
-    """Energies, and forces if asked, frame by frame."""
+    """Compute energies, and forces if asked, frame by frame."""
     for frame in frames:
         context.setPositions(frame)
         state = context.getState(energy=True, forces=forces)
@@ -70,7 +70,7 @@ def evaluate(context: openmm.Context, frames: np.ndarray, forces: bool) -> None:
 def measure(
     system: openmm.System, x: torch.Tensor, n_turns: int, device: torch.device
 ) -> tuple[list[str], list[str]]:
-    """Cells of the table: rates of the Contexts, and the batched one's with its ratios to them."""
+    """Measure the cells of a row for energies alone, and of one for energies with forces."""
     batched, y, frames = BatchedEnergy(system), x.to(device), x[:N_CONTEXT].numpy()
     made = contexts(system, device)
 
@@ -79,7 +79,7 @@ def measure(
         batched.energy(y)
 
     def cells(works: list[Callable[[], object]]) -> list[str]:
-        """Rates of the Contexts' work and, last, the batched one's, with its ratios to them."""
+        """Rates of the Contexts and, last, of batched torch, with its ratios to them."""
         sizes = np.array([len(frames)] * len(made) + [len(y)])
         rates = sizes / in_turns(works, n_turns, device)
         ratios = rates[:, -1:] / rates[:, :-1]
@@ -97,7 +97,7 @@ def measure(
 
 
 def hessian_rates(system: BenchmarkSystem, n_turns: int, device: torch.device) -> list[str]:
-    """Rates of Hessians, a pass for every coordinate and term by term, of 64 at once."""
+    """Rates of 64 Hessians at once, by a pass for every coordinate and term by term."""
     target = system.target()
     noise = torch.randn(64, *system.positions.shape, generator=torch.Generator().manual_seed(0))
     x = (torch.tensor(system.positions) + 0.005 * noise.double()).to(device)

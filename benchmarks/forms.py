@@ -13,9 +13,9 @@ from openmm_vtdis.training.trainer import Trainer, TrainingConfig
 from recipes.train import compile_layers
 
 FORMS = {"cpu": ("float32",), "cuda": ("float32", "bfloat16, compiled")}
-"""How the package's networks run; the baseline's are eager, in float32, always."""
+"""Forms of the package's networks; those of the baseline are always eager and in float32."""
 WARM_UP = {"cpu": 1, "cuda": AFTER + 2}
-"""Calls before the first that counts."""
+"""Warm-up calls before the first that is timed."""
 
 
 def in_form(name: str, form: str, device: torch.device) -> DiffusionBoltzmannGenerator:
@@ -27,7 +27,7 @@ def in_form(name: str, form: str, device: torch.device) -> DiffusionBoltzmannGen
 
 
 def half_precision(form: str, device: torch.device) -> torch.autocast:
-    """The context that a network of this form samples in."""
+    """The autocast context in which a network of this form samples."""
     return torch.autocast(device.type, torch.bfloat16, enabled="bfloat16" in form)
 
 

@@ -1,7 +1,7 @@
-"""What the scripts share: options, times in turns, rows and samples that stay, tables and figures.
+"""Harness of the benchmarks: options, timing in turns, stored rows, tables and figures.
 
-A script holds what it measures. Where something goes, how it is timed, and what a cell of a table
-looks like is decided here.
+A script holds what it measures. Where results go, how they are timed, and how cells of a table look
+is decided here.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from openmm_vtdis.storage.atomic import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
-"""Rows that have been measured."""
+"""Folder of measured rows."""
 CACHE = Path("runs") / "benchmarks"
-"""Samples and trajectories, which are not committed."""
+"""Folder of samples and trajectories, which are not committed."""
 DOCS = Path(__file__).parents[1] / "docs"
-"""Pages, with their tables and figures."""
+"""Folder of pages, with their tables and figures."""
 NETWORKS = ("dw4", "lj13", "aldp-800K")
 """Shipped generators that are timed, unless others are named."""
 
@@ -41,7 +41,7 @@ def command_line(
     device: bool = False,
     progress: bool = False,
 ) -> argparse.ArgumentParser:
-    """A parser with those of the common options that have a default here, or are asked for.
+    """A parser with the common options that are given a default, or asked for.
 
     ``doc``: the script's docstring, whose first line is shown.
     """
@@ -72,7 +72,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def in_turns(
     works: Sequence[Callable[[], object]], n_rounds: int, device: torch.device, *, warm_up: int = 1
 ) -> np.ndarray:
-    """Seconds of each work in each of n rounds (n, k), after others that do not count.
+    """Seconds of k works in each of n rounds (n, k), after warm-up rounds.
 
     Works alternate, so that a busy machine hits all alike.
     """
@@ -81,19 +81,19 @@ def in_turns(
 
 
 def median_seconds(work: Callable[[], object], n: int, device: torch.device) -> float:
-    """The median of n calls, after one that does not count."""
+    """Median seconds of n calls, after a warm-up call."""
     return float(np.median(in_turns([work], n, device)))
 
 
 # -- rows and samples that stay ---------------------------------------------------------------
 def read_result(name: str, default: Any = None) -> Any:
-    """What has been measured under a name, or the default."""
+    """Read the measured document of a name, or return the default."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else default
 
 
 def write_result(name: str, document: Any) -> None:
-    """Store what has been measured, whole or not at all."""
+    """Write a measured document, whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
     write_atomically(RESULTS / f"{name}.json", (json.dumps(document, indent=1) + "\n").encode())
 
@@ -104,7 +104,7 @@ def system_rows(name: str) -> dict[str, dict[str, Any]]:
 
 
 def cached(name: str) -> Path:
-    """A file's place under ``runs/``, in a folder that is there."""
+    """Path of a file under ``runs/``, whose folder is made if need be."""
     CACHE.mkdir(parents=True, exist_ok=True)
     return CACHE / name
 
@@ -151,7 +151,7 @@ def machine() -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The part of it that a time is of."""
+    """The processor or GPU that was timed."""
     name = f"one CPU, {torch.get_num_threads()} thread(s)"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -159,7 +159,7 @@ def hardware(device: torch.device) -> str:
 
 
 def named(name: str, device: torch.device) -> str:
-    """The file of a table or figure that exists once a kind of device."""
+    """File name of a table or figure that exists once for each kind of device."""
     return f"{name}-{device.type}" if device.type != "cpu" else name
 
 
@@ -170,12 +170,12 @@ def write_page(name: str, text: str) -> None:
 
 
 def write_table(name: str, table: MarkdownTable, note: str, device: torch.device) -> None:
-    """Write a table of times, with a note that ends where the hardware is to be named."""
+    """Write a table of times with a note, to which the name of the hardware is appended."""
     write_page(named(name, device), f"{table}\n{note}{hardware(device)}.\n")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of that many inches."""
+    """A figure of the given size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 

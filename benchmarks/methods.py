@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """How a kernel is fitted: objective, family, whether the mean is, and on which grid.
+    """A way to fit a diffusion process: objective, family, whether the mean is fitted, and grid.
 
     ``laplace``: with the Laplace approximation at low noise, and its jump. ``carried``: tuned at
     one number of steps only, and carried over to the others.
@@ -42,12 +42,12 @@ METHODS: dict[str, Method] = {
     "tweedie, no Laplace": Method(family="tweedie", grid="adaptive"),
 }
 AS_SHIPPED = "as shipped"
-"""The archive's own tuning, carried over to other numbers of steps where it is for one."""
+"""Label of the archive's own tuning, carried over to other numbers of steps."""
 ISOTROPIC = tuple(METHODS)[:5]
-"""What is measured of a shipped generator unless methods are named."""
+"""Methods for a shipped generator, unless others are named."""
 MIXTURE = ("DDPM + IS", "isotropic, KL", "isotropic, alpha = 2", *tuple(METHODS)[5:7])
-"""What is measured of a Gaussian mixture."""
+"""Methods for a Gaussian mixture."""
 OWN_STATISTICS = ("diagonal", "full", "hessian", "pairwise", "tweedie")
 """Families that need a pass of their own; the others share the three numbers a step."""
 CARRIED_FROM = 100
-"""Steps that a tuning which is used at every other number of steps too is made for."""
+"""Number of steps of a tuning that is carried over to all others."""

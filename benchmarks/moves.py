@@ -36,10 +36,10 @@ class Chain:
     sampler: mcmc.MCMCSampler
     seconds: float = 0.0
     basins: list[list[float]] = field(default_factory=list)
-    """Left-handed, helical, and cis of either peptide bond."""
+    """Whether left-handed, helical, and cis at either peptide bond, after each piece."""
 
     def run(self, seconds: float, topology: mdtraj.Topology) -> None:
-        """Go on for so long."""
+        """Continue for the given seconds."""
         end = self.seconds + seconds
         while self.seconds < end:
             began = time.perf_counter()
@@ -53,7 +53,7 @@ class Chain:
 
     @property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Changes of phi's region, psi's, and peptide bonds, and the shares of the basins: (3,)."""
+        """Changes and shares of the basins of phi, psi and the peptide bonds, (3,) each."""
         basins = np.array(self.basins)
         phi, psi, *bonds = np.abs(np.diff(basins, axis=0)).sum(axis=0)
         left, helical, *bent = basins.mean(axis=0)

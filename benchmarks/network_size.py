@@ -1,4 +1,4 @@
-"""How large a network does DW-4 need? Effective samples a second of two that ship and two smaller.
+"""How large a network does DW-4 need? Effective samples a second of two shipped and two smaller.
 
     python -m benchmarks.network_size
 
@@ -45,7 +45,7 @@ RESULT = "network-size"
 
 
 def trained(network: str) -> DiffusionBoltzmannGenerator:
-    """By the recipe, or from where it was left; or a shipped one."""
+    """Train by the recipe, or continue an interrupted training; or load a shipped generator."""
     if network in SHIPPED:
         return DiffusionBoltzmannGenerator.from_pretrained(SHIPPED[network])
     path = Path("runs") / f"{NAME}-{network}.vtdis"
@@ -84,14 +84,14 @@ def trained(network: str) -> DiffusionBoltzmannGenerator:
 
 
 def measure(gen: DiffusionBoltzmannGenerator, n_steps: int, frames: np.ndarray) -> Row:
-    """ESS in both directions."""
+    """Measure ESS in both directions."""
     log_w = gen.log_weights(frames, n_steps=n_steps, seed=TEST_SEED)
     ensemble = gen.sample(N_SAMPLES, n_steps=n_steps, seed=SAMPLE_SEED)
     return {"n_steps": n_steps, **forward_part(log_w), **reverse_part(ensemble)}
 
 
 def times(generators: list[DiffusionBoltzmannGenerator]) -> np.ndarray:
-    """Seconds of a step and sample, the median of alternating rounds: one a generator."""
+    """Median seconds of a step and sample in alternating rounds, for each generator."""
     options = {"n_steps": 25, "batch_size": BATCH_SIZE, "progress": False}
     works = [functools.partial(gen.sample, BATCH_SIZE, **options) for gen in generators]
     return np.median(in_turns(works, ROUNDS, CPU), axis=0) / (25 * BATCH_SIZE)

@@ -28,13 +28,13 @@ NAME, HOTTER, SEED = "dw4", 3.0, 7
 
 
 def frames(target: OpenMMTarget, n: int) -> torch.Tensor:
-    """n configurations (n, M, D), four of each of many chains."""
+    """Draw n configurations (n, M, D), four from each of many chains."""
     run = sample_hmc(target, n_chains=n // 4, n_samples=4, thin=10, burn_in=150, seed=SEED)
     return run.positions
 
 
 def draw_weights(ensembles: dict[str, WeightedEnsemble], figure: Figure) -> None:
-    """All weights above, the largest below, an ensemble a column."""
+    """Draw all weights above and the largest below, with a column for each ensemble."""
     columns = figure.subplots(2, len(ensembles)).T
     for (above, below), (label, ensemble) in zip(columns, ensembles.items(), strict=True):
         weight_distribution(ensemble, above, label=label)
@@ -42,7 +42,7 @@ def draw_weights(ensembles: dict[str, WeightedEnsemble], figure: Figure) -> None
 
 
 def draw_cost(gen: DiffusionBoltzmannGenerator, x: torch.Tensor, figure: Figure) -> None:
-    """Cost of a step over the noise level, measured as ``tune`` does; and the shipped grid."""
+    """Draw the cost of a step over the noise level, measured as ``tune`` does, and the grid."""
     times = gen.process.schedule.times
     levels = Schedule.geometric(adaptive_schedule.N_LEVELS - 1, times[0], times[-1]).tensor
     errors = adaptive_schedule.denoising_errors(

@@ -21,13 +21,13 @@ from openmm_vtdis import DiffusionBoltzmannGenerator
 from openmm_vtdis.ensemble import forward_ess, reverse_ess
 
 SIZES = {"dw4": (25, 4_000), "lj13": (50, 1_000), "aldp-800K": (100, 250)}
-"""Steps, and samples in each direction."""
+"""Steps, and samples in each direction, of each system."""
 ON_A_GPU = 8
-"""Times as many samples."""
+"""Factor by which samples are more on a GPU."""
 
 
 def measure(name: str, n_steps: int, n: int, device: torch.device) -> list[list[str]]:
-    """Two rows of the table: forward and reverse."""
+    """Measure two rows of the table: forward and reverse."""
     gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
     frames = held_out_frames(name, n)
     log_w: dict[str, list[np.ndarray]] = {"forward": [], "reverse": []}

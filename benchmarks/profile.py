@@ -1,4 +1,4 @@
-"""What a network evaluation consists of, and how fast this machine could do it at best.
+"""Operations of a network evaluation, and the least time that this machine needs for them.
 
     python -m benchmarks.profile
     python -m benchmarks.profile --device cuda
@@ -37,12 +37,12 @@ VIEWS = (
 FUNCTIONS = ("silu", "sigmoid", "exp", "sin", "cos", "sqrt", "log")
 """Elementwise operations that cost more than the bytes they move."""
 N_CALLS = 7
-"""Calls of which the median time counts."""
+"""Timed calls, of which the median counts."""
 
 
 @dataclass
 class Count(TorchDispatchMode):
-    """Bytes in and out of all operations, and elements that functions were taken of."""
+    """Count bytes in and out of all operations, and elements that functions were taken of."""
 
     n_bytes: int = 0
     n_functions: int = 0
@@ -69,7 +69,7 @@ class Count(TorchDispatchMode):
 
 
 def rates(device: torch.device, width: int) -> tuple[float, float, float]:
-    """Operations a second of a product (n, width) x (width, width), SiLUs, and bytes of a copy."""
+    """Rates per second: operations of a product (n, width) x (width, width), SiLUs, and bytes."""
     x = torch.randn(60_000, width, device=device)
     weight = torch.randn(width, width, device=device)
     product = median_seconds(lambda: x @ weight, N_CALLS, device)
@@ -86,7 +86,7 @@ def rates(device: torch.device, width: int) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def measure(name: str, device: torch.device) -> list[str]:
-    """One row of the table."""
+    """Measure a row of the table."""
     gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
     size = gen.batch_size()
     x = gen.space.standard_normal(size, torch.Generator(device).manual_seed(0))

@@ -1,4 +1,4 @@
-"""The rows of results: what trajectories and samples tell, and which row is the best."""
+"""Rows of results: how to make one of trajectories and samples, and how to choose the best."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_error(
 
 
 def forward_part(log_w: Tensor | np.ndarray) -> Row:
-    """What forward trajectories tell."""
+    """The part of a row that comes from forward trajectories."""
     lw = np.asarray(log_w)
     return {
         "forward_ess": with_error(forward_ess, lw),
@@ -40,7 +40,7 @@ def forward_part(log_w: Tensor | np.ndarray) -> Row:
 
 
 def reverse_part(ensemble: WeightedEnsemble) -> Row:
-    """What generated samples tell."""
+    """The part of a row that comes from generated samples."""
     about = ensemble.diagnostics()
     energy = ensemble.expectation(ensemble.reduced_energies)
     raw = ensemble.unweighted().expectation(ensemble.reduced_energies)
@@ -58,14 +58,14 @@ def reverse_part(ensemble: WeightedEnsemble) -> Row:
 
 # -- choosing one -----------------------------------------------------------------------------
 def lower_ess(row: Row) -> tuple[float, float]:
-    """The ESS that all measured directions allow, and its standard error."""
+    """The lowest ESS of all measured directions, and its standard error."""
     ways = [row[way] for way in ("reverse_ess", "forward_ess") if way in row]
     value, error = min(ways)
     return value, error
 
 
 def per_step(row: Row) -> float:
-    """Effective samples a step, for each sample drawn."""
+    """Effective samples per step, for each sample drawn."""
     return lower_ess(row)[0] / row["n_steps"]
 
 
@@ -83,5 +83,5 @@ def reliable(row: Row) -> bool:
 
 
 def most_effective(rows: list[Row]) -> Row:
-    """The one with the most effective samples a step, of the reliable ones if there are any."""
+    """The row with the most effective samples per step, of the reliable ones if there are any."""
     return max(list(filter(reliable, rows)) or rows, key=per_step)

@@ -67,9 +67,9 @@ from openmm_vtdis.tuning.laplace_range import find_range
 from openmm_vtdis.tuning.tune import collect
 
 COUNTED = 32
-"""Configurations in a batch whose operations are counted: some are done once for all of them."""
+"""Batch size for counting operations, some of which are done once for the whole batch."""
 PIECE = {"cpu": 500, "cuda": 5_000}
-"""Samples that an interruption can cost."""
+"""Samples in a piece, the most that an interruption can cost."""
 
 
 # -- forward trajectories ---------------------------------------------------------------------
@@ -82,7 +82,7 @@ def trajectories(
     progress: bool,
     variant: str,
 ) -> Trajectories:
-    """n forward trajectories from one split's frames, simulated once, piece by piece."""
+    """Simulate n forward trajectories from one split's frames, once and piece by piece."""
     label = f"{case.name}-{process.schedule.n_steps}-{type(family).__name__}-{split}-{variant}"
     level = 0.0 if process.laplace is None else process.laplace.level
     fingerprint = torch.tensor([*process.schedule.times, level, fingerprint_of(case.gen)])
@@ -190,7 +190,7 @@ class Bench:
         return times[0], times[-1]
 
     def ddpm(self, n_steps: int, grid: str = "geometric") -> DiffusionProcess:
-        """The untuned kernel on a grid of n_steps."""
+        """The untuned process on a grid of n_steps."""
         if grid not in self.grids:
             fine = Schedule.geometric(1_000, *self.times)
             if grid == "adaptive":
@@ -201,35 +201,35 @@ class Bench:
 
     @property
     def frames(self) -> Tensor:
-        """Training frames in model units."""
+        """Training frames in model coordinates."""
         return self.gen.space.project(self.case.train / self.gen.coordinates.length)
 
     def seeded(self) -> torch.Generator:
-        """A stream for what is measured before a fit."""
+        """An rng for measurements before a fit."""
         return make_rng(FIT_SEED, self.gen.device)
 
     @functools.cached_property
     def laplace_range(self) -> LaplaceRange:
-        """Where the Laplace approximation is used, measured once for every number of steps."""
+        """The range of the Laplace approximation, measured once for all numbers of steps."""
         low, high, energy = self.times[0], min(self.times[1], 1.0), self.gen.model_energy
         return find_range(
             energy, self.gen.denoiser, self.frames, low, high, self.seeded(), progress=False
         )
 
     def untuned(self, method: Method, n_steps: int) -> DiffusionProcess:
-        """The kernel that a method's trajectories are simulated with."""
+        """The process that a method's trajectories are simulated with."""
         process = self.ddpm(n_steps, method.grid)
         return process.with_laplace(self.laplace_range) if method.laplace else process
 
     def data(self, n_steps: int, family: Fittable, split: str, method: Method) -> Trajectories:
-        """Forward trajectories of a split under the untuned kernel."""
+        """Forward trajectories of a split under the untuned process."""
         n = self.options.fit_trajectories if split == "train" else self.options.samples
         process, progress = self.untuned(method, n_steps), self.options.progress
         variant = f"{method.grid}{'-laplace' if method.laplace else ''}"
         return trajectories(self.case, process, family, split, n, progress, variant)
 
     def fitted(self, method: Method, n_steps: int) -> tuple[DiffusionProcess, Tensor, Row]:
-        """The kernel that a method gives, held-out forward log weights, and the fit's cost."""
+        """The fitted process of a method, held-out forward log weights, and the fit's cost."""
         process, space = self.untuned(method, n_steps), self.gen.space
         schedule = process.schedule
         family: Covariance = make_covariance(method.family, space, self.gen.labels)
@@ -262,7 +262,7 @@ class Bench:
         return process, log_weights(best.fitted, test, schedule), cost
 
     def archived(self, n_steps: int) -> tuple[DiffusionProcess, Tensor, Row]:
-        """As :meth:`fitted`, with the kernel that the generator came with."""
+        """The process that ships with the generator, with the rest as in :meth:`fitted`."""
         if self.shipped is None:
             raise ValueError(f"{self.case.name}: expected a generator that is tuned already")
         self.gen.process = process = self.shipped.with_n_steps(n_steps)
@@ -279,14 +279,14 @@ class Bench:
         return process, torch.tensor(np.concatenate(pieces)), {"tuning": "archive"}
 
     def piece(self, label: str, name: str) -> Path:
-        """Where a part of a row is kept, for this network and this kernel."""
+        """Path of a stored part of a row, for this network and this process."""
         process = self.gen.process
         about = json.dumps([process.describe(), fingerprint_of(self.gen)])
         digest = storage.fingerprint(about, process.covariance.parameters, process.coefficients)
         return cached(f"{self.case.name}-{label}-{digest[:12]}-{name}")
 
     def measure(self, label: str, n_steps: int, n_reverse: int) -> None:
-        """One row of a tuned method."""
+        """Measure a row of a tuned method."""
         if not self.rows.lacks(label, n_steps):
             return
         if label == AS_SHIPPED:
@@ -324,7 +324,7 @@ class Bench:
         return self.timed(reverse_part(ensemble), seconds / n)
 
     def timed(self, row: Row, seconds: float) -> Row:
-        """A row with the seconds of a sample, which do not compare with those of another device."""
+        """Add the seconds of a sample, which do not compare with those of another device."""
         if self.gen.device.type == "cpu":
             return {**row, "seconds_per_1000_samples": 1000.0 * seconds}
         device = torch.cuda.get_device_name(self.gen.device)
@@ -337,7 +337,7 @@ class Bench:
         np.savez_compressed(path, **(before | arrays))  # type: ignore[arg-type]
 
     def ode(self, n_steps: int, n: int) -> None:
-        """Probability flow with exact divergence: n_steps of RK4, 4 n_steps evaluations."""
+        """Measure the flow with exact divergence: n_steps of RK4, 4 n_steps evaluations."""
         label, n_evaluations = "PF-ODE, exact", 4 * n_steps
         if not self.rows.lacks(label, n_evaluations):
             return
@@ -355,7 +355,7 @@ class Bench:
         self.rows.add(label, n_evaluations, row)
 
     def sgd(self, n_steps: int, n_iterations: int, batch_size: int, fresh: bool) -> None:
-        """The paper's procedure, with fresh trajectories or with those of the one pass."""
+        """Measure the paper's procedure, with fresh trajectories or those of the one pass."""
         label = "isotropic, SGD, " + ("fresh" if fresh else "stored") + " trajectories"
         if not self.rows.lacks(label, n_steps):
             return

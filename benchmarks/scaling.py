@@ -1,4 +1,4 @@
-"""How time and memory grow with particles, batch, steps and samples.
+"""Growth of time and memory with particles, batch, steps and samples.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --device cuda
@@ -73,7 +73,7 @@ def make_process(
 
 
 def paths_seconds(setting: dict[str, int], covariance: str, device: torch.device) -> float:
-    """Seconds that one batch of reverse trajectories takes."""
+    """Seconds of one batch of reverse trajectories."""
     process = make_process(setting["particles"], setting["steps"], covariance, device)
     rng, size = torch.Generator(device).manual_seed(0), setting["batch"]
     return median_seconds(
@@ -82,7 +82,7 @@ def paths_seconds(setting: dict[str, int], covariance: str, device: torch.device
 
 
 def file_seconds(n: int, device: torch.device) -> float:
-    """Seconds that n samples of a tiny network, streamed to NetCDF, take."""
+    """Seconds of n samples of a tiny network, streamed to NetCDF."""
     system = double_well()
     gen = DiffusionBoltzmannGenerator(
         system.system, None, system.temperature, n_dims=2, network="egnn-1x8", seed=0, device=device
@@ -117,7 +117,7 @@ def point(series: str, value: int, covariance: str, device: torch.device) -> dic
 
 
 def measure(series: str, value: int, covariance: str, device: torch.device) -> dict[str, float]:
-    """The same; on a CPU in a process of its own."""
+    """Measure one point, on a CPU in a process of its own."""
     if device.type != "cpu":
         return point(series, value, covariance, device)
     script = [sys.executable, "-m", "benchmarks.scaling"]

@@ -1,11 +1,11 @@
-"""What a step of each covariance costs, next to the isotropic one in the same run.
+"""Cost of a step of each covariance, next to the isotropic one in the same run.
 
     python -m benchmarks.step_time
 
 The three shipped systems, one thread: seconds of a step of the reverse process (network,
 covariance, a draw, and its densities in both directions), for steps that go by the network and for
-those, at low noise, that go by the Laplace approximation; and of whole trajectories with the kernel
-that an archive ships with. Rounds over all methods alternate and the median counts, so that a busy
+those, at low noise, that go by the Laplace approximation; and of whole trajectories of the process
+that ships with an archive. Rounds over all methods alternate and the median counts, so that a busy
 machine hits all alike. Writes ``docs/tables/step-time.md``.
 """
 
@@ -34,13 +34,13 @@ from openmm_vtdis.diffusion.schedule import Schedule
 
 METHODS = ("isotropic", "pairwise", "hessian", "Laplace", "tweedie")
 MOST = 1_024
-"""Configurations in a batch: a Jacobian keeps all of an evaluation."""
+"""Most configurations in a batch, since a Jacobian keeps all of an evaluation in memory."""
 GRID = Schedule((0.1, 0.3, 0.33, 10.0))
-"""The step that is timed is the second: t = 0.33."""
+"""Grid whose second step, at t = 0.33, is timed."""
 
 
 def processes(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionProcess]:
-    """One kernel a method, all untuned."""
+    """An untuned process for each method."""
     plain = DiffusionProcess.ddpm(gen.denoiser, GRID, gen.model_energy)
     found = {"isotropic": plain}
     for name in METHODS[1:]:
@@ -54,7 +54,7 @@ def processes(gen: DiffusionBoltzmannGenerator) -> dict[str, DiffusionProcess]:
 
 
 def one_step(process: DiffusionProcess, x: torch.Tensor) -> None:
-    """For configurations (B, M, D)."""
+    """Take one reverse step from configurations (B, M, D)."""
     step = process.step(2, x)
     scatter = process.covariance.at(step)
     residual = scatter.sample(len(x), torch.Generator(x.device).manual_seed(0))
@@ -69,7 +69,7 @@ def timed(process: DiffusionProcess, x: torch.Tensor, device: torch.device) -> f
 
 
 def trajectories(gen: DiffusionBoltzmannGenerator, n_rounds: int, device: torch.device) -> str:
-    """Trajectories of the archive's kernel, in the time of isotropic ones on its grid: a cell."""
+    """Cell of the time of the archive's trajectories, in that of isotropic ones on its grid."""
     shipped = gen.process
     plain = DiffusionProcess.ddpm(gen.denoiser, shipped.schedule, gen.model_energy)
     rng, size = torch.Generator(device).manual_seed(0), min(gen.batch_size(), MOST)
@@ -83,7 +83,7 @@ def trajectories(gen: DiffusionBoltzmannGenerator, n_rounds: int, device: torch.
 
 @torch.no_grad()
 def measure(name: str, n_rounds: int, device: torch.device) -> list[str]:
-    """One row of the table."""
+    """Measure a row of the table."""
     gen = DiffusionBoltzmannGenerator.from_pretrained(name, device)
     if gen.network.pair_head is None:
         gen.network.add_pair_head()  # type: ignore[operator]  # untrained: it takes as long

@@ -57,7 +57,7 @@ def optional(row: dict[str, Any], key: str, spec: str, scale: float = 1.0, unit:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """What the table says of a row."""
+    """Cells of a row of the table."""
     tuning = ""
     if "tuning_trajectories" in row:
         tuning = f"{row['tuning_trajectories']:,} trajectories"
@@ -121,7 +121,7 @@ BEYOND = (
     "tweedie",
     "PF-ODE, exact",
 )
-"""Methods that the figure of all costs compares."""
+"""Methods in the figure of all costs."""
 COSTS = {
     "n_steps": "network evaluations per sample",
     "gflops_per_sample": "GFLOPs per sample",
@@ -156,7 +156,7 @@ def costs(document: dict[str, Any], figure: Figure) -> bool:
 
 
 def _legend(ax: Axes) -> None:
-    """One entry a method, outside the axes."""
+    """Draw a legend outside the axes, with one entry for each method."""
     solid = [line for line in ax.get_lines() if str(line.get_label()).endswith(", forward")]
     names = [str(line.get_label()).removesuffix(", forward") for line in solid]
     ax.legend(
@@ -197,7 +197,7 @@ def samples(system: str, n_steps: int, ax: Axes) -> bool:
 
 
 def figures(document: dict[str, Any], name: str) -> dict[str, Figure]:
-    """Those of one system, by their files, for which something has been measured."""
+    """Figures of one system by file name, where something has been measured."""
     found = {}
     for kind, draw, width in (("ess-steps", curves, 8.4), ("eta", etas, 6.4)):
         figure = new_figure(width, 4.2)

@@ -1,10 +1,10 @@
-"""What a tuning costs: held-out forward ESS against the trajectories that it saw.
+"""Cost of a tuning: held-out forward ESS against the number of its trajectories.
 
     python -m benchmarks.tuning
 
-DW-4, 100 steps, isotropic covariance. One convex fit to n trajectories, with and without its price
+DW-4, 100 steps, isotropic covariance. One convex fit to n trajectories, with and without a penalty
 on roughness, is compared with the paper's gradient descent (Adam, the paper's learning rates, k
-steps with a batch of trajectories each, k of its own schedule, no price). Its batches are drawn
+steps with a batch of trajectories each, k of its own schedule, no penalty). Its batches are drawn
 from 16,000 trajectories, and count as if they were fresh ones. Each point is the average over
 disjoint sets, or over seeds; the held-out trajectories are the same for all. Writes
 ``docs/tables/tuning.md`` and ``docs/figures/tuning.png``.
@@ -40,7 +40,7 @@ PAPER = 5_000 * 512
 
 
 class Free(Isotropic):
-    """Without a price on its parameters."""
+    """The isotropic covariance without a penalty on its parameters."""
 
     def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
         return parameters.new_zeros(())
@@ -85,7 +85,10 @@ def descent(
 
 
 def reached(curve: Row, ess: float) -> float | None:
-    """Trajectories at which a curve reaches an ESS, linear in their logarithm; None: before it."""
+    """Trajectories at which a curve reaches an ESS, log-linear between its points.
+
+    None if it never does, or from its first point on.
+    """
     n, values = np.array(list(curve)), np.array([np.mean(v) for v in curve.values()])
     above = np.flatnonzero(values >= ess)
     if len(above) == 0 or above[0] == 0:

@@ -47,7 +47,7 @@ def draw(
 def draw_double_well(
     left: Axes, right: Axes, n: int, n_steps: int | None, n_chains: int, burn_in: int
 ) -> None:
-    """Energies, beside Hamiltonian Monte Carlo; and the weights, which tuning makes flat."""
+    """Draw energies beside Hamiltonian Monte Carlo, and the weights, which tuning makes flat."""
     gen, ensemble = draw("dw4", n, n_steps)
     reference = sample_hmc(gen.target, n_chains=n_chains, n_samples=8, burn_in=burn_in, seed=1)
     energy_histogram(ensemble, reference.reduced_energies.numpy(), ax=left, bins=40)
@@ -57,7 +57,7 @@ def draw_double_well(
 
 
 def draw_alanine(left: Axes, right: Axes, n: int, n_steps: int | None) -> None:
-    """Energies, and the Ramachandran map of the weighted samples."""
+    """Draw energies, and the Ramachandran map of the weighted samples."""
     _, ensemble = draw("aldp-800K", n, n_steps)
     energy_histogram(ensemble, ax=left, bins=20)
     left.set_title("alanine dipeptide, 800 K: energies")

@@ -19,7 +19,7 @@ TEMPERATURE = 60.0 * unit.kelvin
 
 
 def cluster() -> openmm.System:
-    """Argon-like particles; a trap that is a function of distances keeps them together.
+    """Make a System of argon-like particles, kept together by a trap that depends on distances.
 
     The energy must not notice translations and rotations: a spring to a fixed point in space would
     be refused, springs between the particles are fine.

@@ -52,12 +52,12 @@ def torsion(traj: mdtraj.Trajectory, *names: str) -> np.ndarray:
 
 
 def methyl_turn(traj: mdtraj.Trajectory) -> np.ndarray:
-    """Methyl group about its bond, folded by its six-fold symmetry, 0 to 60 degrees: (n,)."""
+    """Turn of the methyl group about its bond, folded by symmetry to 0 to 60 degrees: (n,)."""
     return torsion(traj, "H6", "C7", "C6", "C4") % 60.0
 
 
 def methyl_bend(traj: mdtraj.Trajectory) -> np.ndarray:
-    """Methyl group out of the plane of the ring, to either side, in degrees: (n,)."""
+    """Bend of the methyl group out of the plane of the ring, to either side, in degrees: (n,)."""
     return 180.0 - abs(torsion(traj, "C4", "C5", "C6", "C7"))
 
 
@@ -115,7 +115,7 @@ def energies(gen: DiffusionBoltzmannGenerator, traj: mdtraj.Trajectory) -> np.nd
 def plot(
     ensemble: WeightedEnsemble, md_energies: np.ndarray, bend: np.ndarray, md_bend: np.ndarray
 ) -> None:
-    """Energies, and the free energy of the bend."""
+    """Plot energies, and the free energy of the bend."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     energy_histogram(ensemble, md_energies, left, bins=30)

@@ -178,7 +178,7 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def analyze(options: argparse.Namespace) -> None:
-    """What weighted samples say, alone or together with MD."""
+    """Report what weighted samples say, alone or together with MD."""
     if (options.archive is None) != (options.trajectory is None):
         raise ValueError("analyze: expected --archive and --trajectory together, got one of them")
     ensemble = WeightedEnsemble.load(options.samples)
@@ -207,7 +207,7 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """What an archive holds."""
+    """Describe what an archive holds."""
     gen = load(options)
     space, process = gen.space, gen.process
     parameters = sum(p.numel() for p in gen.network.parameters())
@@ -228,7 +228,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Weighted samples of a shipped generator."""
+    """Draw weighted samples from a shipped generator."""
     gen = DiffusionBoltzmannGenerator.from_pretrained(options.name)
     ensemble = gen.sample(options.n, seed=options.seed, progress=options.progress)
     print(ensemble.diagnostics())
@@ -278,7 +278,7 @@ def target_of(options: argparse.Namespace) -> Target:
 
 
 def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
-    """A generator from a file, or a shipped one by its name."""
+    """Load a generator from a file, or a shipped one by its name."""
     name, device = options.archive, own_device(vars(options).get("device", "cpu"))
     if not Path(name).exists() and Path(name).stem == str(name):  # no folder, no ending
         return DiffusionBoltzmannGenerator.from_pretrained(name, device=device)

@@ -28,7 +28,7 @@ _DESCRIPTION = "Unbiased Boltzmann samples from diffusion models, for OpenMM."
 
 
 def temperature(text: str) -> float:
-    """Kelvin from "300", "300K" or "300 kelvin"."""
+    """Temperature in kelvin from "300", "300K" or "300 kelvin"."""
     match = re.fullmatch(r"\s*(\S*?)\s*(?:k|kelvin)?\s*", text, re.IGNORECASE)
     try:
         return checks.temperature(float(match[1] if match else text))
@@ -146,7 +146,7 @@ def make_parser(
 
 
 def parse(arguments: list[str], runs: Mapping[str, Run]) -> argparse.Namespace:
-    """Options of the command line, before those of a ``--config`` file, before the defaults.
+    """Read the options: the command line first, then a ``--config`` file, then the defaults.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def _set_defaults(
 
 
 def _typed(action: argparse.Action, value: Any, where: str) -> Any:
-    """A value from a configuration file as an option takes it: no text in place of a number."""
+    """Check that a value from a configuration file has the type that its option takes."""
     kind: Any = bool if action.nargs == 0 else action.type or str
     if kind is temperature:
         try:

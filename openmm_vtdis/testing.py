@@ -1,4 +1,4 @@
-"""Contract checks for one's own targets and coordinates: what the package relies on, tried out.
+"""Contract checks for targets and coordinates of your own.
 
     >>> from openmm_vtdis.targets import gaussian_mixture
     >>> from openmm_vtdis.testing import check_target
@@ -44,13 +44,13 @@ def check_target(
     x
         At least two configurations (B, M, D), nm, away from singularities of the energy.
     symmetries
-        Of "translation", "rotation" and "permutation", those the energy should have. None: the
-        first two on a centred space, none otherwise.
+        Symmetries that the energy should have, of "translation", "rotation" and "permutation".
+        None: the first two on a centred space, none otherwise.
     rtol
         Relative tolerance of energies and of finite-difference forces. (An energy in single
         precision needs a larger one.)
     seed
-        Of the random motions and directions.
+        Seed of the random motions and directions.
 
     Raises
     ------
@@ -87,14 +87,14 @@ def check_target(
 def check_coordinates(
     coordinates: Coordinates, target: Target, x: Tensor, *, rtol: float = 1e-6
 ) -> None:
-    """Check that coordinates are a bijection with the log-determinant and gradients that they say.
+    """Check that coordinates are a bijection with the right log-determinant and gradients.
 
     Parameters
     ----------
     coordinates
-        Differentiable in both directions.
+        The coordinates to try, differentiable in both directions.
     target
-        Of the configurations, with an energy of torch operations.
+        Target of the configurations, with an energy of torch operations.
     x
         Configurations (B, M, D), nm, in the domain of the target.
     rtol
@@ -134,7 +134,7 @@ def check_coordinates(
     )
 
     def log_density(x: Tensor) -> Tensor:
-        """Of x where z is a standard Gaussian."""
+        """Log density of x if z is a standard Gaussian."""
         z, log_det = coordinates.to_model(x)
         return -0.5 * z.square().sum(dim=(1, 2)) - log_det
 

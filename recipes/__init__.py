@@ -1,1 +1,1 @@
-"""How the shipped generators are made: data, training, tuning. Not part of the wheel."""
+"""Recipes of the shipped generators: data, training, tuning. Not part of the wheel."""

@@ -1,7 +1,7 @@
 """Reference configurations of the shipped generators' systems, made by Hamiltonian Monte Carlo.
 
-In shards of independent chains, each kept under ``runs/`` with a report of its convergence;
-interrupted, a shard goes on where it was when asked for again.
+They are made in shards of independent chains, each kept under ``runs/`` with a report of its
+convergence. An interrupted shard continues where it was when it is asked for again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from openmm_vtdis.targets import BenchmarkSystem, OpenMMTarget
 from recipes.settings import RECIPES, TEST_SEED, TRAIN_SEED, build_system
 
 BARRIER, ROUND = 34.0, 4.0
-"""Of a flattened peptide bond, kJ/mol."""
+"""Height of a flattened peptide bond's barrier, and the width of its rounding, in kJ/mol."""
 
 
 def reference_frames(
@@ -182,7 +182,7 @@ def basin_frames(name: str, folder: Path = Path("runs")) -> np.ndarray:
 
 
 def peptide_bonds(topology: app.Topology) -> list[list[int]]:
-    """Atoms O-C-N-H of the bond between each residue and the next."""
+    """Atoms O-C-N-H of each peptide bond, between a residue and the next."""
     residues = [{atom.name: atom.index for atom in r.atoms()} for r in topology.residues()]
     return [[a["O"], a["C"], b["N"], b["H"]] for a, b in itertools.pairwise(residues)]
 
@@ -267,7 +267,7 @@ def backbone_report(frames: np.ndarray, lengths: np.ndarray, system: BenchmarkSy
         return np.split(values, np.cumsum(lengths)[:-1])
 
     def changes(states: np.ndarray) -> str:
-        """Of a state, between frames that follow each other in a chain."""
+        """Number of changes of a state between successive frames of a chain."""
         counts = np.array([np.count_nonzero(c[1:] != c[:-1]) for c in chains(states)])
         return f"{counts.sum()} changes in {np.count_nonzero(counts)} of {len(counts)} chains"
 

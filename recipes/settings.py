@@ -1,4 +1,4 @@
-"""How the shipped generators are made: their systems, data, networks and tunings."""
+"""Settings of the shipped generators: their systems, data, networks and tunings."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ TRAIN_SEED, TEST_SEED, MODEL_SEED = 101, 202, 7
 
 
 Basin = tuple[bool, bool, bool]
-"""Of alanine dipeptide: left-handed or not, first and second peptide bond cis or not."""
+"""A basin of alanine dipeptide: whether left-handed, and whether either peptide bond is cis."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a shipped generator is made.
+    """Settings of a shipped generator.
 
     Attributes
     ----------
     network
-        Its size.
+        Size of the network.
     n_iterations, batch_size
-        Of the training.
+        Settings of the training.
     n_chains, n_samples, burn_in, thin, n_leapfrog
-        Of the Hamiltonian Monte Carlo that makes a shard of the data.
+        Settings of the Hamiltonian Monte Carlo that makes a shard of the data.
     n_steps, t_min, t_max
-        Of the grid that the archive is tuned for; the ends in model units.
+        Grid that the archive is tuned for; the ends are in model coordinates.
     """
 
     network: str
@@ -49,37 +49,37 @@ class Recipe:
     n_shards: int = 1
     """Shards of the training data; held-out data are one."""
     data_of: str | None = None
-    """The recipe whose system and reference data these are."""
+    """Recipe whose system and reference data are used; None: its own."""
     learning_rate: float = 1e-3
-    """Of the first training, at its peak."""
+    """Peak learning rate of the first training."""
     fine_learning_rate: float = 5e-4
     fine_batch_size: int | None = None
-    """Of further trainings; None: as in the first."""
+    """Batch size of further trainings; None: as in the first."""
     network_of: str | None = None
-    """The shipped generator whose network stands for a first training, without iterations."""
+    """Shipped generator whose network replaces a first training."""
     fine_iterations: tuple[int, ...] = ()
-    """Of further trainings, on those noise levels where the energy does not know better."""
+    """Iterations of further trainings, on noise levels where the energy does not know better."""
     last_at_all_levels: bool = False
-    """The last of these is at the noise levels of the first training instead."""
+    """Whether the last of these is at the noise levels of the first training instead."""
     basins: tuple[Basin, ...] = ()
-    """Rare ones, of which the last training has frames of their own beside the others."""
+    """Rare basins, of which the last training gets additional frames."""
     basins_of: str | None = None
-    """The recipe in whose training data they are to be found."""
+    """Recipe whose training data show these basins."""
     basin_chains: int = 0
-    """In each of them, from different frames; the rest as in a shard, but for:"""
+    """Chains in each basin, from different frames; the rest is as in a shard, but for:"""
     basin_samples: int = 100
     basin_thin: int = 3
     head_iterations: int = 0
-    """Of the training of the pair head, without which "pairwise" is not to be had."""
+    """Iterations of the training of the pair head, which "pairwise" needs."""
     head_width: int = 64
     later_frames: int | None = None
-    """Frames, the first ones, of all that follows the first training; None: all."""
+    """Number of frames, the first ones, for all that follows the first training; None: all."""
     covariance: str = "isotropic"
     schedule: str = "geometric"
     n_trajectories: int = 10_000
-    """Of the tuning."""
+    """Forward trajectories of the tuning."""
     half_precision: bool = False
-    """Round the weights, last of all, to what 16 bits hold: for large networks."""
+    """Whether the weights are rounded to 16 bits at the end, for large networks."""
 
 
 RECIPES: dict[str, Recipe] = {

@@ -4,7 +4,7 @@
     python -m recipes.train aldp-800K --data-only
     python -m recipes.train lj13 --keep-network    # only what comes after it
 
-Everything is seeded. Interrupted, the script goes on where it was when called again.
+Everything is seeded. An interrupted script continues where it was when it is called again.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def compile_layers(network: torch.nn.Module) -> None:
-    """One by one, so that all share their code; what is stored does not change."""
+    """Compile the layers one by one, so that they share code; stored weights do not change."""
     for layer in network.layers:  # type: ignore[union-attr]
         layer.compile()
 
@@ -112,7 +112,7 @@ def first_network(name: str) -> torch.nn.Module:
 
 @torch.no_grad()
 def round_weights(network: torch.nn.Module) -> None:
-    """To half precision, 1 part in 2,000 at most; they stay single-precision numbers."""
+    """Round weights to half precision (1 part in 2,000 at most), kept in single precision."""
     for weight in network.parameters():
         weight.copy_(weight.half().float())
 

@@ -1,4 +1,4 @@
-"""Coordinates: from nm to what a model diffuses, and back."""
+"""Coordinates: maps between positions in nm and what a model diffuses."""
 
 from openmm_vtdis.coordinates.base import COORDINATES, Configurations, Coordinates
 from openmm_vtdis.coordinates.cartesian import Cartesian

@@ -53,11 +53,11 @@ class Coordinates(abc.ABC):
     Attributes
     ----------
     kind
-        Name under which archives know it.
+        Name under which archives store the class.
     space
         Where model coordinates z live.
     handedness
-        Of the stereoisomer that configurations are restricted to; None: no restriction.
+        Handedness that configurations are restricted to; None: no restriction.
     """
 
     kind: ClassVar[str]
@@ -70,7 +70,7 @@ class Coordinates(abc.ABC):
 
     @abc.abstractmethod
     def to_configurations(self, z: Tensor) -> Configurations:
-        """What model coordinates (B, ...) stand for; differentiable in z."""
+        """Configurations of model coordinates (B, ...); differentiable in z."""
 
     @abc.abstractmethod
     def pull_back(self, z: Tensor, gradient: Tensor) -> Tensor:
@@ -96,14 +96,14 @@ class Coordinates(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON but the handedness: what :meth:`rebuild` reads."""
+        """Describe everything but the handedness as JSON, for :meth:`rebuild`."""
 
     @classmethod
     @abc.abstractmethod
     def rebuild(
         cls, description: dict[str, Any], space: Space, handedness: Handedness | None
     ) -> Coordinates:
-        """From a description, for configurations on a space.
+        """Make the coordinates of configurations on a space from a description.
 
         Raises
         ------

@@ -33,11 +33,11 @@ class Cartesian(Coordinates):
     Attributes
     ----------
     space
-        Of the configurations, and of z.
+        The space of the configurations, and of z.
     length
         Unit in nm, positive.
     handedness
-        Of the stereoisomer that mirror images are folded onto; None: nothing is folded.
+        Handedness that mirror images are folded onto; None: nothing is folded.
     """
 
     kind: ClassVar[str] = "cartesian"
@@ -51,7 +51,7 @@ class Cartesian(Coordinates):
 
     @classmethod
     def of(cls, space: Space, x: Tensor, handedness: Handedness | None = None) -> Cartesian:
-        """Units in which frames x (n, M, D) in nm have unit variance per degree of freedom.
+        """Make coordinates with unit variance per degree of freedom over frames (n, M, D) in nm.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Cartesian(Coordinates):
 
     @property
     def log_det(self) -> float:
-        """log det dx/dz, the same for all."""
+        """log det dx/dz, the same for all configurations."""
         folded = 0.0 if self.handedness is None else math.log(2.0)
         return self.space.dim * math.log(self.length) - folded
 
@@ -92,7 +92,7 @@ class Cartesian(Coordinates):
         return sigma / self.length
 
     def derivatives(self, target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
-        """From those of the target; z -> -z has an even Hessian."""
+        """Derivatives in z from those of the target; the Hessian is even under z -> -z."""
         gradient, hessian = target.derivatives(self.to_configurations(z).x)
         return self.pull_back(z, gradient), self.length**2 * hessian
 
@@ -109,7 +109,7 @@ class Cartesian(Coordinates):
         return cls(space, description["length"], handedness)
 
     def _turned(self, z: Tensor, gradient: Tensor) -> Tensor:
-        """With the sign of the mirror image where x(z) is that."""
+        """Gradients with their sign flipped where x(z) is a mirror image."""
         if self.handedness is None:
             return gradient
         mirrored = (self.handedness.canonical(z) * z).sum(dim=(1, 2)) < 0.0

@@ -37,9 +37,9 @@ class ModelEnergy:
     Attributes
     ----------
     target
-        In nm and kT.
+        The target, in nm and kT.
     coordinates
-        From nm to z.
+        The map between nm and z.
     """
 
     target: Target
@@ -86,5 +86,5 @@ class TorchEnergy:
 
 
 def as_energy(energy: Energy | Callable[[Tensor], Tensor]) -> Energy:
-    """An energy as it is, or a function (B, M, D) -> (B,) as one."""
+    """Return an energy as it is; wrap a function (B, M, D) -> (B,)."""
     return energy if isinstance(energy, Energy) else TorchEnergy(energy)

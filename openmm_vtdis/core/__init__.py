@@ -1,1 +1,1 @@
-"""What everything else stands on: spaces, units, checks, random numbers, derivatives."""
+"""Foundations of the package: spaces, units, checks, random numbers, derivatives."""

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @contextmanager
 def package_defaults() -> Iterator[None]:
-    """Single precision, on the CPU, out of inference mode; the caller's settings come back."""
+    """Set single precision and the CPU, leave inference mode; restore the caller's settings."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -33,10 +33,10 @@ def package_defaults() -> Iterator[None]:
 
 
 def keeps_to_the_cpu(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with tensors on the CPU where it names no device, whatever the default one is.
+    """Decorate a function so that its tensors are on the CPU unless it names a device.
 
-    In a forked process, with one thread (:mod:`~openmm_vtdis.core.forks`). The default type stays
-    the caller's, since energies of the caller's own may rely on it.
+    In a forked process it also runs with one thread (:mod:`~openmm_vtdis.core.forks`). The default
+    type stays the caller's, since energies of the caller's own may rely on it.
     """
 
     @functools.wraps(function)

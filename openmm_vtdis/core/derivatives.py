@@ -11,13 +11,13 @@ from torch import Tensor
 
 @contextmanager
 def differentiation() -> Iterator[None]:
-    """Derivatives are to be had, whatever mode the caller is in: no_grad or inference_mode."""
+    """Enable differentiation even if the caller is in no_grad or inference_mode."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def leaf_of(x: Tensor) -> Tensor:
-    """x in float64, as a variable to differentiate by."""
+    """A float64 copy of x as a leaf to differentiate by."""
     x = x.detach().to(torch.float64)
     return (x.clone() if x.is_inference() else x).requires_grad_(True)
 
@@ -25,10 +25,10 @@ def leaf_of(x: Tensor) -> Tensor:
 def gradients(
     output: Tensor, inputs: Sequence[Tensor], again: bool = True, keep: bool = True
 ) -> list[Tensor]:
-    """Of the sum of ``output`` with respect to leaves; zeros for those it does not depend on.
+    """Gradients of the sum of ``output`` in leaves; zero for those it does not depend on.
 
-    ``again``: they can be differentiated themselves. ``keep``: and so can ``output``; where nothing
-    is differentiated after it, False gives its memory back.
+    ``again``: the gradients can be differentiated themselves. ``keep``: so can ``output``; False
+    frees its memory where nothing is differentiated afterwards.
     """
     if not output.requires_grad:
         return [torch.zeros_like(leaf) for leaf in inputs]

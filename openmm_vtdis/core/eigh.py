@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 MOST_ROWS = 32
-"""Of matrices that a GPU decomposes many at once."""
+"""Largest number of rows of matrices that a GPU decomposes in one batch."""
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The same on the CPU, a share of the matrices for every core."""
+    """Decompose on the CPU, with a share of the matrices for every core."""
     n = os.cpu_count() or 1
     shares = matrices.split(max(1, math.ceil(len(matrices) / n)))
     with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -22,8 +22,8 @@ from openmm_vtdis.core import checks
 Array = np.ndarray
 
 quiet = np.errstate(all="ignore")
-"""Decorates what computes with weights, which underflow and are infinite as a matter of course,
-whatever the caller has told numpy to do about that."""
+"""Decorator for computations with weights, which may underflow or be infinite: silences numpy's
+floating-point warnings, whatever the caller has set."""
 
 
 @quiet

@@ -1,4 +1,4 @@
-"""What a process that was forked must know: that it is one, and that it is alone.
+"""Forked processes: how to notice one, and why it must compute with one thread.
 
 Threads do not cross a fork. Torch's, if the parent had used them, are waited for in vain by the
 first computation that wants more than one; torch's own data loaders therefore compute with one
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fork:
-    """What a forked process knows of itself.
+    """Identity of a forked process.
 
     Attributes
     ----------
     entropy
         A number that no other process has.
     inherited_seed
-        Of torch's global generator when it was forked.
+        Seed of torch's global random number generator at the fork.
     """
 
     entropy: int
@@ -36,7 +36,7 @@ _FORK: Fork | None = None
 
 
 def this_fork() -> Fork | None:
-    """None in a process that was not forked."""
+    """The fork that made this process; None in a process that was not forked."""
     return _FORK
 
 
@@ -60,7 +60,7 @@ _NAMES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 
 
 def from_environment() -> tuple[int, int]:
-    """(i, N): this is process i of N; (0, 1) where nobody has started several."""
+    """Rank and number of processes (i, N); (0, 1) if there is only this one."""
     for rank, size in _NAMES:
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])

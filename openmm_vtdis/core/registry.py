@@ -1,4 +1,4 @@
-"""Things by name that other packages add to: targets, networks, covariances, coordinates.
+"""Registries that other packages can add to: targets, networks, covariances, coordinates.
 
 A class has a ``kind``, under which archives and users know it. One of another package is found
 once that package has registered it, or, where it is installed, by an entry point of the group
@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: C) -> C:
-        """Know a class by its ``kind``; for use as a decorator.
+        """Register a class under its ``kind``; use as a decorator.
 
         Raises
         ------
@@ -75,5 +75,5 @@ class Registry(Generic[T]):
         return iter(dict.fromkeys([*self._classes, *sorted(entries.names)]))
 
     def kind_of(self, thing: object) -> str | None:
-        """Under which kind archives know an object; None if they do not know its class."""
+        """Kind under which archives store an object; None if its class is not registered."""
         return next((kind for kind, cls in self._classes.items() if type(thing) is cls), None)

@@ -1,13 +1,13 @@
-"""Random streams: every stochastic call of the package takes ``seed`` and makes its generator here.
+"""Random number generators: every stochastic call takes a ``seed`` and makes its rng here.
 
 The same seed on the same machine gives the same result. ``seed=None`` draws a fresh seed from
-torch's global generator, so that ``torch.manual_seed`` still governs a whole script; a
+torch's global rng, so that ``torch.manual_seed`` still governs a whole script; a
 ``torch.Generator`` is used as it is and advances.
 
-Processes that work on one thing must not draw the same. A forked process has its parent's global
-generator, and all that ``torchrun`` or ``srun`` started may have been seeded alike: a fresh seed is
-mixed with the rank of the process, and of a forked one with a number of its own. (One that has been
-seeded anew after the fork, as torch's data loaders do, is taken at its word.)
+Processes that share one task must not draw the same numbers. A forked process inherits its
+parent's global rng, and all that ``torchrun`` or ``srun`` started may have been seeded alike: a
+fresh seed is mixed with the rank of the process, and in a forked one with a number of its own. (A
+process that was seeded again after the fork, as torch's data loaders are, keeps that seed.)
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from openmm_vtdis.core.forks import from_environment, this_fork
 Seed = int | torch.Generator | None
 
 _MANY = 2**32
-"""Seeds: torch's generator on a CPU ignores higher bits."""
+"""Number of seeds: torch's rng on a CPU ignores higher bits."""
 
 
 def make_rng(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a ``torch.Generator`` on ``device`` for an int seed, a generator or None.
+    """Return a ``torch.Generator`` on ``device`` for an int seed, a ``torch.Generator`` or None.
 
     Raises
     ------
     ValueError
-        If ``seed`` is none of these, is not in [0, 2**32), or is a generator on another device.
+        If ``seed`` is none of these, is not in [0, 2**32), or is an rng on another device.
     """
     device = torch.device(device)
     if isinstance(seed, torch.Generator):
@@ -58,7 +58,7 @@ def fork_entropy() -> list[int]:
 
 
 def _fresh_seed() -> int:
-    """From torch's global generator, and from what tells this process from its siblings."""
+    """Draw a seed from torch's global rng, mixed with what sets this process apart."""
     drawn = int(torch.randint(0, _MANY, (), device="cpu", dtype=torch.int64).item())
     rank, size = from_environment()
     mixed = [drawn, rank] if size > 1 else [drawn]

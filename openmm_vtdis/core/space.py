@@ -112,7 +112,7 @@ class Space:
         rng: torch.Generator,
         dtype: torch.dtype = torch.float64,
     ) -> Tensor:
-        """Draw n standard Gaussians N_x(0, I): (n, M, D) on the generator's device."""
+        """Draw n standard Gaussians N_x(0, I): (n, M, D) on the device of ``rng``."""
         shape = (n, self.n_particles, self.n_dims)
         noise = torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
         return self.project(noise)

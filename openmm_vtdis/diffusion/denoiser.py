@@ -30,7 +30,7 @@ from openmm_vtdis.runtime.allocator import keep_freed_memory
 
 R = TypeVar("R")
 _ODD_TOLERANCE = 1e-3
-"""Relative: networks run in single precision."""
+"""Relative tolerance of the test for odd denoisers: networks run in single precision."""
 
 
 class Denoiser(Protocol):
@@ -38,7 +38,7 @@ class Denoiser(Protocol):
 
     @property
     def space(self) -> Space:
-        """Where x lives."""
+        """The space of x."""
         ...
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class PairDenoiser(Denoiser, Protocol):
-    """A denoiser that says more of the posterior: coefficients of every pair of particles."""
+    """A denoiser that also gives coefficients of the posterior for every pair of particles."""
 
     @property
     def knows_pairs(self) -> bool:
-        """Whether it does."""
+        """Whether it gives pair coefficients."""
         ...
 
     def with_pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +61,12 @@ class PairDenoiser(Denoiser, Protocol):
 
 
 def knows_pairs(denoiser: Denoiser) -> TypeGuard[PairDenoiser]:
-    """Whether "pairwise" can be had of a denoiser."""
+    """Whether a denoiser can serve the "pairwise" covariance."""
     return isinstance(denoiser, PairDenoiser) and denoiser.knows_pairs
 
 
 def check_pairs(denoiser: Denoiser) -> PairDenoiser:
-    """The denoiser, if it has a pair head.
+    """Return the denoiser if it has a pair head.
 
     Raises
     ------
@@ -225,9 +225,9 @@ def check_mirror_symmetry(denoiser: Denoiser) -> None:
 
 
 class RecordedDenoiser:
-    """A denoiser of which evaluations are recorded, for as long as its weights stay where they are.
+    """A denoiser whose evaluations are recorded as CUDA graphs while its weights stay in place.
 
-    Those that are differentiated are not, nor are large ones.
+    Evaluations that are differentiated, and large ones, are not recorded.
     """
 
     def __init__(self, denoiser: PreconditionedDenoiser) -> None:
@@ -237,7 +237,7 @@ class RecordedDenoiser:
 
     @property
     def space(self) -> Space:
-        """The denoiser's."""
+        """The denoiser's space."""
         return self.denoiser.space
 
     @property
@@ -266,7 +266,7 @@ class RecordedDenoiser:
 
 
 def recorded(denoiser: Denoiser) -> Denoiser:
-    """The denoiser for one run of the diffusion: recorded where that can be, or as it is."""
+    """Return a recorded denoiser for one run of the diffusion, or the same if it cannot be."""
     if isinstance(denoiser, PreconditionedDenoiser) and denoiser.graph_safe:
         return RecordedDenoiser(denoiser)
     return denoiser

@@ -62,7 +62,7 @@ class Flow:
 
 
 def integrate(flow: Flow, x: Tensor, levels: list[float], solver: str) -> tuple[Tensor, Tensor]:
-    """Integrate along increasing or decreasing noise levels: end point and change of log p.
+    """Integrate along increasing or decreasing noise levels; return the end and change of log p.
 
     Parameters
     ----------
@@ -108,19 +108,19 @@ def ode_paths(
     batch_size: int = 256,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log densities of the flow: of n generated samples, or of given ones.
+    """Log densities under the flow, of n generated samples or of given ones.
 
     Parameters
     ----------
     n
         Generate this many samples from the prior; or else
     x_0
-        (n, M, D) target samples in model units, whose density is wanted.
+        (n, M, D) target samples in model coordinates, whose density is wanted.
 
     Returns
     -------
     tuple
-        x_0 (n, M, D) and log p(x_0) (n,) float64 in model units, on the CPU.
+        x_0 (n, M, D) and log p(x_0) (n,), float64 in model coordinates, on the CPU.
     """
     checks.choice("divergence", divergence, DIVERGENCES)
     checks.choice("solver", solver, SOLVERS)

@@ -13,9 +13,9 @@ and the log weight of the trajectory is log w = -u(x_0) + log ratio (paper, Eq. 
 and all log densities are float64, whatever precision the network runs in; whole paths are made in
 batches, and only their ends and the sums survive a batch.
 
-All draws come from the caller's random numbers, one batch after the other: the same seed and batch
-size give the same result. Where a batch does not fit into a GPU's memory, all begins again from the
-same state of the random numbers with batches of half the size.
+All draws come from the caller's rng, one batch after the other: the same seed and batch size give
+the same result. Where a batch does not fit into a GPU's memory, all begins again from the same
+state of the rng with batches of half the size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Path:
-    """Where trajectories end, in model coordinates, and their log densities.
+    """Ends of trajectories in model coordinates, with their log densities.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Path:
     log_q, log_p
         (B,) float64, of all forward and of all reverse steps between the two levels.
     statistics
-        (B, m, F) of the family that was asked for; None if none was.
+        (B, m, F) sufficient statistics of the family that was asked for; None if none was.
     """
 
     end: Tensor
@@ -72,7 +72,7 @@ def denoise(
     from_
         The level m, 0..N; None: N.
     bar
-        Is told of each configuration and step.
+        Progress bar, advanced for each configuration and step.
     """
     bar = bar or NoBar()
     m = process.level(from_)
@@ -111,7 +111,7 @@ def noise(
     at_once
         Levels that are evaluated together.
     bar
-        Is told of each configuration and step.
+        Progress bar, advanced for each configuration and step.
     """
     bar = bar or NoBar()
     m = process.level(to)
@@ -141,7 +141,7 @@ class ReversePaths:
     Attributes
     ----------
     x
-        x_0, (n, M, D) float64, on the device of the random numbers.
+        x_0, (n, M, D) float64, on the device of the rng.
     log_ratio
         (n,) float64, log q - log p(x_N) - log p.
     """
@@ -161,7 +161,7 @@ class ForwardPaths:
     log_reverse
         (n,) log p under the process's own covariance.
     statistics
-        (n, N, F) of the family that was asked for; None if none was.
+        (n, N, F) sufficient statistics of the family that was asked for; None if none was.
     """
 
     log_forward: Tensor
@@ -222,7 +222,7 @@ def forward_paths(
 ) -> ForwardPaths:
     """Noise target samples x_0, (n, M, D) in model coordinates, one trajectory each.
 
-    Of few samples many noise levels are evaluated together, as many as make a batch.
+    With few samples, as many noise levels are evaluated together as make a batch.
 
     Parameters
     ----------

@@ -7,10 +7,10 @@ r"""The diffusion process: forward q and reverse p, both with Gaussian steps::
                 r_n  = t_{n-1}^2 / t_n^2,   v_n = t_{n-1}^2 (1 - r_n)                   (Eq. 20, 21)
 
 Eq. 20 is printed with r inverted. Sigma_n is a
-:class:`~openmm_vtdis.diffusion.covariance.Covariance` in units of v_n; Sigma_n = v_n I is the DDPM
-kernel. At low noise D may be improved by the energy
-(:mod:`~openmm_vtdis.diffusion.posteriors.laplace`). All in model units, where the data have unit
-variance per degree of freedom.
+:class:`~openmm_vtdis.diffusion.covariance.Covariance` in units of v_n; Sigma_n = v_n I is the
+reverse kernel of DDPM. At low noise D may be improved by the energy
+(:mod:`~openmm_vtdis.diffusion.posteriors.laplace`). Everything is in model coordinates, in which
+the data have unit variance per degree of freedom.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from openmm_vtdis.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class DiffusionProcess:
-    """Everything that defines q and p: denoiser, grid, covariance and mean coefficients.
+    """A diffusion process: the denoiser, grid, covariance and mean coefficients of q and p.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class DiffusionProcess:
     energy
         Of the target in model coordinates, for covariances that use it.
     laplace
-        Where the Laplace approximation of the posterior stands in for the denoiser; None: nowhere.
+        Noise levels at which the Laplace approximation replaces the denoiser; None: nowhere.
     """
 
     denoiser: Denoiser
@@ -94,7 +94,7 @@ class DiffusionProcess:
         return cls(denoiser, schedule, Isotropic.ddpm(denoiser.space, schedule), energy=found)
 
     def describe(self) -> dict[str, Any]:
-        """Grid, covariance family and more as JSON: what :meth:`rebuild` reads."""
+        """Describe the grid, covariance family and more as JSON, for :meth:`rebuild`."""
         return {
             "times": list(self.schedule.times),
             "covariance": self.covariance.kind,
@@ -112,14 +112,14 @@ class DiffusionProcess:
         denoiser: Denoiser,
         energy: Energy,
     ) -> DiffusionProcess:
-        """A tuned process around a denoiser and an energy.
+        """Rebuild a tuned process around a denoiser and an energy.
 
         Parameters
         ----------
         description
-            What :meth:`describe` gave.
+            The result of :meth:`describe`.
         parameters, mean_coefficients
-            Of the covariance, and of the mean if it was tuned.
+            Parameters of the covariance, and mean coefficients (N,) if they were tuned.
 
         Raises
         ------
@@ -189,7 +189,7 @@ class DiffusionProcess:
         return self.laplace is not None and self.laplace.jump > 0.0
 
     def flow_schedule(self, n_steps: int | None = None) -> Schedule:
-        """The grid for a flow, which cannot jump: the first step is cut up like its neighbour."""
+        """The grid for a flow, which cannot jump: the first step is divided like its neighbour."""
         schedule = self.schedule
         if n_steps is not None:
             checks.positive_integer("n_steps", n_steps, minimum=2)
@@ -219,9 +219,9 @@ class DiffusionProcess:
         )
 
     def step(self, n: int, x: Tensor, family: Fittable | None = None) -> ReverseStep:
-        """What the reverse step from level n (1..N) goes by: x is x_n, (B, M, D) float64.
+        """The reverse step from level n (1..N) at x = x_n, (B, M, D) float64.
 
-        ``family``: as this one needs it, instead of the process's own covariance.
+        ``family``: estimate the posterior as this one needs it, not the process's own covariance.
         """
         (step,) = self.steps([n], [x], family)
         return step
@@ -230,7 +230,7 @@ class DiffusionProcess:
     def steps(
         self, levels: Sequence[int], path: Sequence[Tensor], family: Fittable | None = None
     ) -> list[ReverseStep]:
-        """The same for several levels at once: ``path`` has x_n for each.
+        """Reverse steps from several levels at once: ``path`` has x_n for each.
 
         On a path that is known, as the forward process gives it, no level waits for another.
         """
@@ -263,7 +263,7 @@ class DiffusionProcess:
         return self.laplace is not None and self.schedule.times[n] <= self.laplace.level
 
     def level(self, m: int | None) -> int:
-        """A noise level 0..N, checked; None: N."""
+        """Check a noise level 0..N; None: N."""
         last = self.schedule.n_steps
         found = last if m is None else checks.positive_integer("level", m, minimum=0)
         if found > last:

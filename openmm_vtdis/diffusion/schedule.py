@@ -81,9 +81,9 @@ class Schedule:
         return cls(tuple(times))
 
     def with_n_steps(self, n_steps: int, keep_first: bool = False) -> Schedule:
-        """The same ends and the same density of levels over log t, in another number of steps.
+        """The same ends and density of levels over log t, with another number of steps.
 
-        ``keep_first``: the first step is one of them, and stays as it is.
+        ``keep_first``: the first step counts among them and stays as it is.
         """
         if keep_first:
             rest = Schedule(self.times[1:]).with_n_steps(
@@ -93,7 +93,7 @@ class Schedule:
         return Schedule.of_shares(n_steps, self.times, [1.0] * self.n_steps)
 
     def jumping(self, level: float) -> Schedule:
-        """The same ends and number of steps, the first of which is from ``level`` to t_0.
+        """The same ends and number of steps, with a first step between t_0 and ``level``.
 
         The others have the density over log t that this grid has there. A level that leaves no room
         for two of them changes nothing.
@@ -142,7 +142,7 @@ class Schedule:
         return widening(self.pairs)
 
     def interpolated(self, values: Tensor, levels: Tensor) -> Tensor:
-        """Values (N, ...) at t_1..t_N, at other levels (L,): (L, ...).
+        """Interpolate values (N, ...) at t_1..t_N to other levels (L,): (L, ...).
 
         Linear in log t between the levels of this grid, constant outside.
         """
@@ -152,7 +152,7 @@ class Schedule:
         return torch.tensor(found).reshape(len(levels), *values.shape[1:])
 
     def carried(self, values: Tensor, other: Schedule) -> Tensor:
-        """Values (N, ...) at t_1..t_N, at those of another grid: (N', ...)."""
+        """Interpolate values (N, ...) at t_1..t_N to the steps of another grid: (N', ...)."""
         return self.interpolated(values, other.tensor[1:])
 
     @property
@@ -165,8 +165,8 @@ class Schedule:
 def widening(levels: Tensor) -> Tensor:
     """(1 - r) / r at levels (N, 2) = (t_{n-1}, t_n): (N,).
 
-    By how much of the posterior's variance over t_n^2 a step from t_n to t_{n-1} is wider than v_n,
-    in units of v_n.
+    A step from t_n to t_{n-1} is wider than v_n by this multiple of the posterior's variance over
+    t_n^2, in units of v_n.
     """
     r = (levels[:, 0] / levels[:, 1]).square()
     return (1.0 - r) / r
@@ -228,11 +228,11 @@ def default_range(
     Parameters
     ----------
     spread
-        sum_i s_i^2, of the eigenvalues of the data's covariance in model units: d where they are
-        equal, up to d^2 where one holds everything.
+        sum_i s_i^2 over the eigenvalues of the data's covariance in model coordinates: d where
+        they are equal, up to d^2 where one holds everything.
     force_fourth_moments
-        (d,) or any shape: E[g_i^4] of the reduced force, in model units; None if not known, which
-        gives t_min = 0.01.
+        (d,) or any shape: E[g_i^4] of the reduced force, in model coordinates; None if not known,
+        which gives t_min = 0.01.
     mean_square
         ``|m|^2``; zero on the zero-CoM subspace, where rotations average it away.
     """

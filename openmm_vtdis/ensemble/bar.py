@@ -44,14 +44,14 @@ from openmm_vtdis.ensemble.diagnostics import Estimate, log_mean_weight
 from openmm_vtdis.runtime.optional_imports import quiet_pymbar
 
 LEAST_COMMON, LARGE = 10.0, 0.1
-"""Fewest samples, overlap times the smaller number, that two states must have in common; and an
+"""Fewest samples that two states must have in common (overlap times the smaller number), and an
 overlap that is enough with any number."""
 LEAST_BLOCKS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class FreeEnergy(Estimate):
-    """-log Z in kT by BAR, with its standard error and what to judge it by.
+    """-log Z in kT by BAR, with its standard error and diagnostics.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class FreeEnergy(Estimate):
     bootstrap_stderr
         The same by resampling both sides; NaN without bootstraps.
     overlap
-        Between 0 and 1.
+        Overlap of the two sides, between 0 and 1.
     from_generated, from_target
         The one-sided averages.
     n_generated, n_target
@@ -79,8 +79,10 @@ class FreeEnergy(Estimate):
 
     @property
     def disagreement(self) -> float:
-        """One-sided averages apart, in their standard errors: far from zero where the two sides do
-        not belong together (of two tunings, say), or where a tail has not been sampled.
+        """Difference of the one-sided averages in standard errors.
+
+        It is far from zero where the two sides do not belong together (are of two tunings, say), or
+        where a tail has not been sampled.
         """
         return float(self.from_generated.z(self.from_target.value, self.from_target.stderr))
 
@@ -107,13 +109,14 @@ def bar(
     Parameters
     ----------
     log_weights
-        (n,) of generated samples; -inf is a sample of no weight.
+        (n,) log weights of generated samples; -inf is a sample of no weight.
     target_log_weights
-        (m,) of noised target samples, in the order of the MD.
+        (m,) log weights of noised target samples, in the order of the MD.
     subsample
         Count g frames as one, g being measured.
     n_bootstraps, seed
-        Of the second error estimate (by blocks of frames); 0 leaves it out.
+        Bootstraps of the second error estimate (by blocks of frames), and their seed; 0 bootstraps
+        leave it out.
 
     Raises
     ------
@@ -192,7 +195,7 @@ def _root(generated: Array, target: Array, g: float) -> float:
 
 
 def _blocks(series: Array, g: float, rng: np.random.Generator) -> Array:
-    """As many frames again, in blocks of a few g of neighbours, from a ring."""
+    """Bootstrap a series: as many frames again, in blocks of a few g neighbours, from a ring."""
     length = min(len(series), max(1, math.ceil(5.0 * (g - 1.0))))
     starts = rng.integers(len(series), size=math.ceil(len(series) / length))
     index = (starts[:, None] + np.arange(length)) % len(series)
@@ -212,7 +215,7 @@ def check_overlap(name: str, overlap: float, n_samples: float) -> None:
 
 @quiet
 def statistical_inefficiency(series: Array) -> float:
-    """How many frames of a series (n,) count as one, at least 1.
+    """Number of frames of a series (n,) that count as one, at least 1.
 
     The estimator of pymbar (Chodera et al. 2007) sums the autocorrelation up to its first zero,
     which white noise makes come early. It is therefore applied to means of blocks too, in which

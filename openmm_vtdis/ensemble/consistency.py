@@ -1,4 +1,4 @@
-"""Whether weights are what an estimate takes them for."""
+"""Checks that weights are of the kind that an estimate needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.provenance import Provenance
 
 _OF_ALL_DRAWS = ("log_z", "free_energy", "mbar", "analyze")
-"""Estimates to which samples without weight matter."""
+"""Estimates that need the samples without weight too."""
 
 
 def check_weighted(name: str, provenance: Provenance) -> None:
@@ -45,7 +45,7 @@ def check_same_proposal(name: str, ensemble: Samples, log_weights: object) -> No
     Raises
     ------
     ValueError
-        If they say that they are against another proposal, or are the samples' own.
+        If their provenance names another proposal, or if they are the samples' own.
     """
     values = checks.log_weights(log_weights)
     if np.ptp(values) > 0.0 and np.isin(values, ensemble.log_weights).all():

@@ -1,4 +1,4 @@
-"""What an ensemble is made of must fit together."""
+"""Checks that the parts of an ensemble fit together."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_arrays(x: Array, lw: Array, u: Array) -> None:
 
 
 def check_topology(topology: object, n_particles: int) -> None:
-    """Raise ValueError for anything but None or a Topology of so many atoms."""
+    """Raise ValueError for anything but None or a Topology of ``n_particles`` atoms."""
     if topology is None:
         return
     if not isinstance(topology, app.Topology):
@@ -83,7 +83,7 @@ def check_topology(topology: object, n_particles: int) -> None:
 
 
 def json_copy(metadata: object) -> dict[str, Any]:
-    """A copy of notes, of which nobody else has a part.
+    """A copy of the metadata that shares nothing with the original.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""What log weights alone can say: effective sample sizes, tails, log Z, standard errors.
+r"""Diagnostics from log weights alone: effective sample sizes, tails, log Z, standard errors.
 
 With w_i = exp(log w_i) = unnormalised target / proposal, over n samples:
 
@@ -27,7 +27,7 @@ from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import quiet, reverse_ess
 
 _LARGEST_SHARE = 0.1
-"""Of all weight, that a single sample may carry where weights are reliable."""
+"""Largest share of the weight that one sample may carry where weights are reliable."""
 _FINITE_VARIANCE = 0.5
 """Pareto k above which weights have no variance, and a standard error from them is too small."""
 MINIMUM_FOR_PARETO = 25
@@ -95,7 +95,7 @@ def _two_digits(value: float, stderr: float) -> str:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How far a set of weights can be trusted.
+    """Diagnostics of a set of weights: how far they can be trusted.
 
     Attributes
     ----------

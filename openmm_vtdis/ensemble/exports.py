@@ -1,4 +1,4 @@
-"""Configurations as other packages take them."""
+"""Configurations in the types of other packages."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ _VARIABLES = {
 
 
 class Contents(TypedDict):
-    """What an ensemble file holds: the fields of a WeightedEnsemble.
+    """Contents of an ensemble file: the fields of a WeightedEnsemble.
 
     ``positions`` (n, M, D) in nm, ``log_weights`` and ``reduced_energies`` (n,), all float64;
     ``temperature`` in K.
@@ -141,7 +141,7 @@ class _Parts:
 
 
 def _document(contents: Contents, parts: Iterable[Mapping[str, np.ndarray]]) -> str:
-    """All of an ensemble but its arrays, as JSON, with a checksum of both."""
+    """Everything of an ensemble but its arrays as JSON, with a checksum of both."""
     topology = contents["topology"]
     document = {
         "format": FORMAT,
@@ -274,7 +274,7 @@ def _pack_netcdf(path: Path, arrays: Mapping[str, np.ndarray], document: str) ->
 def _create_netcdf(
     path: Path, shape: tuple[int, ...], document: str, place: Path | None = None
 ) -> netCDF4.Dataset:
-    """A trajectory without frames, in memory or in the file ``place``."""
+    """Create a trajectory without frames, in memory or in the file ``place``."""
     _, n_particles, n_dims = shape
     if n_dims > 3:
         raise ValueError(
@@ -301,7 +301,7 @@ def _create_netcdf(
 
 
 def _append(file: netCDF4.Dataset, arrays: Mapping[str, np.ndarray]) -> None:
-    """Frames after those that are there."""
+    """Append frames."""
     positions = arrays["positions"]
     start = len(file.dimensions["frame"])
     frames = slice(start, start + len(positions))
@@ -336,7 +336,7 @@ _UNREADABLE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
     RuntimeError, MemoryError,
 )  # fmt: skip
-"""What zipfile and numpy raise, whichever bytes are damaged."""
+"""Exceptions that zipfile and numpy raise, whichever bytes are damaged."""
 
 
 def _pack_npz(path: Path, arrays: Mapping[str, np.ndarray], document: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Log weights of noised frames, which know what they are against."""
+"""Log weights of noised frames, with their provenance."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _JOINING = (np.concatenate, np.append, np.hstack)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
-    """What ``log_weights()`` returns. Immutable.
+    """Log weights of frames, as ``log_weights()`` returns them. Immutable.
 
     It stands for its log weights wherever numpy takes an array, and arithmetic gives plain arrays.
-    Slices, copies, pickles and what is joined from several of it keep the provenance.
+    Slices, copies, pickles and concatenations keep the provenance.
 
     Attributes
     ----------
     log_weights
         (n,) float64, read-only.
     provenance
-        What is known of them, first of all what they are against.
+        Where they are from, first of all the proposal that they are against.
 
     Raises
     ------
@@ -53,13 +53,13 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
         return iter(self.log_weights)
 
     def __getitem__(self, index: Any) -> Any:
-        """One log weight, or those at a slice, mask or index array, of the same proposal."""
+        """One log weight, or those at a slice, mask or index array with the same provenance."""
         found = self.log_weights[index]
         whole = np.ndim(found) == 1 and len(found)
         return FrameLogWeights(found, self.provenance) if whole else found
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else an array has: mean, std, shape, size, tolist, ..."""
+        """All other attributes of an array: mean, std, shape, size, tolist, ..."""
         if name.startswith("_") or name in ("log_weights", "provenance"):
             raise AttributeError(name)
         return getattr(self.log_weights, name)
@@ -123,7 +123,7 @@ class FrameLogWeights(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def _plain(value: Any) -> Any:
-    """With arrays in the place of FrameLogWeights."""
+    """Replace FrameLogWeights by arrays, also inside of lists and tuples."""
     if isinstance(value, FrameLogWeights):
         return value.log_weights
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-r"""One estimate from everything: generated samples and MD in several states, pooled by MBAR.
+r"""Generated samples and MD in several states, pooled into one estimate by MBAR.
 
 The generator's paths and those of the forward process from MD frames live in one extended space
 (see :mod:`~openmm_vtdis.ensemble.bar`). Divided by the density of the noising, which all
@@ -35,7 +35,7 @@ from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 from openmm_vtdis.runtime.optional_imports import quiet_pymbar
 
 _NOTHING = 700.0
-"""Reduced energy above all others at which a sample has no weight in double precision."""
+"""Reduced energy above all others that stands for infinity: no weight in double precision."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +47,7 @@ class PooledEnsemble:
     positions
         (N, M, D) in nm: generated samples, then MD of state 0, 1, ...
     n_samples
-        (K + 1,) how many of each, after subsampling.
+        (K + 1,) number of samples of each, after subsampling.
     reduced_energies
         (K + 1, N) in kT, row 0 of the generator in the extended space.
     statistical_inefficiencies
@@ -139,17 +139,17 @@ def mbar(
     Parameters
     ----------
     generated
-        What ``sample()`` gave, n samples.
+        n samples from ``sample()``.
     states
         K targets with ``reduced_energy(x)``, or openmmtools ThermodynamicStates. The first is the
         one that ``generated`` is weighted for.
     frames
-        For each state its MD, in the order of time: an mdtraj Trajectory, an array (n_k, M, D) in
-        nm, or None if there is none.
+        MD of each state in the order of time: an mdtraj Trajectory, an array (n_k, M, D) in nm, or
+        None if there is none.
     log_weights
-        For each state what ``log_weights()`` of the generator gave for those frames, relative to
-        the generator's own state in all of them and by the tuning that ``generated`` is of: (n_k,),
-        or None.
+        Log weights of those frames, (n_k,) for each state, or None: from the generator's
+        ``log_weights()``, relative to its own state throughout, with the tuning that ``generated``
+        was drawn with.
     subsample
         Use one frame in as many as count as one. True: their number g is measured on the energies
         of the frames in their state and on their log weights, which do not see every slow motion.

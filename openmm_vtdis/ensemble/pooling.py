@@ -1,4 +1,4 @@
-"""Whether ensembles may become one: of one system, and with no sample twice."""
+"""Checks that ensembles may be pooled: of one system, and with no sample twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_poolable(ensembles: Sequence[Samples]) -> None:
     Raises
     ------
     ValueError
-        With what differs, or how many samples stand in which two.
+        If systems differ, or two ensembles share samples; the message says which.
     """
     if not ensembles:
         raise ValueError("concatenate: expected at least one ensemble, got none")
@@ -61,8 +61,8 @@ def _unknown(ensemble: Samples) -> bool:
 def _check_streams(ensembles: Sequence[Samples]) -> None:
     """Raise ValueError if one stream of random numbers made samples of two ensembles.
 
-    In two runs, or in one that was repeated on another machine, whose samples are nearly alike.
-    Slices of one run have a stream in common, and no samples.
+    That happens in two runs with one seed, or in one that was repeated on another machine, whose
+    samples are nearly alike. Slices of one run share a stream, but no samples.
     """
     seen: dict[str, tuple[int, object]] = {}
     for k, ensemble in enumerate(ensembles):
@@ -115,7 +115,7 @@ def _check_independent(ensembles: Sequence[Samples]) -> None:
 
 
 def pooled_metadata(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Notes of ensembles that become one: as they are if all are the same."""
+    """Metadata of pooled ensembles: as they are if all are the same."""
     if all(other == notes[0] for other in notes):
         return notes[0]
     return {"concatenated": list(notes)}

@@ -1,4 +1,4 @@
-"""Where weights are from: what they are against, which random numbers, and what was done to them.
+"""Provenance of weights: their proposal, their random numbers, and what was done to them.
 
 Generated samples and noised frames are two sides of one problem only if one density drew the
 former and weighs the latter, with the same network, grid, covariance and coordinates, and if both
@@ -16,12 +16,12 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Stream:
-    """Random numbers that samples were drawn with.
+    """A stream of random numbers that samples were drawn with.
 
     Attributes
     ----------
     numbers
-        What tells them apart (:func:`~openmm_vtdis.storage.fingerprint.stream_fingerprint`).
+        Fingerprint of the rng (:func:`~openmm_vtdis.storage.fingerprint.stream_fingerprint`).
     n, batch_size
         Samples that were drawn with them, and how many at once.
     proposal
@@ -35,38 +35,38 @@ class Stream:
 
     @property
     def run(self) -> tuple[str | None, int, int]:
-        """What the same numbers must have in common to give the same samples."""
+        """Key of the samples: equal for streams that give the same ones from the same numbers."""
         return self.proposal, self.n, self.batch_size
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of log weights; immutable, and kept by whatever becomes of them.
+    """Provenance of log weights; immutable, and carried along when they are changed.
 
     Attributes
     ----------
     proposal
         Fingerprint of the density that they are against; None: not known, or several.
     hamiltonian
-        Fingerprint of what they are weighted for; None: not known.
+        Fingerprint of the Hamiltonian that they are for; None: not known.
     centred
         Whether configurations stand for all their translates; None: not known.
     n_steps
-        Network evaluations a trajectory, of one sampler.
+        Network evaluations of a trajectory, of one sampler.
     streams
-        Random numbers of generated samples.
+        Streams of random numbers of generated samples.
     resampled_from
-        Samples that these were drawn from by their weights; None: they were not.
+        Number of samples that these were drawn from by their weights; None: not resampled.
     n_failed
-        Samples without weight that were left behind by that, for want of an energy.
+        Samples without weight that resampling left behind, for want of an energy.
     reweighted
-        They are for another Hamiltonian or temperature than they were drawn for.
+        Whether they are for another Hamiltonian or temperature than the samples were drawn for.
     unweighted
-        Their weights were set aside.
+        Whether the weights were set aside.
     selected_by_weight
-        They are those of more that have any weight.
+        Whether samples without weight were removed.
     concatenated
-        They are against several proposals.
+        Whether they are against several proposals.
     """
 
     proposal: str | None = None
@@ -82,7 +82,7 @@ class Provenance:
     concatenated: bool = False
 
     def replace(self, **changes: Any) -> Self:
-        """The same but for what is given."""
+        """A copy with the given changes."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Provenance:
 
     @staticmethod
     def pooled(parts: Sequence[Provenance]) -> Provenance:
-        """What is known of weights that become one set."""
+        """Provenance of weights that are pooled into one set."""
         proposals = {part.proposal for part in parts}
         first = parts[0]
         resampled = [part.resampled_from for part in parts if part.resampled_from is not None]
@@ -131,14 +131,14 @@ class Provenance:
 
 
 UNKNOWN = Provenance()
-"""Of weights from elsewhere."""
+"""Provenance of weights from elsewhere."""
 
 
 def _known(values: Iterable[Any]) -> Any:
-    """The first that is known."""
+    """The first value that is known."""
     return next((value for value in values if value is not None), None)
 
 
 def both(one: Any, other: Any) -> tuple[Any, Any]:
-    """The two, where both are known; else twice None."""
+    """The two values if both are known; else None twice."""
     return (None, None) if one is None or other is None else (one, other)

@@ -1,4 +1,4 @@
-"""Resampling by weights."""
+"""Systematic resampling by weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openmm_vtdis.core.rng import Seed, make_rng
 
 
 def systematic(weights: Array, n: int, seed: Seed) -> Array:
-    """Indices of n draws in proportion to normalised weights (m,), in random order.
+    """Draw n indices in proportion to normalised weights (m,), in random order.
 
     Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times.
     """

@@ -19,7 +19,7 @@ from openmm_vtdis.targets import OpenMMTarget, Target, energies_of
 
 @runtime_checkable
 class HasEnergy(Protocol):
-    """Anything with energies of configurations."""
+    """Anything that gives energies of configurations."""
 
     def reduced_energy(self, x: Tensor) -> Tensor:
         """(n, M, D) nm -> (n,) kT."""
@@ -28,21 +28,21 @@ class HasEnergy(Protocol):
 
 @runtime_checkable
 class HasTemperature(Protocol):
-    """Anything that says at which temperature it is."""
+    """Anything that has a temperature."""
 
     temperature: float | None
 
 
 @dataclass(frozen=True)
 class State:
-    """Samples in another state.
+    """Energies of samples in another state, with its temperature and identity.
 
     Attributes
     ----------
     reduced_energies
         (n,) kT; NaN and infinity are allowed.
     temperature
-        In K; None for a density without one.
+        Temperature in K; None for a density without one.
     hamiltonian
         Fingerprint; None: not known.
     """
@@ -94,7 +94,7 @@ def check_space(name: str, target: Any, centred: bool | None) -> None:
 
 
 def as_target(name: str, state: Any, topology: app.Topology | None, n_dims: int) -> Any:
-    """Something with ``reduced_energy``: as it is, or made from a ThermodynamicState.
+    """Return something with ``reduced_energy``: ``state`` itself, or made of a ThermodynamicState.
 
     Raises
     ------

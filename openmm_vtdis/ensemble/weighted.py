@@ -1,4 +1,4 @@
-r"""Weighted ensembles: samples, what each is worth, and every estimate that follows from the two.
+r"""Weighted ensembles: samples, their weights, and every estimate that follows from the two.
 
 Sample i, drawn from a proposal p, has the unnormalised weight w_i = exp(-u(x_i)) / p(x_i), kept as
 log w_i in float64. With normalised weights W_i = w_i / sum_j w_j,
@@ -59,13 +59,13 @@ class WeightedEnsemble:
     reduced_energies
         (n,) u(x) in kT, of the Hamiltonian and temperature that the weights are for.
     temperature
-        In K, or None for a density without one.
+        Temperature in K, or None for a density without one.
     topology
         OpenMM Topology, or None.
     metadata
-        JSON-able notes of one's own.
+        JSON-able notes of the user's own.
     provenance
-        What is known of the weights (:mod:`~openmm_vtdis.ensemble.provenance`).
+        Where the weights are from (:mod:`~openmm_vtdis.ensemble.provenance`).
 
     Raises
     ------
@@ -121,7 +121,7 @@ class WeightedEnsemble:
         """The samples at an index, slice, boolean mask or index array, weights as they are.
 
         An index array with repetitions gives a resampled ensemble, whose estimates have no error.
-        Of those with weight, without the others, log Z is not to be had.
+        A selection of only the samples with weight has no log Z.
         """
         rows: Any = index
         if isinstance(index, int | np.integer):
@@ -168,7 +168,7 @@ class WeightedEnsemble:
     def unweighted(self) -> WeightedEnsemble:
         """The samples as they came: those with a finite energy have equal weights.
 
-        For means of what the generator gives by itself; weights and log Z are gone.
+        Use it for averages over the raw output of the generator; weights and log Z are gone.
         """
         finite = np.isfinite(self.reduced_energies)
         return dataclasses.replace(
@@ -178,7 +178,7 @@ class WeightedEnsemble:
         )
 
     def with_metadata(self, metadata: dict[str, Any]) -> WeightedEnsemble:
-        """The same samples with other notes."""
+        """The same samples with other metadata."""
         return dataclasses.replace(self, metadata=metadata)
 
     @staticmethod
@@ -231,7 +231,7 @@ class WeightedEnsemble:
         return reverse_ess(self.log_weights)
 
     def diagnostics(self) -> Diagnostics:
-        """Whether these weights can be trusted; print it."""
+        """Diagnostics of the weights: print them to see whether they can be trusted."""
         about = Diagnostics.of(self.log_weights, self.reduced_energies, self.positions)
         said = self.provenance
         if said.resampled_from is None and not said.unweighted:
@@ -323,25 +323,26 @@ class WeightedEnsemble:
         Parameters
         ----------
         target_log_weights
-            (m,) what ``log_weights()`` of the generator gives for frames of MD, in their order.
+            (m,) log weights of MD frames in their order, from the generator's ``log_weights()``.
         subsample
             Count g correlated frames as one; g is measured and stands in the result.
         n_bootstraps, seed
-            Of a second error estimate; 0 leaves it out.
+            Bootstraps of a second error estimate, and their seed; 0 bootstraps leave it out.
 
         Raises
         ------
         ValueError
             If the two sides hardly overlap, with the overlap; if they are of two tunings; or if
-            these samples are not as one kernel of the generator drew them: resampled, reweighted,
-            or of several kernels.
+            these samples are not as one proposal drew them: resampled, reweighted, or of several
+            proposals.
 
         Notes
         -----
         Both sides must be of one tuning and number of steps, and of its own Hamiltonian and
-        temperature: tune, then sample *and* noise. What ``log_weights()`` gives is compared; arrays
-        from elsewhere cannot be. For a flow, ``sample_ode`` and ``log_weights_ode``. For other
-        temperatures there is :func:`mbar`.
+        temperature: tune, then call ``sample()`` *and* ``log_weights()``. The provenance of what
+        the latter gives is compared; that of plain arrays is not known. For a flow, use
+        ``sample_ode`` and ``log_weights_ode``; for other temperatures,
+        :func:`~openmm_vtdis.ensemble.mbar.mbar`.
         """
         consistency.check_as_drawn("free_energy", self.provenance)
         consistency.check_same_proposal("free_energy", self, target_log_weights)
@@ -390,7 +391,8 @@ class WeightedEnsemble:
         -----
         A sample of zero weight stays so, even if the new energy is finite. A new energy that is
         NaN or infinite gives zero weight. Far from where they were drawn, samples know nothing of
-        what they have not visited, errors included: :func:`mbar` with MD from there does.
+        what they have not visited, errors included;
+        :func:`~openmm_vtdis.ensemble.mbar.mbar` with MD from there does.
         """
         consistency.check_weighted("reweight", self.provenance)
         state = in_another_state("reweight", self, target)
@@ -420,7 +422,9 @@ class WeightedEnsemble:
         return exports.to_sampler_states(self.resample(n, seed).positions)
 
     def save_colvar(self, path: str | os.PathLike[str], **columns: Observable) -> Path:
-        """Write collective variables and log weights for PLUMED, see :func:`io.write_colvar`.
+        """Write collective variables and log weights for PLUMED.
+
+        See :func:`~openmm_vtdis.ensemble.files.write_colvar`.
 
         ``ensemble.save_colvar("COLVAR", phi=phi)``: values (n,), or a function of positions.
         """
@@ -429,7 +433,10 @@ class WeightedEnsemble:
         return write_colvar(path, self.log_weights, values)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a file that ends in .nc (a trajectory for others too) or .npz; see :mod:`io`."""
+        """Write a file: .nc, a trajectory for other programs too, or .npz.
+
+        See :mod:`~openmm_vtdis.ensemble.files`.
+        """
         everything: Any = vars(self)
         return write_ensemble(path, everything)
 

@@ -1,4 +1,4 @@
-"""The class that users meet, its file, and many samples of it in one file."""
+"""The generator class that users meet, its archive, and sampling in shards."""
 
 from openmm_vtdis.generator.generator import DiffusionBoltzmannGenerator
 

@@ -1,4 +1,4 @@
-"""What a generator's file holds: the target, the coordinates, the network and the tuning.
+"""A generator's archive: the target, the coordinates, the network and the tuning.
 
 One :mod:`~openmm_vtdis.storage.archive` archive of kind "generator". Every part describes itself as
 JSON and tensors, and is rebuilt by the class whose kind it names: a System is OpenMM's XML, network
@@ -30,11 +30,11 @@ from openmm_vtdis.topology import Handedness, Stereocentre
 logger = logging.getLogger(__name__)
 
 _UNCHECKED = ("target.probe_energies",)
-"""Tensors that may hold NaN: energies of what has none."""
+"""Tensors that may hold NaN, for configurations without an energy."""
 
 
 class Storable(Protocol):
-    """What an archive reads of a generator."""
+    """The parts of a generator that an archive stores."""
 
     target: Target
     network: nn.Module
@@ -47,29 +47,30 @@ class Storable(Protocol):
 
     @property
     def coordinates(self) -> Coordinates | None:
-        """From nm to what the network knows."""
+        """The map between nm and model coordinates."""
 
 
 @dataclass(frozen=True)
 class GeneratorArchive:
-    """Everything that makes a trained generator, as a file has it.
+    """Contents of a trained generator's file.
 
     Attributes
     ----------
     target
-        Its kind, and what it keeps of itself.
+        Kind and description of the target.
     labels, stereochemistry
-        As the generator's constructor takes them.
+        Arguments of the generator's constructor.
     handedness
         Reference sign of every stereocentre; None if there is none.
     network
-        With its weights.
+        The network with its weights.
     coordinates
-        Kind and settings.
+        Kind and settings of the coordinates.
     tuning
-        Grid, covariance family and more (:meth:`DiffusionProcess.describe`); None if not tuned.
+        Grid, covariance family and more
+        (:meth:`~openmm_vtdis.diffusion.process.DiffusionProcess.describe`); None if not tuned.
     parameters, mean_coefficients
-        Of the covariance, and of the mean if it was tuned.
+        Parameters of the covariance, and mean coefficients if they were tuned.
     """
 
     target: tuple[str, Description]
@@ -84,7 +85,7 @@ class GeneratorArchive:
 
     @classmethod
     def of(cls, gen: Storable) -> GeneratorArchive:
-        """What an archive of a trained generator holds.
+        """Collect the contents of a trained generator's archive.
 
         Raises
         ------
@@ -167,7 +168,7 @@ class GeneratorArchive:
             raise ValueError(f"{path}: expected a complete generator archive: {error}") from error
 
     def rebuilt_target(self, how: Rebuilding) -> Target:
-        """The target.
+        """Rebuild the target.
 
         Raises
         ------
@@ -181,7 +182,7 @@ class GeneratorArchive:
             raise ValueError(f"expected a complete generator archive: {error}") from error
 
     def rebuilt_coordinates(self, space: Space, centres: Sequence[Stereocentre]) -> Coordinates:
-        """The coordinates of configurations on a space, with the stereocentres of a topology.
+        """Rebuild the coordinates for a space, with the stereocentres of a topology.
 
         Raises
         ------
@@ -206,7 +207,7 @@ class GeneratorArchive:
         return Handedness(tuple(centres), tuple(self.handedness))
 
     def rebuilt_process(self, denoiser: Denoiser, energy: Energy) -> DiffusionProcess | None:
-        """The tuned process around the generator's denoiser and energy; None if not tuned."""
+        """Rebuild the tuned process around a denoiser and an energy; None if not tuned."""
         if self.tuning is None or self.parameters is None:
             return None
         try:
@@ -218,7 +219,7 @@ class GeneratorArchive:
 
 
 def warn_if_not_storable(target: Target, network: nn.Module) -> None:
-    """Say before the work that there will be no archive of it."""
+    """Warn before the work if its result cannot be saved."""
     if TARGETS.kind_of(target) is None or not can_describe(network):
         logger.warning(
             "save() will not be able to store this generator, since its target, a %s, and its "
@@ -246,6 +247,6 @@ def _compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _precision(state: dict[str, Tensor]) -> torch.dtype:
-    """The floating-point type of a network, from what was stored of it."""
+    """The floating-point type of a network, from its stored tensors."""
     stored = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
     return torch.float32 if stored == torch.float16 else stored

@@ -1,8 +1,8 @@
-"""What a generator is made of, and what it makes of what it is given.
+"""The parts of a generator, and the checks of its input.
 
 :class:`GeneratorBase` has the parts (target, coordinates, network, tuned process), and checks
-frames and settings on the way in;
-:class:`~openmm_vtdis.generator.generator.DiffusionBoltzmannGenerator` has what users do with them.
+frames and settings; :class:`~openmm_vtdis.generator.generator.DiffusionBoltzmannGenerator` has the
+methods that users call.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class GeneratorBase:
     Attributes
     ----------
     target, space
-        The density, and where its configurations live.
+        The density, and the space of its configurations.
     coordinates
-        From nm to what the network diffuses; None before training.
+        Map between nm and what the network diffuses; None before training.
     network, device
-        Of the denoiser, and where it runs.
+        Network of the denoiser, and the device that it runs on.
     particles, stereochemistry
-        What the topology says, and whether samples are of one stereoisomer.
+        Labels and features from the topology, and whether samples are of one stereoisomer.
     process
         The tuned diffusion process; None before tuning.
     training_log
-        Of the last training in this process.
+        Log of the last training in this process.
     """
 
     @keeps_to_the_cpu
@@ -92,11 +92,12 @@ class GeneratorBase:
         seed: int | None = None,
         coordinates: Coordinates | None = None,
     ) -> Self:
-        """A generator for any :class:`~openmm_vtdis.targets.Target`, with or without symmetry.
+        """An untrained generator for any :class:`~openmm_vtdis.targets.Target`.
 
         ``coordinates``: what the network diffuses; None: positions, in units in which the frames of
         the training have unit variance. An archive holds those targets and coordinates that
-        describe themselves (:meth:`Target.describe`); a generator of others can be pickled.
+        describe themselves (:meth:`~openmm_vtdis.targets.Target.describe`); a generator of others
+        can be pickled.
         """
         self = cls.__new__(cls)
         self._set_up(target, network, labels, stereochemistry, device, seed, coordinates)
@@ -111,9 +112,9 @@ class GeneratorBase:
         coordinates: Coordinates | None = None,
         labels: Sequence[int] | None = None,
     ) -> Self:
-        """A generator around a known denoiser of model coordinates; needs no training.
+        """A generator around a known denoiser, which needs no training.
 
-        ``coordinates``: those that it knows; None: positions in nm.
+        ``coordinates``: those of the denoiser; None: positions in nm.
         """
         if coordinates is None:
             coordinates = Cartesian(target.space)
@@ -149,21 +150,21 @@ class GeneratorBase:
 
     @property
     def denoiser(self) -> Denoiser:
-        """D(x, t) in model units."""
+        """The denoiser D(x, t) in model coordinates."""
         return self._denoiser
 
     @property
     def handedness(self) -> Handedness | None:
-        """Of the stereoisomer that samples are of; None: of all, or it is not known yet."""
+        """Handedness of the samples; None: all stereoisomers, or not known yet."""
         return None if self.coordinates is None else self.coordinates.handedness
 
     @property
     def model_energy(self) -> ModelEnergy:
-        """Minus the log density of model coordinates up to log Z, a function with derivatives."""
+        """Minus the log density of model coordinates, up to log Z, with derivatives."""
         return ModelEnergy(self.target, self._trained("this"))
 
     def path_sampler(self, n_steps: int | None = None, action: str = "this") -> PathSampler:
-        """What :meth:`sample` and :meth:`log_weights` work with, of so many steps."""
+        """The sampler behind ``sample`` and ``log_weights``, with the given number of steps."""
         process, coordinates = self._tuned(action), self._trained(action)
         if n_steps is not None:
             process = process.with_n_steps(n_steps)
@@ -176,13 +177,13 @@ class GeneratorBase:
         n_steps: int | None = None,
         action: str = "this",
     ) -> FlowSampler:
-        """What :meth:`sample_ode` and :meth:`log_weights_ode` work with, of so many steps."""
+        """The sampler behind ``sample_ode`` and ``log_weights_ode``, with that many steps."""
         grid, coordinates = self._tuned(action).flow_schedule(n_steps), self._trained(action)
         return FlowSampler(self._denoiser, grid, self.target, coordinates, divergence, solver)
 
     # -- internals ----------------------------------------------------------------------------
     def model_labels(self, space: Space) -> list[int]:
-        """Classes of the "particles" of a model's space: those of the atoms, if it is theirs."""
+        """Classes of the particles of a model's space: those of the atoms if it has as many."""
         same = space.n_particles == self.space.n_particles
         return self.labels if same else list(range(space.n_particles))
 
@@ -205,7 +206,7 @@ class GeneratorBase:
         return frames
 
     def _reference(self, name: str, frames: Tensor) -> Handedness | None:
-        """The handedness of the target: as it is, or that of the frames."""
+        """The handedness of the target: the known one, or that of the frames."""
         found = self.handedness
         if found is None and self.stereochemistry == "reference":
             found = self.particles.handedness(name, frames)

@@ -71,12 +71,12 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         and mirror images are folded onto it (:mod:`~openmm_vtdis.topology.stereochemistry`).
         "any": all stereoisomers.
     backend, n_threads, positions
-        How energies are evaluated, and where the System is tried; see
+        Evaluation of energies, and configurations on which the System is tried; see
         :class:`~openmm_vtdis.targets.OpenMMTarget`.
     device
-        Where the network runs.
+        Device that the network runs on.
     seed
-        Of the network's first weights. None: torch's global stream.
+        Seed of the network's first weights. None: torch's global rng.
 
     Raises
     ------
@@ -207,7 +207,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         Parameters
         ----------
         traj, checkpoint, held_out, settings
-            As for :meth:`train`; the batch size is 256 and the learning rate 2e-3 by default.
+            See :meth:`train`; the batch size is 256 and the learning rate 2e-3 by default.
         n_iterations
             Optimiser steps, far fewer than the denoiser needs.
         n_hidden
@@ -280,10 +280,10 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         t_min, t_max
             Ends of the grid in model coordinates; by default from the forces on the data.
         laplace
-            With "tweedie", "hessian" or "pairwise": go by the energy, not the network,
-            where that is measured to be better (:mod:`~openmm_vtdis.diffusion.posteriors.laplace`).
+            Whether "tweedie", "hessian" and "pairwise" go by the energy, not the network, where
+            that is measured to be better (:mod:`~openmm_vtdis.diffusion.posteriors.laplace`).
         tune_mean, method, sgd_iterations, sgd_batch_size
-            As of :class:`~openmm_vtdis.tuning.tune.TuningConfig`.
+            See :class:`~openmm_vtdis.tuning.tune.TuningConfig`.
         """
         self._trained("tune")
         config = TuningConfig(
@@ -404,7 +404,10 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
     # -- archive ------------------------------------------------------------------------------
     @keeps_to_the_cpu
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one file with the System, Topology, network and tuning; see :mod:`archive`."""
+        """Write one file with the System, Topology, network and tuning.
+
+        See :mod:`~openmm_vtdis.generator.archive`.
+        """
         self._trained("save")
         return GeneratorArchive.of(self).write(path)
 
@@ -424,7 +427,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         Parameters
         ----------
         backend, n_threads
-            As of the constructor.
+            See the constructor.
         allow_pickle
             A System that holds a PythonForce is unpickled by OpenMM, which can run any code, and is
             refused unless this is set.

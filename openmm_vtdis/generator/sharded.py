@@ -1,4 +1,4 @@
-"""Many samples into one file: in bounded memory, by any number of processes, and never lost.
+"""Sampling into one file in shards: bounded memory, any number of processes, nothing lost.
 
 The samples are cut into shards. Shard k has a seed of its own, k after one that is made of the
 run's, so that it is the same whoever draws it and whenever. It is written under its final name once
@@ -52,14 +52,14 @@ def sample_to_file(
     path, n
         File to write, and number of samples in it.
     n_steps, batch_size, progress
-        As for ``gen.sample``.
+        See ``gen.sample``.
     seed
         An integer: no run of shards begins without one.
     shard_size
         Samples in a shard: what is in memory at once (all of them are while an .npz is joined), and
         what a killed run can lose.
     process
-        (i, N): this is process i of N. All need the same folder.
+        Rank and number of processes (i, N). All need the same folder.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def _draw_and_join(
     process: tuple[int, int],
     progress: bool,
 ) -> bool:
-    """Draw what is missing of this process's shards; join them if all are there.
+    """Draw the missing shards of this process; join all of them if they are there.
 
     Returns whether the file is there. Whatever another process that joined them first may have
     taken away is met as an OSError or ValueError.
@@ -155,7 +155,7 @@ def _finished(path: Path, folder: Path, plan: dict[str, Any]) -> bool:
 
 
 def _join(path: Path, files: list[Path]) -> None:
-    """All shards in one file, which is made among them."""
+    """Join all shards into one file, which is made in their folder first."""
     joined = files[0].with_name(f"joined-{os.getpid()}{path.suffix}")
     try:
         if path.suffix.lower() == ".nc":
@@ -172,7 +172,7 @@ def _join(path: Path, files: list[Path]) -> None:
 def _plan(
     gen: DiffusionBoltzmannGenerator, n_steps: int | None, sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """What the shards of one run have in common, as JSON."""
+    """The plan of a run as JSON: settings that all of its shards share."""
     if gen.process is None:
         raise ValueError("sample_to_file: expected a tuned generator; call tune() first")
     if n_steps is not None:

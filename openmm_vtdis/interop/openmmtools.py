@@ -45,20 +45,20 @@ _COUNTS = ("n_proposed", "n_accepted", "n_outside")
 
 @dataclass
 class _Kept:
-    """What all copies of a move in this process share: proposals, and random numbers."""
+    """Proposals and rng, shared by all copies of a move in this process."""
 
     proposals: IndependentProposals
     rng: np.random.Generator
 
 
 _KEPT: dict[tuple[Any, ...], _Kept] = {}
-"""One entry for each process, file and setting: what a forked one inherits is its parent's."""
+"""Shared state by process, file and settings: a forked process ignores its parent's entries."""
 _SAMPLERS: dict[str, PathSampler] = {}
 """Samplers that moves of this process were made with, by their fingerprints."""
 
 
 class DiffusionMove(MCMCMove):  # type: ignore[misc]
-    """Independence Metropolis-Hastings with a generator's trajectory weights.
+    """Independence Metropolis-Hastings move with a generator's trajectory weights.
 
     Use it alone, in a ``SequenceMove`` between Langevin moves, or in a ``MultiStateSampler`` or
     ``ReplicaExchangeSampler``, whose storage and resuming it supports.
@@ -77,12 +77,12 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     n_steps
         Network evaluations of a proposal, if other than the tuned number.
     device
-        Where the network runs.
+        Device that the network runs on.
     seed
-        Of the random numbers, which all copies of the move in a process share; processes that share
-        replicas by MPI draw their own, and so do a resumed run and a forked process.
+        Seed of the random numbers, which all copies of the move in a process share; processes that
+        share replicas by MPI draw their own, and so do a resumed run and a forked process.
     allow_pickle
-        As of :meth:`DiffusionBoltzmannGenerator.load`; kept with the move where it is stored.
+        See :meth:`~openmm_vtdis.DiffusionBoltzmannGenerator.load`; stored with the move.
 
     Attributes
     ----------
@@ -246,7 +246,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
 
 
 def _identified(archive: object) -> tuple[str | None, str]:
-    """The path of an archive, if it is one, and the fingerprint of it or of a sampler."""
+    """The path of an archive (None for a sampler), and the fingerprint of either."""
     if isinstance(archive, PathSampler):
         _SAMPLERS[archive.fingerprint] = archive
         return None, archive.fingerprint

@@ -46,7 +46,7 @@ class Score(nn.Module):
         self.level, self.kT, self.n_dims = level, kT, n_dims
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """For OpenMM's forces, which ask for both."""
+        """Energy and force together, as OpenMM's forces need them."""
         x = positions[None, :, : self.n_dims].to(torch.float64)
         space = self.denoiser.space
         z = space.project(self.coordinates.to_model(x)[0])
@@ -58,7 +58,7 @@ class Score(nn.Module):
 
 
 class ScoreFunction:
-    """What a ``PythonForce`` calls, with a State; can be copied and serialised."""
+    """The function that a ``PythonForce`` calls with a State; can be copied and serialised."""
 
     def __init__(self, score: Score, device: str) -> None:
         self.score, self.device = score, device
@@ -89,7 +89,7 @@ def score_force(
     Returns
     -------
     openmm.Force
-        For ``system.addForce``; forces in kJ/mol/nm, energy zero.
+        A force to pass to ``system.addForce``: kJ/mol/nm, with energy zero.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def _torch_force(score: Score, gen: DiffusionBoltzmannGenerator) -> openmm.Force
 
 
 def _load_torch_plugins() -> None:
-    """Try those again that OpenMM, imported before torch, could not load without its libraries."""
+    """Load the plugins that OpenMM, imported before torch, could not load without torch."""
     failed = re.compile(r"Error loading library (\S*OpenMMTorch\S*):")
     for failure in openmm.Platform.getPluginLoadFailures():
         if found := failed.match(failure):

@@ -1,4 +1,4 @@
-"""Systems and Topologies from the files that users have.
+"""Systems and Topologies from force-field and structure files.
 
 ===========================  ==============================================================
 file                         what is read
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 IMPLICIT_SOLVENTS = ("HCT", "OBC1", "OBC2", "GBn", "GBn2")
 _MOST_MOLECULES = 100_000
-"""Of a kind, in a file: a System here is a molecule or a few."""
+"""Most molecules of a kind in a file: a System here is a molecule or a few."""
 _CIF = (".cif", ".pdbx", ".mmcif")
 _AMBER = (".prmtop", ".parm7", ".prm7")
 
@@ -46,7 +46,7 @@ def read_system(
     include_dir: str | None = None,
     allow_pickle: bool = False,
 ) -> openmm.System:
-    """A System from XML, or built from files of a force field.
+    """Read a System from XML, or build it from force-field files.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def read_system(
 
 
 def read_topology(path: str, include_dir: str | None = None) -> app.Topology:
-    """A Topology from a PDB, PDBx/mmCIF, AMBER, CHARMM or GROMACS file.
+    """Read a Topology from a PDB, PDBx/mmCIF, AMBER, CHARMM or GROMACS file.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def has_topology(path: str) -> bool:
 
 
 def _kind(path: str) -> str:
-    """What a file is, by the ending of its name."""
+    """The kind of a file, from its suffix."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     suffix = Path(path).suffix.lower()
@@ -192,7 +192,7 @@ def _read_xml(path: str, allow_pickle: bool) -> openmm.System:
 
 
 def _guarded(path: str, what: str, read: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """``read(...)``; what it raises, of any kind, as one line."""
+    """Call ``read(...)``; turn any exception into a ValueError of one line."""
     try:
         return read(*arguments, **options)
     except OSError as error:

@@ -59,7 +59,7 @@ _STEP_SPREAD = 0.5
 _DESCENT_STEPS = 300
 _DESCENT_RATE = 1e-2
 _DESCENT_LIMIT = 0.02
-"""Gradient descent from a random start: nm per (kT/nm), and nm at most, of one particle a step."""
+"""Gradient descent from a random start: step in nm per (kT/nm), and its limit per particle, nm."""
 
 
 @dataclass
@@ -73,9 +73,9 @@ class _State:
 
 @dataclass
 class _Run:
-    """Where the chains are, what was kept of them, and where the step size went.
+    """State of a run: the chains, their samples so far, and the step size.
 
-    Of C chains on a ladder of L temperatures row ``k C + c`` of the state is chain c at T_k.
+    With C chains on a ladder of L temperatures, row ``k C + c`` of the state is chain c at T_k.
     """
 
     state: _State
@@ -83,14 +83,14 @@ class _Run:
     energies: Tensor
     virials: Tensor
     start: Tensor
-    """Energies (L C,) that the chains began with."""
+    """Energies (L C,) at the start of the chains."""
     exchanged: Tensor
     """Sums of acceptance probabilities (L - 1,) after burn-in."""
     step_size: float
     iteration: int = 0
     n_kept: int = 0
     acceptance: float = 0.0
-    """The sum over proposals after burn-in."""
+    """Sum of acceptance probabilities over proposals after burn-in."""
     log_steps: list[float] = field(default_factory=list)
 
     @classmethod
@@ -102,7 +102,7 @@ class _Run:
         return cls(state, positions, energies, virials, state.u, exchanged, step_size)
 
     def count(self, probability: float, exchanged: Tensor, burn_in: int, thin: int) -> None:
-        """After a proposal, and exchanges (L - 1,), that had these acceptance probabilities."""
+        """Count a proposal and exchanges (L - 1,) with their acceptance probabilities."""
         self.iteration += 1
         if self.iteration <= burn_in:
             gain = _ADAPTATION_RATE / math.sqrt(self.iteration)
@@ -122,7 +122,7 @@ class _Run:
             self.n_kept += 1
 
     def save(self, path: Path, rng: torch.Generator, about: dict[str, Any]) -> None:
-        """Write all of it and the state of the random numbers, atomically."""
+        """Write the run and the state of the rng, atomically."""
         kept = {name: vars(self)[name][:, : self.n_kept] for name in _KEPT}
         others = {
             "start": self.start,
@@ -190,7 +190,7 @@ def sample_hmc(
     thin
         Proposals per sample.
     step_size
-        Where the adaptation of h starts, nm.
+        Step size h at the start of its adaptation, nm.
     n_leapfrog
         Mean number of leapfrog steps L of a proposal.
     ladder
@@ -279,7 +279,7 @@ def _propose(
     n_leapfrog: int,
     rng: torch.Generator,
 ) -> float:
-    """One proposal for every chain, accepted or not, in place; the mean acceptance probability."""
+    """Propose once for every chain, in place; return the mean acceptance probability."""
     temperatures = levels.repeat_interleave(len(state.x) // len(levels))
     beta = 1.0 / temperatures
     scale = beta[:, None, None]
@@ -308,7 +308,8 @@ def _propose(
 def _exchange(state: _State, levels: Tensor, first: int, rng: torch.Generator) -> Tensor:
     """Exchange neighbours on the ladder, every second pair from ``first`` on, in place.
 
-    Acceptance probabilities (L - 1,), averaged over the chains; 0 where it is not a pair's turn.
+    Returns acceptance probabilities (L - 1,), averaged over the chains; 0 where it is not a pair's
+    turn.
     """
     probabilities = torch.zeros(len(levels) - 1, dtype=torch.float64)
     lower = torch.arange(len(levels) - 1)[first::2]
@@ -329,7 +330,7 @@ def _exchange(state: _State, levels: Tensor, first: int, rng: torch.Generator) -
 
 
 def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Random numbers of the shape of a tensor."""
+    """Uniform random numbers in the shape of a tensor."""
     return torch.rand(like.shape, generator=rng, dtype=torch.float64)
 
 

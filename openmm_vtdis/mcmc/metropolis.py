@@ -1,4 +1,4 @@
-"""The acceptance step of Metropolis and Hastings, the one for all proposals."""
+"""The Metropolis-Hastings acceptance step, shared by all proposals."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def accepted(log_ratio: Tensor, uniform: Tensor) -> Tensor:
-    """Which proposals are taken: each with probability min(1, exp(log_ratio)).
+    """Decide which proposals are accepted, each with probability min(1, exp(log_ratio)).
 
     Parameters
     ----------
     log_ratio
-        Log of the ratio of Hastings, of any shape; -inf or NaN is never taken.
+        Log of the Hastings ratio, of any shape; -inf or NaN is never accepted.
     uniform
         Random numbers in (0, 1], of the same shape.
     """
@@ -20,7 +20,7 @@ def accepted(log_ratio: Tensor, uniform: Tensor) -> Tensor:
 
 
 def accepted_one(log_ratio: float, uniform: float) -> bool:
-    """The same for one proposal."""
+    """Decide whether one proposal is accepted."""
     pair = (
         torch.tensor(value, dtype=torch.float64, device="cpu") for value in (log_ratio, uniform)
     )

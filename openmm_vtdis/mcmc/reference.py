@@ -1,4 +1,4 @@
-r"""Samples of independent chains, and how far they can be trusted.
+r"""Reference samples of independent chains, with a report of their convergence.
 
 A check needs no reference value: integrating by parts::
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ConvergenceReport:
-    """How well HMC did: compare ``virial`` with ``dim``, and ``r_hat`` with 1.
+    """Convergence of an HMC run: compare ``virial`` with ``dim``, and ``r_hat`` with 1.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class ConvergenceReport:
     r_hat
         Split R-hat of u; NaN with fewer than 4 samples per chain.
     exchanges
-        Of a ladder of temperatures: the share of accepted exchanges of each pair of neighbours; NaN
+        Share of accepted exchanges of each pair of neighbours on a ladder of temperatures; NaN
         where a pair never had its turn.
     """
 
@@ -92,7 +92,7 @@ class ReferenceData:
     reduced_energies
         (n_chains * n_samples,) in kT.
     report
-        How far they can be trusted.
+        Convergence of the chains.
     """
 
     positions: Tensor
@@ -116,7 +116,7 @@ def convergence_report(
     step_size: float,
     exchanges: tuple[float, ...] = (),
 ) -> ConvergenceReport:
-    """energies, virials (C, K)."""
+    """Report on C chains of K samples from their energies and virials, (C, K) each."""
     n_chains, n_samples = energies.shape
 
     def stderr(values: Tensor) -> float:

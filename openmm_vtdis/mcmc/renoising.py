@@ -31,7 +31,7 @@ import torch
 from openmm_vtdis.sampling import Sampler
 
 _LEVELS_AT_ONCE = 64
-"""Of the path of one configuration."""
+"""Noise levels of one configuration's path that are evaluated together."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Proposal:
     x
         (M, D) in nm.
     log_ratio
-        log w_k + u_k(x), whatever the state k; -inf for one that is never taken.
+        log w_k + u_k(x), whatever the state k; -inf for one that is never accepted.
     """
 
     x: np.ndarray
@@ -51,14 +51,14 @@ class Proposal:
 
 
 class IndependentProposals:
-    """Samples of a sampler, drawn in batches and proposed in turn.
+    """Independent proposals: samples drawn in batches, and proposed one after the other.
 
     Parameters
     ----------
     sampler
-        Of whole paths.
+        A sampler of whole paths.
     rng
-        On the device of its network.
+        Random number generator on the device of the sampler's network.
     batch_size
         Proposals drawn at once.
     """

@@ -1,4 +1,4 @@
-"""What a network of the package is: a torch module that says how it is made, and what it can do."""
+"""The base of networks: a torch module that describes itself and declares its capabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Network(nn.Module):
     Attributes
     ----------
     kind
-        Name under which archives and sizes such as "egnn-4x128" know it.
+        Name of the class in archives and in sizes such as "egnn-4x128".
     graph_safe
         Whether its evaluation waits for nothing that it computes, so that it may be recorded as a
         CUDA graph. A subclass says so for itself: it inherits no promise.
@@ -58,14 +58,14 @@ class Network(nn.Module):
         space: Space,
         features: Mapping[str, Any],
     ) -> Self:
-        """A new network of so many layers and such a width.
+        """Make a new network of the given depth and width.
 
         Parameters
         ----------
         labels
             (M,) class of each particle.
         space
-            Where configurations live.
+            Space of the configurations.
         features
             ``node_features`` (M, F) and ``edge_features`` (M, M, E) of a molecule, or nothing.
         """
@@ -77,7 +77,7 @@ class Network(nn.Module):
 
     @property
     def width(self) -> int:
-        """Numbers that it keeps of a pair of particles, or a particle: what memory goes by."""
+        """Features per pair of particles, or per particle, which decide the memory needed."""
         return int(self.config.get("n_hidden", 64))
 
     def with_messages(self, x: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,13 +108,13 @@ class Network(nn.Module):
         self.config["pair_head"] = n_hidden
 
     def take_pair_head(self) -> tuple[PairHead | None, int | None]:
-        """Take the head away, and its width: what :meth:`put_pair_head` takes."""
+        """Remove the head; return it and its width, as :meth:`put_pair_head` takes them."""
         found = self.pair_head, self.config.get("pair_head")
         self.put_pair_head(None, None)
         return found
 
     def put_pair_head(self, head: PairHead | None, n_hidden: int | None) -> None:
-        """Have this head of this width."""
+        """Set the head and its width."""
         self.pair_head = head
         if self.edge_messages is not None:
             self.config["pair_head"] = n_hidden

@@ -89,7 +89,7 @@ class EGNNLayer(nn.Module):
 def _number(linear: nn.Linear, message: Tensor) -> Tensor:
     """linear(message) with one output, (B, M, M, 1).
 
-    A compiler makes one pass of sums of products and of what is beside them; products of matrices,
+    In compiled code, sums of products fuse into one pass with their neighbours; matrix products,
     which are faster otherwise, would each be a pass of their own.
     """
     if not torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""Plain multilayer perceptron for targets without symmetry (GMM-2)."""
+"""A residual multilayer perceptron for targets without symmetry (GMM-2)."""
 
 from __future__ import annotations
 

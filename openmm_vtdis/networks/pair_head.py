@@ -1,4 +1,4 @@
-r"""Pair coefficients from the messages of a network: what an elastic network is made of.
+r"""Pair coefficients of an elastic network from the messages of a denoising network.
 
 For every pair of particles i, j, four non-negative numbers, from the sum of the two messages that
 the last layer sent between them, their distance in the denoised configuration, and log t. They are
@@ -27,7 +27,7 @@ def pair_indices(n_particles: int) -> tuple[Tensor, Tensor]:
 
 
 class PairHead(nn.Module):
-    """A small network on the edges of another.
+    """A small network on the edges of another network.
 
     Parameters
     ----------

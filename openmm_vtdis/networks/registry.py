@@ -16,7 +16,7 @@ from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks.base import NETWORKS, Network
 
 _MOLECULE, _OTHER = "egnn-4x128", "mlp-7x512"
-"""Networks of particles around their centre of mass, and of a space without one."""
+"""Default networks for the zero-centre-of-mass subspace, and for other spaces."""
 
 
 def build_network(description: dict[str, Any]) -> Network:
@@ -88,7 +88,7 @@ def network_for(
     seed: int | None,
     features: Mapping[str, Any],
 ) -> nn.Module:
-    """The network that a generator was asked to have: as it is, of a size, or the default.
+    """Return the network of a generator: a given one, one of a size, or the default.
 
     Raises
     ------
@@ -118,9 +118,9 @@ def network_of_size(
     Parameters
     ----------
     seed
-        Of its weights; None: torch's global stream.
+        Seed of its weights; None: torch's global rng.
     features
-        As for :meth:`Network.from_size`.
+        See :meth:`~openmm_vtdis.networks.Network.from_size`.
     """
     kind, n_layers, n_hidden = parse_size(name)
     with torch.random.fork_rng(devices=[], enabled=seed is not None), package_defaults():

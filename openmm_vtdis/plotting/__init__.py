@@ -12,7 +12,7 @@ ramachandran              free energy over two dihedrals, weighted          Fig.
 free_energy_profile       free energy along a coordinate, with its error
 pareto_tail               the largest weights, and the tail fitted to them
 step_cost                 where in the noise levels steps are lost
-overlap_matrix            which states of a pool know of each other
+overlap_matrix            how far the states of a pool overlap
 ========================  ================================================  ========
 
 Each function draws into ``ax``, or into a new figure if there is none, and returns the Axes, so

@@ -91,9 +91,9 @@ def ramachandran(
     weights
         (n,) not negative, and not all zero; None: equal.
     bins
-        In either direction.
+        Bins in either direction.
     depth
-        Where the colours end, kT.
+        Free energy at which the colours end, kT.
     """
     ax = axes_of(ax)
     x, y = np.asarray(phi, dtype=np.float64), np.asarray(psi, dtype=np.float64)
@@ -144,9 +144,10 @@ def free_energy_profile(
     Parameters
     ----------
     density, edges, stderr
-        (k,), (k + 1,), (k,) as :meth:`WeightedEnsemble.histogram` gives them. Empty bins are gaps.
+        (k,), (k + 1,), (k,) from :meth:`~openmm_vtdis.WeightedEnsemble.histogram`. Empty bins are
+        gaps.
     label
-        For the legend.
+        Name in the legend.
     """
     ax = axes_of(ax)
     p, x = np.asarray(density, dtype=np.float64), np.asarray(edges, dtype=np.float64)

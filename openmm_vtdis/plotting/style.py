@@ -21,7 +21,7 @@ PALETTE = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
 
 
 LEAST_SHOWN = -12.0
-"""log10 of a weight over the mean below which it is not worth the room on an axis."""
+"""log10 of the smallest weight, in units of the mean, that an axis shows."""
 
 
 def axes_of(ax: Axes | None) -> Axes:

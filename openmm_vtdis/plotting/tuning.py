@@ -1,4 +1,4 @@
-"""Figures of a tuning."""
+"""Figures of a tuning: variances and costs over the noise level."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from openmm_vtdis.plotting.style import (
 
 
 def eta_profile(times: ArrayLike, eta: ArrayLike, ax: Axes | None = None) -> Axes:
-    """Variance of the reverse kernels in units of the DDPM variance, over the noise level.
+    """Variance of the reverse kernels, in units of the DDPM variance, over the noise level.
 
     Parameters
     ----------
     times
         (N + 1,) noise levels t_0 < ... < t_N, of which step n is drawn at t_n; or the (N,) levels
-        of the steps themselves. In units of the model's length.
+        of the steps themselves. In model coordinates.
     eta
         (N,), or (N, K) for K classes of particles.
     """
@@ -56,7 +56,7 @@ def step_cost(
     Parameters
     ----------
     levels, cost
-        (L,) each, as :func:`openmm_vtdis.tuning.adaptive_schedule.step_cost` gives it: a step from
+        (L,) each, as :func:`~openmm_vtdis.tuning.adaptive_schedule.step_cost` gives it: a step from
         t_n to t_{n-1} costs C (log t_n / t_{n-1})^2 nats.
     times
         (N + 1,) levels of a grid, drawn as ticks.

@@ -171,7 +171,9 @@ def pareto_tail(log_weights: ArrayLike, ax: Axes | None = None, label: str | Non
 def overlap_matrix(
     matrix: ArrayLike, labels: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Overlap of states, as :attr:`PooledEnsemble.overlap` gives it: (K, K), rows that sum to one.
+    """Overlap matrix of states (K, K), whose rows sum to one.
+
+    :attr:`~openmm_vtdis.ensemble.mbar.PooledEnsemble.overlap` gives it.
 
     Entries below 0.03 next to each other are too small for a free energy to be trusted.
     """

@@ -8,7 +8,7 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Names that :meth:`DiffusionBoltzmannGenerator.from_pretrained` takes."""
+    """Names that :meth:`~openmm_vtdis.DiffusionBoltzmannGenerator.from_pretrained` takes."""
     return sorted(path.stem for path in _FOLDER.glob("*.vtdis"))
 
 

@@ -1,1 +1,1 @@
-"""What the machine needs: processes, GPUs, memory, progress."""
+"""Processes, GPUs, memory and progress bars."""

@@ -13,7 +13,7 @@ import functools
 import torch
 
 _LARGEST = 32 * 2**20 - 2 * 4096
-"""Bytes that count, with two pages to spare for what an allocator adds."""
+"""Largest block in bytes that raises the limit, less two pages for what an allocator adds."""
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 
 
 def batch_size(device: torch.device, n_particles: int, n_hidden: int) -> int:
-    """Configurations at once, so that a tensor of edges has 4 MB; on a GPU 1/64 of its memory."""
+    """Batch size for which a tensor of edges has 4 MB, or 1/64 of a GPU's memory."""
     gpu = device.type == "cuda"
     budget = torch.cuda.get_device_properties(device).total_memory / 64 if gpu else 4e6
     return int(min(max(budget / (4.0 * n_particles**2 * n_hidden), 8), 65_536))

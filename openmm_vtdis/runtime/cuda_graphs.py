@@ -1,7 +1,7 @@
-"""Work on a GPU that repeats itself, started as one CUDA graph instead of kernel by kernel.
+"""CUDA graphs: repeated work on a GPU, started at once instead of kernel by kernel.
 
-Of small systems, and in small batches, a GPU is done with a kernel before Python has started the
-next. A recording starts all of them at once. The kernels and the numbers are the same.
+For small systems and small batches a GPU finishes a kernel before Python has started the next. A
+recording starts all of them at once. The kernels and the numbers are the same.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 R = TypeVar("R")
 AFTER = 8
-"""Runs of a kind before it is recorded: a recording takes as long as several."""
+"""Calls of a kind before it is recorded: a recording takes as long as several."""
 MOST_PAIRS = 2**20
-"""Of particles in a batch: with more, kernels take longer than it takes to start them."""
+"""Most pairs of particles in a recorded batch: with more, starting kernels is not what counts."""
 WARM_UP = 2
 
 
@@ -57,7 +57,7 @@ class Recording:
 
 @functools.lru_cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Where work on a GPU is recorded: one, since libraries keep memory for each that they meet."""
+    """The one stream of a GPU for recordings, since libraries keep memory for each stream."""
     return torch.cuda.Stream(device)
 
 
@@ -69,9 +69,9 @@ class Recorded(Generic[R]):
     Parameters
     ----------
     function
-        Gives a tensor, or a tuple of them.
+        A function that returns a tensor, or a tuple of them.
     memory
-        Of another, to be shared with it; None: memory of its own.
+        Memory of another recording, to be shared with it; None: memory of its own.
     """
 
     def __init__(self, function: Callable[..., R], memory: Any = None) -> None:
@@ -81,7 +81,7 @@ class Recorded(Generic[R]):
         self._recordings: dict[Any, Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> R:
-        """As the function; after some calls with tensors of these shapes, by a recording."""
+        """Call the function, by a recording after some calls with tensors of these shapes."""
         key = tuple((tuple(value.shape), value.dtype) for value in inputs)
         self._runs[key] += 1
         if self._runs[key] <= AFTER:

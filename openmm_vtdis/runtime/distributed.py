@@ -1,6 +1,6 @@
-"""Several processes at one task: who this one is, and what they tell each other.
+"""Several processes at one task: their ranks, and communication between them.
 
-Started by ``torchrun``, or by SLURM's ``srun``, a process finds its number and theirs in the
+Started by ``torchrun``, or by SLURM's ``srun``, a process finds its rank and their number in the
 environment. Sampling needs no more than that (:mod:`~openmm_vtdis.generator.sharded`). Training
 also sums gradients over all of them, through ``torch.distributed``: inside :func:`group`, or
 wherever the caller has made a process group.
@@ -22,7 +22,7 @@ _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process on its machine for "cuda"; any other name as it is."""
+    """Return the GPU of this process for "cuda", and any other name as it is."""
     local = next((os.environ[name] for name in _LOCAL if name in os.environ), None)
     if device != "cuda" or local is None:
         return device
@@ -31,7 +31,7 @@ def own_device(device: str) -> str:
 
 @contextlib.contextmanager
 def group(device: str) -> Iterator[None]:
-    """A process group of those that ``torchrun`` started; nothing for a process alone.
+    """Make a process group of the processes that ``torchrun`` started; nothing for a single one.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def group(device: str) -> Iterator[None]:
 
 
 def in_group() -> tuple[int, int]:
-    """(i, N) in the process group; (0, 1) without one."""
+    """Rank and size (i, N) of the process group; (0, 1) without one."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
@@ -73,7 +73,7 @@ def sum_over_group(tensors: Sequence[Tensor]) -> None:
 
 
 def any_in_group(flag: bool, device: torch.device) -> bool:
-    """Whether it is set in any of the processes."""
+    """Whether the flag is set in any of the processes."""
     if in_group()[1] == 1:
         return flag
     number = torch.tensor(float(flag), device=device)

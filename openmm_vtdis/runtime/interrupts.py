@@ -1,4 +1,4 @@
-"""Ctrl-C at a time that suits."""
+"""Ctrl-C, deferred to the end of a step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a question: ``interrupted()`` is True once it was pressed.
+    """Defer Ctrl-C: ``interrupted()`` is True once it was pressed.
 
-    So that it never falls between two halves of a step. A second Ctrl-C interrupts at once. Outside
-    the main thread, which gets no signals, and where SIGINT is ignored or handled already, nothing
-    changes.
+    It then never falls between two halves of a step. A second Ctrl-C interrupts at once. Nothing
+    changes where SIGINT is ignored or handled already, or outside the main thread, since only that
+    gets signals.
     """
     pressed = False
 

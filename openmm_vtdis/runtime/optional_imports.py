@@ -1,4 +1,4 @@
-"""Imports without a banner."""
+"""Imports of other packages without their banners."""
 
 from __future__ import annotations
 

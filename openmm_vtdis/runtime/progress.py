@@ -1,4 +1,4 @@
-"""The progress bar of long work: one setting for all of it."""
+"""Progress bars, with one setting for the whole package."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 
 _SECONDS, _SECONDS_IN_A_FILE = 0.1, 30.0
-"""Between updates, on a terminal and in a log file."""
+"""Seconds between updates, on a terminal and in a log file."""
 
 
 class Bar(Protocol):
-    """What long work tells of its progress."""
+    """The interface of a progress bar."""
 
     def update(self, n: int = 1) -> object:
-        """So many more are done."""
+        """Advance by n."""
 
 
 class NoBar:
-    """What is called like a bar, and shows nothing.
+    """A bar that shows nothing.
 
-    A disabled tqdm bar takes a lock that a process shares with those that it forked: one of them
-    that is killed while it has it would leave all others waiting.
+    A disabled tqdm bar takes a lock that a process shares with those that it forked: if one of them
+    is killed while it holds the lock, all others wait for ever.
     """
 
     def update(self, n: int = 1) -> None:
-        """So many more are done."""
+        """Advance by n."""
 
     def set_postfix(self, **values: str) -> None:
-        """Numbers to show behind the bar."""
+        """Show numbers behind the bar."""
 
     def close(self) -> None:
-        """The work is done."""
+        """Close the bar."""
 
     def __enter__(self) -> NoBar:
         return self

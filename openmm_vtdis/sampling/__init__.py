@@ -1,4 +1,4 @@
-"""Samplers: a proposal density, a target and coordinates, wired to draw and to weigh."""
+"""Samplers: a proposal density, a target and coordinates, combined to draw and to weigh."""
 
 from openmm_vtdis.sampling.base import Sampler
 from openmm_vtdis.sampling.flow_sampler import FlowSampler

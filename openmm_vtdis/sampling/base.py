@@ -1,4 +1,4 @@
-r"""What a sampler is: something that draws weighted samples, and weighs given ones.
+r"""The sampler protocol: draw weighted samples, and weigh given configurations.
 
 A sampler knows a proposal density of trajectories that end in model coordinates z. Of either kind
 of trajectory, drawn or given, it has the log ratio of the two path densities, and
@@ -47,9 +47,9 @@ class Sampler(abc.ABC):
     Attributes
     ----------
     target
-        In nm and kT.
+        The target, in nm and kT.
     coordinates
-        From nm to what the model diffuses.
+        Map between nm and what the model diffuses.
     """
 
     target: Target
@@ -57,7 +57,7 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, n: int, rng: torch.Generator, batch_size: int, progress: bool) -> Drawn:
-        """n trajectories from the prior."""
+        """Draw n trajectories from the prior."""
 
     @abc.abstractmethod
     def log_ratios(
@@ -67,7 +67,7 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """How samples are drawn, as JSON: notes for people."""
+        """Describe how samples are drawn, as JSON for people to read."""
 
     @property
     @abc.abstractmethod
@@ -76,11 +76,11 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def _identity(self) -> Any:
-        """What tells the proposal density of z from others."""
+        """Whatever identifies the proposal density of z, for :attr:`fingerprint`."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells its weights from those of others: the proposal, in nm, and the target."""
+        """Fingerprint of the weights: of the proposal in nm, and of the target."""
         described = (self.coordinates.kind, self.coordinates.describe())
         hand = self.coordinates.handedness
         signs = None if hand is None else list(hand.signs)
@@ -95,7 +95,7 @@ class Sampler(abc.ABC):
         return self.weighed(self.draw(n, rng, batch_size, progress), provenance)
 
     def weighed(self, drawn: Drawn, provenance: Provenance) -> WeightedEnsemble:
-        """What ends of trajectories are worth."""
+        """Weigh the ends of trajectories."""
         failed = ~torch.isfinite(drawn.log_ratio)
         z = torch.where(failed[:, None, None], math.nan, drawn.z)
         found = self.coordinates.to_configurations(z)

@@ -19,12 +19,12 @@ from openmm_vtdis.targets import Target
 
 @dataclass(frozen=True)
 class FlowSampler(Sampler):
-    """The flow draws, and its density weighs; off by the solver's error, which no diagnostic sees.
+    """Sampler of the flow. Its weights are off by the solver's error, which no diagnostic sees.
 
     Attributes
     ----------
     denoiser, schedule
-        Which flow, and the noise levels that a solver of fixed steps goes by.
+        The denoiser that defines the flow, and the noise levels of the fixed-step solver.
     target, coordinates
         See :class:`~openmm_vtdis.sampling.base.Sampler`.
     divergence

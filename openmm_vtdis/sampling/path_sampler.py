@@ -18,12 +18,12 @@ from openmm_vtdis.targets import Target
 
 @dataclass(frozen=True)
 class PathSampler(Sampler):
-    """The reverse process draws, and both processes weigh, step by step.
+    """Sampler of whole paths: the reverse process draws, and both processes weigh each step.
 
     Attributes
     ----------
     process
-        Tuned.
+        A tuned diffusion process.
     target, coordinates
         See :class:`~openmm_vtdis.sampling.base.Sampler`.
     """
@@ -37,7 +37,10 @@ class PathSampler(Sampler):
         return self.process.n_steps
 
     def with_n_steps(self, n_steps: int) -> PathSampler:
-        """The same with another number of steps (:meth:`DiffusionProcess.with_n_steps`)."""
+        """The same sampler with another number of steps.
+
+        See :meth:`~openmm_vtdis.diffusion.process.DiffusionProcess.with_n_steps`.
+        """
         return dataclasses.replace(self, process=self.process.with_n_steps(n_steps))
 
     def draw(self, n: int, rng: torch.Generator, batch_size: int, progress: bool) -> Drawn:

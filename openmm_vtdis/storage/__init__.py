@@ -1,4 +1,4 @@
-"""Files of the package's own, whole and without pickles, and the identities that they carry."""
+"""The package's own files, whole and without pickles, and the fingerprints that they carry."""
 
 from openmm_vtdis.storage.archive import (
     FORMAT_VERSION,

@@ -15,12 +15,12 @@ from scipy.io import netcdf_file
 from openmm_vtdis.storage.documents import parse_json
 
 _PER_NANOMETER = 10.0
-"""Of angstrom, in which the convention has coordinates."""
+"""Angstrom, the convention's unit of coordinates, in a nanometre."""
 
 
 @dataclass(frozen=True)
 class AmberTrajectory:
-    """What a file holds.
+    """Contents of a trajectory file.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Files that are whole or not there.
+"""Atomic writes: files are whole or not there.
 
 Writes go to a temporary file in the same directory, are flushed to disk and then renamed, so that
 a file under its final name is always whole.
@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-"""Errors of a write, which do not say of which file."""
+"""Errors for want of room, whose messages do not name the file."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``; what was written there takes the place of ``path``.
+    """Yield a temporary name beside ``path``, and move what was written there to ``path``.
 
-    Flushed to disk first; nothing is replaced if an exception passes. A link stays one: what it
-    points to is written.
+    It is flushed to disk first; nothing is replaced if an exception passes. A link stays one: what
+    it points to is written.
 
     Raises
     ------

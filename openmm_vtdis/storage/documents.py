@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 
 def parse_json(text: str) -> Any:
-    """The JSON document that a text holds.
+    """Parse a JSON document.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def parse_json(text: str) -> Any:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Settings that differ, with both values; "" where none does."""
+    """List settings that differ, with both values; "" if none does."""
     names = sorted(there.keys() | here.keys())
     return ", ".join(
         f"{name} ({there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here)"
@@ -52,7 +52,7 @@ def mentions(xml: str, name: str) -> bool:
 def check_version(
     path: str | os.PathLike[str], what: str, version: object, expected: int, remedy: str
 ) -> None:
-    """Raise ValueError for a file of another format version; what to do about an older one."""
+    """Raise ValueError for a file of another format version; ``remedy`` is for an older one."""
     if version == expected and isinstance(version, int):
         return
     if isinstance(version, int) and 0 < version < expected:

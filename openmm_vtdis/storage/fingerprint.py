@@ -1,4 +1,4 @@
-"""Identities: one way to say that two things are the same, by what they hold.
+"""Fingerprints: one way to tell whether two things are the same, by their content.
 
 :func:`fingerprint` is the SHA-256 of numbers, texts, tensors, networks and whatever is made of
 them: the same in copies, in pickles, on another device, and in another process, where addresses,
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Identified(Protocol):
-    """Something that knows what it is."""
+    """Something that has a fingerprint of its own."""
 
     @property
     def fingerprint(self) -> str | None:
-        """A digest of it; None if nobody can tell it from others."""
+        """A digest of its content; None if it has none."""
         ...
 
 
@@ -56,7 +56,7 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def stream_fingerprint(rng: torch.Generator) -> str:
-    """What tells the random numbers apart that are to come."""
+    """A digest of an rng's state, and so of the random numbers that it will give."""
     return fingerprint(rng.get_state())[:16]
 
 
@@ -112,7 +112,7 @@ def _add_numbers(found: Any, values: Tensor | np.ndarray) -> None:
 def _content(thing: Any) -> str:
     """A digest of an object's classes and numbers, as its pickle has them.
 
-    Of one that no pickle can hold, its class and its tensors must do.
+    For an object that cannot be pickled it is made of the class and the tensors.
     """
     with contextlib.suppress(Exception):
         return content_fingerprint(thing)
@@ -134,7 +134,7 @@ def content_fingerprint(thing: Any) -> str:
     Raises
     ------
     Exception
-        What pickle raises, of an object that it cannot write.
+        Whatever pickle raises for an object that it cannot write.
     """
     buffer = io.BytesIO()
     pickler = _ByContent(buffer, protocol=4)

@@ -15,18 +15,19 @@ from typing import BinaryIO
 _XTC, _XTC_LARGE, _TRR = 1995, 2023, 1993
 _CUT = "is cut short, as a killed simulation leaves it; those before it are whole"
 _RAW = 9
-"""Atoms up to which an xtc holds plain coordinates."""
+"""Most atoms of which an xtc holds plain coordinates."""
 _INDICES = range(9, 73)
-"""Of the table by which an xtc packs them."""
+"""Indices of the table by which an xtc packs coordinates."""
 
 
 def check_frames(path: Path, n_atoms: int) -> None:
-    """Refuse an xtc or trr file with a frame that is not of so many atoms, or damaged.
+    """Refuse an xtc or trr file with a frame that is damaged, or not of ``n_atoms`` atoms.
 
     Raises
     ------
     ValueError
-        With the number of the frame, from 0. Files of other kinds are not looked at.
+        If there is such a frame; the message has its number, from 0. Files of other kinds are not
+        looked at.
     """
     step: dict[str, Callable[[BinaryIO, int], str | None]] = {".xtc": _xtc, ".trr": _trr}
     kind = path.suffix.lower()
@@ -51,7 +52,7 @@ def _read(file: BinaryIO, layout: str) -> tuple[float, ...]:
 
 
 def _xtc(file: BinaryIO, n_atoms: int) -> str | None:
-    """Go on to the next frame; what is wrong with this one."""
+    """Move to the next frame; return what is wrong with this one, or None."""
     magic, n, _, _, *box = _read(file, "iiif9f")
     (again,) = _read(file, "i")
     if magic not in (_XTC, _XTC_LARGE) or n != again:
@@ -75,7 +76,7 @@ def _xtc(file: BinaryIO, n_atoms: int) -> str | None:
 
 
 def _trr(file: BinaryIO, n_atoms: int) -> str | None:
-    """Go on to the next frame; what is wrong with this one."""
+    """Move to the next frame; return what is wrong with this one, or None."""
     magic, _, length = _read(file, "iii")
     if magic != _TRR or length != 12 or file.read(12) != b"GMX_trn_file":
         return "is damaged"

@@ -22,19 +22,19 @@ from openmm_vtdis.targets.binding import warn_if_unbound
 
 _SPREAD, _SINGLE = 1e-5, 3e-7
 _SAME_CODE = 1e-4
-"""kT between machines, beside what rounding does: models may run in single precision."""
+"""Difference in kT between machines, beyond rounding: models may run in single precision."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What an archive keeps of a target.
+    """Description of a target, as an archive stores it.
 
     Attributes
     ----------
     settings
-        JSON-able.
+        JSON-able settings.
     tensors
-        By names without a dot in front.
+        Tensors by name; an archive adds a prefix to the names.
     """
 
     settings: dict[str, Any]
@@ -43,14 +43,14 @@ class Description:
 
 @dataclass(frozen=True)
 class Rebuilding:
-    """How a target is made again from an archive.
+    """Options for rebuilding a target from an archive.
 
     Attributes
     ----------
     allow_pickle
         Whether the file is trusted: to be unpickled, or to name code that is run.
     backend, n_threads
-        How the energies of a System are evaluated.
+        Evaluation of the energies of a System.
     """
 
     allow_pickle: bool = False
@@ -64,13 +64,13 @@ class Target(abc.ABC):
     Attributes
     ----------
     space
-        Where x lives: M particles in D dimensions, centred or not.
+        Space of x: M particles in D dimensions, centred or not.
     temperature
-        In kelvin, or None for a density without one.
+        Temperature in kelvin, or None for a density without one.
     """
 
     kind: ClassVar[str | None] = None
-    """Name under which archives know the class; None: they do not."""
+    """Name under which archives store the class; None: they cannot."""
     runs_user_code: bool = False
     """Whether its energies come from code that an archive does not hold."""
 
@@ -90,26 +90,26 @@ class Target(abc.ABC):
 
     @property
     def fingerprint(self) -> str | None:
-        """What tells its Hamiltonian from others, whatever the temperature; None: nothing does."""
+        """Fingerprint of the Hamiltonian, whatever the temperature; None: it has none."""
         return None
 
     @property
     def topology(self) -> app.Topology | None:
-        """Of the particles; None: they are all alike, or there is none."""
+        """Topology of the particles; None: they are all alike, or there is none."""
         return None
 
     @property
     def probes(self) -> Tensor | None:
-        """Configurations (S, M, D), nm, that tell whether code of the user's is what it was."""
+        """Configurations (S, M, D), nm, whose energies show whether the user's code has changed."""
         return None
 
     def describe(self) -> Description:
-        """What an archive keeps of it, for :meth:`rebuild`.
+        """Describe the target for an archive, from which :meth:`rebuild` makes it again.
 
         Raises
         ------
         ValueError
-            If archives do not know its class.
+            If archives cannot store its class.
         """
         raise ValueError(
             f"save: expected a target that archives know, got one of {type(self).__name__}; give "
@@ -119,7 +119,7 @@ class Target(abc.ABC):
 
     @classmethod
     def rebuild(cls, description: Description, how: Rebuilding) -> Self:
-        """The target of a description.
+        """Make the target of a description.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class Target(abc.ABC):
         return differentiate_twice(self.reduced_energy, x)
 
     def check_bound(self) -> None:
-        """Warn if the energy does not hold a configuration together that is blown up."""
+        """Warn if the energy does not hold an enlarged configuration together."""
         warn_if_unbound(self.reduced_energy, self.space)
 
 
@@ -188,10 +188,10 @@ def check_is_target(target: object) -> None:
 
 
 def same_energy(energies: Tensor, unit: float = 1.0) -> Tensor:
-    """How much energies (..., n), in a unit of which kT has ``unit``, may differ and be the same.
+    """Tolerance within which energies (..., n) count as the same; ``unit`` is kT in their unit.
 
-    By how far they lie apart, not by their size, which may be that of all electrons: only what
-    single precision resolves goes by that.
+    It follows from how far the energies lie apart, not from their size, which may be that of all
+    electrons: only the resolution of single precision goes by that.
     """
     known = torch.where(torch.isfinite(energies), energies, torch.nan)
     middle = known.nanmedian(dim=-1, keepdim=True).values.nan_to_num()

@@ -40,11 +40,11 @@ class BenchmarkSystem:
     name
         Short name, "DW-4".
     system
-        The energy; nobody changes it.
+        The System, which nobody changes.
     topology
         None for identical particles.
     temperature
-        In kelvin.
+        Temperature in kelvin.
     n_dims
         2 (particles at z = 0) or 3.
     positions
@@ -68,7 +68,7 @@ class BenchmarkSystem:
             )
 
     def target(self, **kwargs: Any) -> OpenMMTarget:
-        """The reduced energy of this system; keywords go to :class:`OpenMMTarget`."""
+        """The target of this system; keywords go to :class:`~openmm_vtdis.targets.OpenMMTarget`."""
         return OpenMMTarget(
             self.system, self.topology, self.temperature, n_dims=self.n_dims, **kwargs
         )

@@ -1,4 +1,4 @@
-r"""What holds the particles of a System together: bonds that have a term, and parts that have none.
+r"""Checks that a System holds its particles together: bonds with a term, parts without one.
 
 A Boltzmann density can be normalised only if its energy holds all particles together. Two molecules
 that attract each other weakly, with nothing else between them, have
@@ -37,16 +37,16 @@ logger = logging.getLogger(__name__)
 _BINDERS = {"CustomManyParticleForce", "GayBerneForce"}
 _DISTANCES = (1e3, 1e4, 1e5)
 _DISTANCES_OF_USER_CODE = (1e1, 1e2, 1e3)
-"""Over the size of a configuration, between parts that are pulled apart. Energies of the user's may
-be in single precision, in which far away a bond has no length any more."""
+"""Distances, over the size of a configuration, between parts that are pulled apart. Energies of the
+user's may be in single precision, in which a bond far away has no length any more."""
 _DIRECTIONS = 3
 _FEW_PARTS = 32
-"""Of these, pairs, and groups that feel each other, are pulled away from the rest too."""
+"""Most parts whose pairs, and groups that feel each other, are pulled away from the rest too."""
 _FELT, _ROUNDING = 0.1, 1e-12
-"""kT of a coupling, and a share of the energies from which it is a difference."""
+"""Least coupling that counts: in kT, and as a share of the energies that it is a difference of."""
 _NAMED = 5
 _LARGEST_TERM = 4
-"""Particles of a term, of a valence force field say, that may be a bond's."""
+"""Most particles of a term, of a valence force field say, that may stand for a bond."""
 _SEED = 20_261_201
 
 
@@ -61,7 +61,7 @@ def check_bonds(system: openmm.System, topology: app.Topology) -> None:
     Raises
     ------
     ValueError
-        With the first bonds that are missing.
+        If bonds are missing; the message names the first of them.
     """
     graph, pairs = bonded_graph(topology), list(bonded_pairs(system))
     bonded = {frozenset(pair) for pair in pairs}
@@ -181,7 +181,7 @@ def check_bound(
     Raises
     ------
     ValueError
-        With the part that nothing holds, and the restraint that would.
+        If parts can fly apart; the message names one, and a restraint that would hold it.
     """
     parts = parts_of(system, topology)
     if len(parts) < 2:
@@ -223,7 +223,7 @@ def slowest_rise(
     moved: list[int],
     distances: tuple[float, ...] = _DISTANCES,
 ) -> float | None:
-    """How much u rises in the last decade if some particles are pulled away; None if enough.
+    """Rise of u over the last decade as some particles are pulled away; None if it is enough.
 
     Enough is more than D log 10, and not less than half of what it rose by in the decade before, as
     a charge does at low temperatures. Where an energy is NaN, nothing is said.
@@ -253,7 +253,7 @@ def warn_if_unbound(reduced_energy: Callable[[Tensor], Tensor], space: Space) ->
         (B, M, D) nm -> (B,) kT, of any target. If it raises an exception that far out, nothing is
         said.
     space
-        Of its configurations, of dimension d.
+        Space of the configurations, of dimension d.
     """
     x = space.standard_normal(_DIRECTIONS, make_rng(_SEED))
     try:
@@ -326,7 +326,7 @@ def _groups(
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first few of them."""
+    """List the first few names."""
     every = list(names)
     more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
     return ", ".join(every[:_NAMED]) + more

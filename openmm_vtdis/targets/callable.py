@@ -1,4 +1,4 @@
-"""A batched torch energy of the user's as a target, with a topology of its own.
+"""A target made of the user's own batched torch energy.
 
     >>> from openmm_vtdis.targets.callable import CallableTarget
     >>> def springs(x):
@@ -40,13 +40,13 @@ from openmm_vtdis.targets.base import (
 from openmm_vtdis.topology import topology_from_json, topology_to_json
 
 BatchedEnergy = Callable[[Tensor], Tensor]
-"""x (B, M, D) in nm, float64 -> (B,)."""
+"""An energy function: x (B, M, D) in nm, float64 -> (B,)."""
 _N_PROBES = 4
 
 
 @TARGETS.register
 class CallableTarget(Target):
-    """exp(-u) of a function of batches of configurations.
+    """The density exp(-u) of a function of batches of configurations.
 
     Parameters
     ----------
@@ -54,12 +54,13 @@ class CallableTarget(Target):
         Maps x (B, M, D) in nm, float64, to (B,), by torch operations that can be differentiated, on
         x's device. To be stored in an archive it must be a function at the top level of a module.
     topology
-        Of the particles: labels, stereocentres and features come from it, and samples carry it.
+        Topology of the particles: labels, stereocentres and features come from it, and samples
+        carry it.
     temperature
-        In kelvin, or with a unit; None: of a density without one. Needed where ``energy`` has a
-        unit.
+        Temperature in kelvin, or with a unit; None: a density without one. Needed where ``energy``
+        has a unit.
     energy_unit
-        Of the energy, such as ``openmm.unit.kilojoule_per_mole``; None: it is in kT.
+        Unit of the energy, such as ``openmm.unit.kilojoule_per_mole``; None: it is in kT.
     n_particles
         M, where there is no topology.
     n_dims
@@ -129,7 +130,7 @@ class CallableTarget(Target):
 
     @keeps_to_the_cpu
     def _check(self) -> None:
-        """The energy gives numbers, and the same ones of configurations that were moved."""
+        """Check that the energy is finite, and the same for configurations that were moved."""
         x, space = self._probes, self.space
         before = self.reduced_energy(x)
         if not bool(torch.isfinite(before).any()) or not space.centred:
@@ -147,17 +148,17 @@ class CallableTarget(Target):
 
     @property
     def topology(self) -> app.Topology | None:
-        """As it was given."""
+        """The given topology."""
         return self._topology
 
     @property
     def probes(self) -> Tensor:
-        """Configurations (S, M, D), nm, that tell whether the function is what it was."""
+        """Configurations (S, M, D), nm, whose energies show whether the function has changed."""
         return self._probes
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the function's name, or its content where it cannot be imported, and its unit."""
+        """Digest of the function's name, or its content if it cannot be imported, and its unit."""
         return fingerprint(_name_of(self.energy) or self.energy, self.space, self._in_kj)
 
     def reduced_energy(self, x: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class CallableTarget(Target):
         return torch.where(finite, self._in_kT * energy.to(torch.float64), torch.nan)
 
     def describe(self) -> Description:
-        """The name of the function, and what it gives at a few places.
+        """Describe the target by the function's name and its energies at a few configurations.
 
         Raises
         ------
@@ -228,7 +229,7 @@ class CallableTarget(Target):
 
 
 def _in_kj(energy_unit: unit.Unit | unit.Quantity) -> float:
-    """A unit of energy in kJ/mol.
+    """Convert a unit of energy to kJ/mol.
 
     Raises
     ------
@@ -246,7 +247,7 @@ def _in_kj(energy_unit: unit.Unit | unit.Quantity) -> float:
 
 
 def _name_of(function: Any) -> str | None:
-    """ "module:name" of a function that is imported so; None of any other."""
+    """Return "module:name" of a function that can be imported so, None for any other."""
     module, name = (vars(type(function)).get(k) for k in ("__module__", "__qualname__"))
     if isinstance(function, type(_name_of)):
         module, name = function.__module__, function.__qualname__

@@ -1,4 +1,4 @@
-"""Energies of any target, as weights need them: one number a configuration, whatever happens.
+"""Energies of any target for weights: one number a configuration, whatever happens.
 
 A target of the user's may hold parameters that require gradients, compute in single precision, or
 raise an exception for one odd configuration of thousands. That one has no energy then, and no
@@ -22,7 +22,7 @@ _FEW = 8
 
 
 class EnergyError(ValueError):
-    """A target gave something else than a number for each configuration."""
+    """Raised if a target does not give a number for each configuration."""
 
 
 def energies_of(target: Any, x: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ def energies_of(target: Any, x: Tensor) -> Tensor:
     target
         Anything with ``reduced_energy(x)``.
     x
-        Where that raises an exception for a batch, it is tried in halves; a single configuration
-        for which it does has energy NaN.
+        Configurations (B, M, D). Where the energy raises an exception for a batch, it is tried in
+        halves; a single configuration for which it does has energy NaN.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def energies_of(target: Any, x: Tensor) -> Tensor:
 def check_each_alone(name: str, target: Any, x: Tensor) -> None:
     """Check on a few of (n, M, D) that an energy is a function of its configuration alone.
 
-    Of an OpenMM System that was seen when the target was built.
+    An OpenMM System was checked when its target was built.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""Whether frames can be equilibrium samples of a target, before anything is trained on them.
+r"""Checks that frames can be equilibrium samples of a target, before training on them.
 
 Integration by parts gives, for every Boltzmann density that vanishes at infinity::
 
@@ -30,26 +30,27 @@ logger = logging.getLogger(__name__)
 
 _FRAMES = 5_000
 _FRAMES_TWICE = 1_000
-"""Of the check that takes forces at two points more."""
+"""Most frames of the check that needs forces at two more points."""
 _STEP = 1e-3
-"""Of a central difference, in units of kT over the root-mean-square force, or of the
+"""Step of a central difference, in units of kT over the root-mean-square force, or of the
 root-mean-square coordinate where that is less."""
 _BLOCKS = 20
 _TOLERANCE = 0.1
 _SIGMAS = 5.0
 _LARGE = 10.0
-"""Root-mean-square coordinate that is worth a look, in units of the median frame's."""
+"""Root-mean-square coordinate of a frame to be looked at, in units of the median frame's."""
 _LOW = 0.05
 """Share of frames below the energy that others are compared with: up to nearly all may be broken,
 and a few that were minimised do no harm."""
 _EXCESS, _EXCESS_PER_ROOT = 100.0, 22.0
-"""kT above it, and per square root of a degree of freedom, that equilibrium never has."""
+"""Energy above the low one, in kT and in kT per square root of the degrees of freedom, that
+equilibrium never reaches."""
 _FEW, _NOTICEABLE = 20, 0.5
 """Frames on which exchanges are tried, and the change of energy in kT that is reported."""
 _FAR = 10.0
 """A ratio that no temperature explains."""
 _STIFF, _RIGID = 0.01, 0.25
-"""Spread of a bond's length that is worth a look, over the length; and one too small, over what
+"""Spread of a bond's length to be looked at, over the length; and one that is too small, over what
 the bond's own stiffness gives with all else at rest."""
 
 
@@ -119,7 +120,7 @@ def check_equilibrium(
     Raises
     ------
     ValueError
-        As for :func:`check_exploded` and :func:`check_flexible`.
+        See :func:`check_exploded` and :func:`check_flexible`.
     """
     check_exploded(name, target, x)
     check_flexible(name, target, x, bonds)
@@ -149,7 +150,7 @@ def check_equilibrium(
 
 
 def _some_of(n: int, most: int) -> Tensor:
-    """Indices of at most so many of n frames, evenly spaced."""
+    """Indices of at most ``most`` of n frames, evenly spaced."""
     return torch.from_numpy(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
@@ -197,7 +198,7 @@ def check_apart(name: str, x: Tensor) -> None:
     Raises
     ------
     ValueError
-        With the first of them: an array of zeros that nobody filled, or a damaged file.
+        If there is one, such as an array of zeros that nobody filled, or a damaged file.
     """
     n_particles = x.shape[1]
     ordered = x[:, :, 0].sort(dim=1).values  # particles in one place have this in common
@@ -229,7 +230,7 @@ def check_flexible(name: str, target: Target, x: Tensor, bonds: Sequence[tuple[i
     """Refuse frames (n, M, D), nm, of a simulation that held bonds between particles rigid.
 
     A bond's length has to vary at least about as much as it would with everything else at rest,
-    1 / sqrt(u'') for its own stretching. Of fewer than twenty frames nothing is said.
+    1 / sqrt(u'') for its own stretching. Fewer than twenty frames are not judged.
 
     Raises
     ------
@@ -257,7 +258,7 @@ def check_flexible(name: str, target: Target, x: Tensor, bonds: Sequence[tuple[i
 def _spread_at_rest(target: Target, x: Tensor, i: int, j: int) -> float:
     """Standard deviation (nm) of the distance of two particles if nothing else moved.
 
-    From the median curvature of the energy along it; 0 where that is not positive.
+    It comes from the median second derivative of the energy along it; 0 where that is not positive.
     """
     some = x[:: max(1, len(x) // _FEW)][:_FEW]
     apart = torch.zeros_like(some)

@@ -1,4 +1,4 @@
-r"""Gaussian mixtures: the target about which everything is known.
+r"""Gaussian mixtures: targets about which everything is known.
 
     pi(x) = sum_k w_k N_x(x; m_k, v_k I),          u(x) = -log pi(x)
 
@@ -41,13 +41,13 @@ class GaussianMixture(Target):
     weights
         (K,), positive; normalised here.
     space
-        Where the density lives. None: all of R^{M x D}. With a centred space the energy is that of
-        the projection of x, so that it is invariant under translation.
+        Space of the density. None: all of R^{M x D}. With a centred space the energy is that of the
+        projection of x, so that it is invariant under translation.
 
     Attributes
     ----------
     weights, means, variances
-        As given, normalised and projected; float64.
+        The given ones, normalised and projected; float64.
     """
 
     kind: ClassVar[str | None] = "gaussian-mixture"
@@ -78,11 +78,11 @@ class GaussianMixture(Target):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the space and all numbers."""
+        """Digest of the space and all numbers."""
         return fingerprint(self.space, self.means, self.variances, self.weights)
 
     def describe(self) -> Description:
-        """The space, and all numbers."""
+        """Describe the space and all numbers."""
         tensors = {"means": self.means, "variances": self.variances, "weights": self.weights}
         return Description(dataclasses.asdict(self.space), tensors)
 

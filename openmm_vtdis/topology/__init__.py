@@ -1,4 +1,4 @@
-"""Topologies: what may be exchanged with what, what has a handedness, how they are stored.
+"""Topologies: equivalent atoms, handedness, features, and storage.
 
 ======================  ===================================================================
 module                  what it holds

@@ -43,18 +43,18 @@ def read_frames(
     minimum: int = 1,
     temperature: float | None = None,
 ) -> Tensor:
-    """Configurations as (n, M, D) float64 in nm, checked and projected onto the space.
+    """Read configurations as (n, M, D) float64 in nm, checked and projected onto the space.
 
     Parameters
     ----------
     name
-        What to call them in an error message.
+        Name of the argument in error messages.
     topology
-        Of the System; a trajectory's own topology must have the same atoms in the same order.
+        Topology of the System; a trajectory's own must have the same atoms in the same order.
     minimum
         Least number of frames.
     temperature
-        In kelvin, which a file that knows its own must have.
+        Temperature in kelvin; a file that states another is refused.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def check_flat(name: str, positions: np.ndarray, n_dims: int) -> None:
 
 
 def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
-    """The first frames, and the last ones: a fraction ``held_out``, at least one."""
+    """Split frames into the first ones and the last fraction ``held_out``, at least one."""
     n = max(1, int(checks.fraction("held_out", held_out) * len(frames)))
     return frames[:-n], frames[-n:]
 
@@ -97,7 +97,7 @@ def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
 def _load(
     name: str, paths: Any, topology: app.Topology | None, n_atoms: int, temperature: float | None
 ) -> md.Trajectory:
-    """Files of any formats as one trajectory; those without atoms get those of the topology."""
+    """Load files of any formats as one trajectory; those without atoms get the topology's."""
     top = mdtraj_topology(topology or placeholder_topology(n_atoms))
     parts = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
@@ -134,13 +134,13 @@ def _load(
 
 
 class _Weighted(Exception):
-    """A file of weighted samples, taken for MD."""
+    """Raised for a file of weighted samples that was given as MD."""
 
 
 def check_fair(path: object, amber: AmberTrajectory, temperature: float | None) -> None:
     """Raise :class:`_Weighted` for samples whose weights differ, or were taken away.
 
-    And for those of another temperature than that (K) which is asked for.
+    It is also raised for samples of another temperature (K) than the one asked for.
     """
     log_weights, there = amber.log_weights, amber.temperature
     if log_weights is None:

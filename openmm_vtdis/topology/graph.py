@@ -55,7 +55,7 @@ def mass_of(element: app.Element) -> float:
 
 
 def mdtraj_topology(topology: app.Topology) -> md.Topology:
-    """The same for mdtraj, which knows no elements of the user's own: virtual sites there."""
+    """Convert a topology to mdtraj's, in which the user's own elements become virtual sites."""
     if not all(_known_to_mdtraj(atom) for atom in topology.atoms()):
         topology = copy.deepcopy(topology)
         for atom in topology.atoms():

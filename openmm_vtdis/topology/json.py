@@ -26,7 +26,7 @@ _STANDARD = {e.symbol: e for e in vars(app.element).values() if isinstance(e, ap
 
 
 def check_storable(topology: app.Topology) -> None:
-    """Raise ValueError for a topology that no file could hold: asked before the work."""
+    """Raise ValueError for a topology that no file can hold; call it before the work."""
     topology_from_json(json.loads(json.dumps(topology_to_json(topology), allow_nan=False)))
 
 
@@ -139,7 +139,7 @@ def _bond_type_name(kind: object) -> str | None:
 
 
 def _plain(value: Any) -> str | int | float | None:
-    """Text or a number as JSON has it, of numpy's types too."""
+    """Convert text or a number, also of numpy's types, for JSON."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -154,7 +154,7 @@ def _plain(value: Any) -> str | int | float | None:
 
 
 def _described(element: app.Element | None) -> str | dict[str, Any] | None:
-    """Its symbol; of one that OpenMM does not define, all of it."""
+    """Describe an element by its symbol, or in full if OpenMM does not define it."""
     if element is None:
         return None
     standard = _STANDARD.get(element.symbol)
@@ -169,7 +169,7 @@ def _described(element: app.Element | None) -> str | dict[str, Any] | None:
 
 
 def _element(described: Any) -> app.Element | None:
-    """The element of a description, which is made if this process does not know it yet."""
+    """Find the element of a description, or make it if this process does not know it yet."""
     if described is None:
         return None
     if not isinstance(described, dict):

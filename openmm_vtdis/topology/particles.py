@@ -1,4 +1,4 @@
-"""What a topology says of the particles of a System, in one object."""
+"""Particles of a System: everything that its topology says of them, in one object."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Particles:
     features: dict[str, list]
 
     def handedness(self, name: str, x: Tensor) -> Handedness | None:
-        """That of all configurations (n, M, 3), for messages called ``name``; None without centres.
+        """Handedness of all configurations (n, M, 3); None without centres.
+
+        Messages call the configurations ``name``.
 
         Raises
         ------
@@ -66,7 +68,7 @@ class Particles:
         Parameters
         ----------
         labels
-            Instead of those that the bonded graph gives.
+            Labels to use instead of those that the bonded graph gives.
         alike
             Whether particles without a topology and labels are identical, or all different.
         """

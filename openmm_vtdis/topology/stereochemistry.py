@@ -48,9 +48,9 @@ class Stereocentre:
     Attributes
     ----------
     name
-        For messages, "CA of ALA 2".
+        Name in messages, such as "CA of ALA 2".
     corners
-        Four atoms: its neighbours in the order of their labels; of three neighbours, and itself.
+        Four atoms: its neighbours in the order of their labels; if it has three, also itself.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Handedness:
 
     @classmethod
     def of(cls, centres: Sequence[Stereocentre], x: Tensor) -> Handedness:
-        """That of one configuration (M, 3).
+        """Handedness of one configuration (M, 3).
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Handedness:
         Raises
         ------
         ValueError
-            Naming the first that does not, and its centre.
+            If one does not; the message names the first, and its centre.
         """
         signs = _constant(self.signs, x.device)
         wrong = handedness(self.centres, x) != signs
@@ -161,6 +161,6 @@ def handedness(centres: Sequence[Stereocentre], x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Integers as a tensor, made once for a device."""
+    """Integers as a tensor, made once for each device."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)

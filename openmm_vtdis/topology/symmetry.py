@@ -1,4 +1,4 @@
-r"""Which atoms of a molecule may be exchanged.
+r"""Equivalent atoms of a molecule: those that may be exchanged.
 
 Two atoms of a molecule are *equivalent* if an automorphism of its bonded graph, whose nodes are
 coloured by element, maps one onto the other: the three hydrogens of a methyl group are, those of
@@ -54,7 +54,7 @@ def symmetry_labels(topology: app.Topology) -> np.ndarray:
 
 
 def exchangeable_pairs(topology: app.Topology, labels: Sequence[int]) -> list[tuple[int, int]]:
-    """Atoms of one label with the same neighbours, as the hydrogens of a methyl group.
+    """Pairs of atoms with one label and the same neighbours, as in a methyl group.
 
     Exchanging such a pair, and nothing else, changes neither labels nor bonds: an energy that
     changes contradicts the labels. Each class of such atoms is covered by a chain of pairs.

@@ -28,12 +28,12 @@ class TrainingConfig:
     gradient_clip
         Largest gradient norm.
     log_t_mean, log_t_std, t_min, t_max
-        log t ~ Normal(mean, std), clipped to [log t_min, log t_max], in units of the data's scale.
+        log t ~ Normal(mean, std), clipped to [log t_min, log t_max], in model coordinates.
     precision
         "float32", or "bfloat16" for the matrix products of a training step (weights, their average
         and the held-out loss stay float32): two to three times faster on most hardware.
     seed
-        Of the batches and noise.
+        Seed of the batches and noise.
     """
 
     n_iterations: int

@@ -27,7 +27,7 @@ from openmm_vtdis.storage.fingerprint import fingerprint
 
 
 class PairObjective(nn.Module):
-    """What a :class:`~openmm_vtdis.training.trainer.Trainer` trains: the head of a denoiser.
+    """Trainable pair head of a denoiser, for a :class:`~openmm_vtdis.training.trainer.Trainer`.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class PairObjective(nn.Module):
         self._frozen = (denoiser,)  # in a tuple: its weights are not this module's
 
     def extra_repr(self) -> str:
-        """The frozen weights' fingerprint, which tells a checkpoint for another denoiser apart."""
+        """The frozen weights' fingerprint, by which a checkpoint of another denoiser is refused."""
         state = self._frozen[0].state_dict()
         frozen = [state[name] for name in state if not name.startswith("network.pair_head.")]
         return f"denoiser={fingerprint(frozen)}"
@@ -60,7 +60,7 @@ class PairObjective(nn.Module):
         return False
 
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """(B, M, D), (B,), (B, M, D) -> (B,)."""
+        """Loss (B,) of clean (B, M, D), t (B,) and noise (B, M, D)."""
         x = clean + t[:, None, None] * noise
         with torch.no_grad():
             denoised, messages = self._frozen[0].with_messages(x, t)
@@ -100,7 +100,7 @@ def new_pair_head(denoiser: object, n_hidden: int, seed: int) -> Iterator[PairOb
 
 
 def forget_pair_head(network: nn.Module) -> None:
-    """Take away a head that was trained on messages that are no more."""
+    """Remove a head that was trained on messages of earlier weights."""
     if isinstance(network, Network):
         network.put_pair_head(None, None)
 

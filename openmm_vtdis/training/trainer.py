@@ -7,7 +7,7 @@ decay, gradient clipping by norm, and an exponential moving average (EMA) of the
 what is kept.
 
 In a process group (:mod:`~openmm_vtdis.runtime.distributed`) every process draws the same batch,
-takes its share of it and sums the gradients over all: weights and random streams stay the same
+takes its share of it and sums the gradients over all: weights and random numbers stay the same
 everywhere, the result does not depend on the number of processes but for rounding, and process 0
 writes the checkpoints.
 
@@ -45,11 +45,11 @@ READ_EVERY = 16
 
 
 class Trainable(Protocol):
-    """What a trainer trains: a torch module with a loss, a denoiser or a head of one."""
+    """A torch module with a loss: a denoiser, or a head of one."""
 
     @property
     def space(self) -> Space:
-        """Where configurations live."""
+        """The space of the configurations."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class Trainable(Protocol):
         ...
 
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Of clean (B, M, D), t (B,) and noise (B, M, D): (B,)."""
+        """Loss (B,) of clean (B, M, D), t (B,) and noise (B, M, D)."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -73,14 +73,14 @@ class Trainable(Protocol):
 
 
 class Trainer:
-    """One training run: parameters, their average, optimiser, random stream and history.
+    """One training run: parameters, their average, optimiser, rng and history.
 
     Parameters
     ----------
     denoiser
         A denoiser, or a head of one. Trained in place; holds the EMA weights after :meth:`run`.
     frames, held_out
-        (n, M, D) configurations in model units, projected onto the space.
+        (n, M, D) configurations in model coordinates, projected onto the space.
     config
         Settings; stored in the checkpoint and compared on resume.
     """
@@ -122,8 +122,8 @@ class Trainer:
         Raises
         ------
         ValueError
-            If the checkpoint belongs to another run (settings, network or data differ), or in an
-            autocast, which would keep casts of weights for longer than the weights.
+            If the checkpoint belongs to another run (settings, network or data differ), or inside
+            an autocast, which would keep casts of weights for longer than the weights.
         FloatingPointError
             If the loss becomes NaN or infinite; the last checkpoint is kept.
         KeyboardInterrupt
@@ -224,7 +224,7 @@ class Trainer:
             self._read()
 
     def _read(self) -> None:
-        """Look at the losses and gradients of the steps since the last look, or fail for one."""
+        """Read the losses and gradients of the steps since the last call; fail if one is bad."""
         values = torch.stack(self._unread).tolist() if self._unread else []
         self._unread.clear()
         for iteration, (loss, norm) in enumerate(values, self.iteration - len(values)):
@@ -237,7 +237,7 @@ class Trainer:
             self._recent.append(loss)
 
     def _gradients(self, clean: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
-        """The loss; its gradients are left with the parameters."""
+        """Compute the loss, and leave its gradients with the parameters."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         mixed = config.precision == "bfloat16"
@@ -247,9 +247,10 @@ class Trainer:
         return loss.detach()
 
     def _recorded(self, batch: list[Tensor]) -> Tensor:
-        """As :meth:`_gradients`; after some steps, by a recording of it.
+        """Call :meth:`_gradients`, by a recording after some steps.
 
-        Not of a pair head's training, which waits for its decompositions, nor in a process group.
+        The training of a pair head, which waits for its decompositions, is not recorded, nor is any
+        in a process group.
         """
         self._steps += 1
         if self._recording is None and self._steps > cuda_graphs.AFTER:
@@ -327,7 +328,7 @@ class Trainer:
         self.log = TrainingLog(**metadata["log"])
 
     def _identity(self) -> dict[str, Any]:
-        """What must agree for a resumed run to be the same run."""
+        """Identity of the run: a resumed one must have the same."""
         return {
             "config": dataclasses.asdict(self.config),
             "parameters": {k: list(v.shape) for k, v in self.denoiser.state_dict().items()},
@@ -337,7 +338,7 @@ class Trainer:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What differs between two identities, with the values of settings."""
+    """Describe what differs between two identities, with the values of settings."""
     changed = [k for k in here if k != "config" and there.get(k) != here[k]]
     settings = storage.differences(there.get("config", {}), here["config"])
     return ", ".join([*changed, *([settings] if settings else [])])

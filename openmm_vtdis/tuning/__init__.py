@@ -1,1 +1,1 @@
-"""From frames to a tuned reverse process."""
+"""Tuning of the reverse process: grid, covariance and mean coefficients."""

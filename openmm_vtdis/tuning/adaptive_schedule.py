@@ -45,12 +45,12 @@ def adapt(
     progress: bool = True,
     n_frames: int = N_FRAMES,
 ) -> Schedule:
-    """The ends and the number of steps of a grid, every step with an equal share of the cost.
+    """A grid with the same ends and number of steps, in which all steps cost the same.
 
     Parameters
     ----------
     frames
-        (n, M, D) equilibrium configurations in model units, of which ``n_frames`` are drawn.
+        (n, M, D) equilibrium configurations in model coordinates, of which ``n_frames`` are drawn.
         Between two modes C is noisy: with 1,000 frames the grid of GMM-2 costs 5 to 30 % more than
         the best one, with 250 up to 60 %, a geometric one 150 to 200 %.
     """
@@ -102,7 +102,7 @@ def denoising_errors(
 
 
 def step_cost(levels: Tensor, errors: Tensor, dim: int) -> Tensor:
-    """C at the levels, (L,), not negative."""
+    """Cost C at the levels, (L,), not negative."""
     (slope,) = torch.gradient(errors, spacing=(levels.log(),))
     return (errors + 0.5 * slope - errors.square() / dim).clamp_min(0.0)
 
@@ -110,8 +110,10 @@ def step_cost(levels: Tensor, errors: Tensor, dim: int) -> Tensor:
 def equal_shares(
     levels: Tensor, cost: Tensor, n_steps: int, least_share: float = LEAST_SHARE
 ) -> Schedule:
-    """N steps between the first and the last level whose sqrt(C) h are equal, but for a share of
-    them that is spread evenly over log t. Where C is all zero, the grid is geometric.
+    """A grid of N steps with equal sqrt(C) h between the first and the last level.
+
+    A share of the steps is spread evenly over log t. If C is zero everywhere, the grid is
+    geometric.
     """
     width, root = levels.log().diff(), cost.sqrt()
     work = 0.5 * (root[1:] + root[:-1]) * width

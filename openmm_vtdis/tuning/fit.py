@@ -43,14 +43,14 @@ F = TypeVar("F", bound=Fittable)
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What a fit needs of forward trajectories.
+    """Forward trajectories, reduced to what a fit needs.
 
     Attributes
     ----------
     base
-        (S,) b_i = -u(x_0) + sum log q - log p(x_N), plus the Jacobian of the length scale.
+        (S,) b_i = -u(x_0) + sum log q - log p(x_N), plus the log-determinant of the coordinates.
     statistics
-        (S, N, F) of the family to be fitted.
+        (S, N, F) sufficient statistics of the family to be fitted.
     """
 
     base: Tensor
@@ -84,7 +84,7 @@ class Fit(Generic[F]):
 
 
 def objective_value(log_weights: Tensor, objective: str) -> Tensor:
-    """alpha2: log mean w; kl: mean log w. (S,) -> scalar."""
+    """Objective of log weights (S,): log mean w ("alpha2") or mean log w ("kl")."""
     checks.choice("objective", objective, OBJECTIVES)
     if objective == "kl":
         return log_weights.mean()
@@ -92,7 +92,7 @@ def objective_value(log_weights: Tensor, objective: str) -> Tensor:
 
 
 def log_weights(covariance: Fittable, trajectories: Trajectories, schedule: Schedule) -> Tensor:
-    """log w of forward trajectories under a fitted covariance, (S,)."""
+    """Log weights (S,) of forward trajectories under a fitted covariance."""
     return trajectories.base + covariance.cost(
         covariance.parameters, trajectories.statistics, schedule
     )
@@ -113,7 +113,7 @@ def fit(
     Parameters
     ----------
     family
-        Which covariance; its own parameters are ignored.
+        The covariance; its own parameters are ignored.
     validation
         If given, the iterate that does best on these trajectories is kept (early stopping).
     start
@@ -184,7 +184,7 @@ def fit_sgd(
     Parameters
     ----------
     draw
-        Returns that many freshly simulated trajectories.
+        Function that returns the given number of freshly simulated trajectories.
     start
         First parameters, DDPM in the paper.
     """
@@ -227,14 +227,14 @@ class MeanCoefficients(Fittable):
     """
 
     def statistics(self, step: ReverseStep, residual: Tensor) -> Tensor:
-        """(B, 3). ``residual`` is that of the default mean, k_n = 1 - r_n."""
+        """Statistics (B, 3). ``residual`` is that of the default mean, k_n = 1 - r_n."""
         b = step.denoised - step.x
         a = residual + (1.0 - step.ratio) * b
         products = [(a * a), (a * b), (b * b)]
         return torch.stack([p.sum(dim=(-2, -1)) for p in products], dim=1) / step.variance
 
     def cost(self, parameters: Tensor, statistics: Tensor, schedule: Schedule) -> Tensor:
-        """Up to a constant."""
+        """Minus the log density of the residuals, up to a constant."""
         lam, kappa = parameters[:, 0], parameters[:, 1]
         coefficients = torch.stack([lam, -2.0 * kappa, kappa.square() / lam], dim=1)
         square = torch.einsum("snf,nf->s", statistics, coefficients)
@@ -258,7 +258,7 @@ class MeanCoefficients(Fittable):
         return type(self)(self.space, self.labels, parameters)
 
     def isotropic_statistics(self, statistics: Tensor, mean_coefficients: Tensor) -> Tensor:
-        """|R|^2 / v_n under the mean of given gains (N,): (S, N, 3) -> (S, N, 1)."""
+        """|R|^2 / v_n for the given mean coefficients (N,): (S, N, 3) -> (S, N, 1)."""
         aa, ab, bb = statistics.unbind(dim=2)
         return (aa - 2.0 * mean_coefficients * ab + mean_coefficients.square() * bb)[..., None]
 

@@ -1,4 +1,6 @@
-r"""Where the Laplace approximation of the posterior is better than the denoiser, and where exact.
+r"""The noise levels at which the Laplace approximation of the posterior beats the denoiser.
+
+It also finds the levels at which the approximation is exact enough to jump to the data.
 
 Both are measured on frames, see :mod:`~openmm_vtdis.diffusion.posteriors.laplace`.
 """
@@ -49,7 +51,7 @@ def find_range(
     Parameters
     ----------
     frames
-        (n, M, D) equilibrium configurations in model units, of which ``n_frames`` are drawn.
+        (n, M, D) equilibrium configurations in model coordinates, of which ``n_frames`` are drawn.
     t_min, t_max
         Noise levels to look between.
 
@@ -104,13 +106,13 @@ def _jump_cost(
     t: float,
     rng: torch.Generator,
 ) -> Tensor:
-    """KL divergence of p(x_0 | x) from the Gaussian, in nats, and what the latter lacks at x_0.
+    """KL divergence of p(x_0 | x) from the Gaussian, and what the latter lacks at x_0, in nats.
 
-    x_0 and x are (B, M, D); (2, B).
+    x_0 and x are (B, M, D), the result (2, B).
     """
 
     def log_weight(y: Tensor, z: Tensor) -> Tensor:
-        """log p(y | x) less that of the Gaussian, up to a constant: z is y in its own axes."""
+        """log p(y | x) minus the Gaussian's, up to a constant; z is y in the Gaussian's axes."""
         distance = (y - x).square().sum(dim=(1, 2)) / t**2
         return 0.5 * (z.square().sum(dim=1) - distance) - energy(y).to(x)
 

@@ -19,7 +19,7 @@ def noise_range(
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> tuple[float, float]:
-    """Noise levels at which a grid for frames z (n, M, D) begins and ends; a given one stays.
+    """Ends of the noise levels of a grid for frames z (n, M, D); given ones are kept.
 
     All in model coordinates, see :func:`~openmm_vtdis.diffusion.schedule.default_range`.
     """

@@ -1,4 +1,4 @@
-r"""Which covariance: a pilot run decides.
+r"""Selection of a family of covariances by pilot runs.
 
 Every candidate, untuned, is tried on the same few forward trajectories, and exp(-Var log w) over
 the price of a trajectory estimates its effective samples for the work. (A few hundred trajectories
@@ -33,19 +33,19 @@ from openmm_vtdis.diffusion.posteriors.hessian import hessian_price
 from openmm_vtdis.diffusion.process import DiffusionProcess
 
 N_PILOT = 256
-"""Trajectories of a candidate."""
+"""Forward trajectories in a pilot run."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a candidate did.
+    """Result of a candidate's pilot run.
 
     Attributes
     ----------
     variance
-        Of log w over forward trajectories.
+        Variance of log w over forward trajectories.
     price
-        Of a trajectory, in network evaluations.
+        Price of a trajectory in network evaluations.
     """
 
     variance: float
@@ -53,7 +53,7 @@ class Pilot:
 
     @property
     def log_yield(self) -> float:
-        """Log of the effective samples for a network evaluation."""
+        """Log of the effective samples per network evaluation."""
         return -self.variance - math.log(self.price)
 
 
@@ -65,7 +65,7 @@ def candidates(
     twice_differentiable: bool,
     rank: int = 4,
 ) -> list[Covariance]:
-    """The family of a name, or those that "auto" has to choose from."""
+    """The family of a name, or all candidates for "auto"."""
     kinds = [checks.choice("covariance", covariance, ("auto", *COVARIANCES, "full"))]
     if covariance == "auto" and objective == "ddpm":
         kinds = ["isotropic"]
@@ -84,7 +84,7 @@ def candidates(
 
 
 def price(process: DiffusionProcess, family: Covariance | type[Covariance]) -> float:
-    """Network evaluations that a trajectory costs, see the module."""
+    """Price of a trajectory in network evaluations; see the module."""
     dim = process.space.dim
     level = 0.0 if process.laplace is None else process.laplace.level
     n_laplace = sum(t <= level for t in process.schedule.times[1:])
@@ -102,9 +102,9 @@ def run_pilots(
     batch_size: int = 256,
     progress: bool = True,
 ) -> dict[str, Pilot]:
-    """Try families (of the kernels under their names) on n frames drawn from (n', M, D).
+    """Run each family, with the process under its name, on n frames drawn from (n', M, D).
 
-    All see the same frames and the same noise.
+    All get the same frames and the same noise.
     """
     index = torch.randint(len(frames), (n,), generator=rng, device=rng.device)
     x = frames[index.to(frames.device)].to(rng.device, torch.float64)
@@ -131,7 +131,7 @@ def run_pilots(
 
 
 def explain(pilots: Mapping[str, Pilot]) -> str:
-    """Why the best one is: a sentence."""
+    """Say in a sentence why the best candidate is the best."""
     best = max(pilots, key=lambda kind: pilots[kind].log_yield)
     told = "; ".join(
         f"{kind}: Var log w {pilot.variance:.2f} for {pilot.price:.0f} evaluations"

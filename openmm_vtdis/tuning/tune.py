@@ -1,4 +1,4 @@
-r"""Tuning from frames to a kernel: simulate forward trajectories once, fit, judge on others.
+r"""Tuning of a diffusion process: simulate forward trajectories once, fit, judge on others.
 
 Trajectories that are fitted, and those that stop the fit early, start from one set of frames; those
 of the report start from another, which no fit sees. What is kept of a trajectory is the part of its
@@ -78,7 +78,7 @@ class TuningConfig:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """What :meth:`~openmm_vtdis.DiffusionBoltzmannGenerator.tune` did.
+    """Report of :meth:`~openmm_vtdis.DiffusionBoltzmannGenerator.tune`.
 
     Attributes
     ----------
@@ -88,19 +88,19 @@ class TuningReport:
     eta
         (N, K) variance of the reverse kernel in units of the DDPM variance, per step and class.
     times
-        (N + 1,) noise levels, in units of the model's length.
+        (N + 1,) noise levels in model coordinates.
     objective
         "alpha2", "kl" or "ddpm".
     covariance
         Name of the family; "block" for "full", which is that with every particle a class.
     reason
-        Why "auto" chose it; None where it was asked for by name.
+        Reason for the choice of "auto"; None if the family was asked for by name.
     n_network_evaluations
-        Of the trajectories (what was measured before them comes on top).
+        Network evaluations of the trajectories (those of measurements before them come on top).
     n_trajectories
         Trajectories simulated in all, held-out ones included.
     n_iterations, fit_seconds, seconds
-        Of the optimiser; its wall time; wall time of the whole call.
+        Iterations of the optimiser; its wall time; wall time of the whole call.
     """
 
     forward_ess_train: float
@@ -138,11 +138,10 @@ def _prepare(
     batch_size: int,
     progress: bool,
 ) -> tuple[DiffusionProcess, Covariance, str | None]:
-    """What is measured before the fit: an adaptive grid, the range of the Laplace approximation,
-    and which covariance is best.
+    """Measure the adaptive grid and the Laplace range, and select the covariance, before the fit.
 
-    Returns the kernel, the family, and why it was chosen (None if there was no choice).
-    ``n_frames``: to measure on, no more than this many.
+    Returns the process, the family, and why it was chosen (None if there was no choice).
+    ``n_frames``: most frames to measure on.
     """
     if schedule == "adaptive":
         n = min(GRID_FRAMES, n_frames)
@@ -179,7 +178,7 @@ def collect(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Trajectories:
-    """Simulate n forward trajectories from frames (model units) drawn with replacement."""
+    """Simulate n forward trajectories from frames (n', M, D) drawn with replacement."""
     index = torch.randint(len(frames), (n,), generator=rng, device=rng.device)
     x = frames[index.to(frames.device)].to(rng.device, torch.float64)
     paths = forward_paths(process, x, rng, family, batch_size, progress)
@@ -201,7 +200,7 @@ def tune(
     batch_size: int = 256,
     progress: bool = True,
 ) -> tuple[DiffusionProcess, TuningReport]:
-    """Choose grid and family, and fit the covariance, and the mean if asked, to a kernel.
+    """Choose grid and family, and fit the covariance, and the mean if asked, of a process.
 
     Parameters
     ----------
@@ -210,18 +209,18 @@ def tune(
     families
         Covariances to choose from, or the only one; their own parameters are ignored.
     energy
-        Of the target, in model units.
+        The target's energy in model coordinates.
     frames, held_out
-        (n, M, D) equilibrium configurations in model units: to fit, and for the report.
+        (n, M, D) equilibrium configurations in model coordinates: to fit, and for the report.
     schedule
-        Name of the kernel's grid: "adaptive" is measured. None: given by levels, which stay.
+        Name of the grid: "adaptive" is measured. None: it was given by levels, which are kept.
     laplace
         Whether families that depend on the state may go by the energy at low noise.
 
     Returns
     -------
     tuple
-        The fitted kernel, and the report.
+        The fitted process, and the report.
     """
     began = time.perf_counter()
     if config.objective == "ddpm" and families[0].kind != "isotropic":

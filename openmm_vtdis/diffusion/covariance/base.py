@@ -1,4 +1,4 @@
-r"""What a family of reverse covariances is: sample, log density, statistics, fit.
+r"""Families of reverse covariances: the interface to draw, weigh and fit.
 
 The reverse kernel is p(x_{n-1} | x_n) = N_x(mu_n, Sigma_n). A family gives, at each step, the
 Gaussian of the residual R = x_{n-1} - mu_n (:meth:`Covariance.at`). Along *forward* trajectories R
@@ -36,7 +36,7 @@ _ROUGHNESS = 1e-2
 
 @dataclass(frozen=True)
 class ReverseStep:
-    """What a reverse step may depend on.
+    """One step of the reverse process: everything that its Gaussian may depend on.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class ReverseStep:
 
     @property
     def denoised(self) -> Tensor:
-        """D(x_n, t_n), or whatever estimates the posterior's mean: (B, M, D)."""
+        """Estimate of the posterior's mean, D(x_n, t_n) by default: (B, M, D)."""
         return self.posterior.mean
 
     @property
@@ -73,7 +73,7 @@ class ReverseStep:
 
 
 def roughness(parameters: Tensor, schedule: Schedule) -> Tensor:
-    """A price in nats on parameters (N, P) that jump from step to step: a scalar, convex.
+    """Convex penalty in nats, a scalar, on parameters (N, P) that jump from step to step.
 
     ``_ROUGHNESS`` N^2 times the sum of squared second differences. A fit has noise, which costs
     about N P / S nats where each of N steps learns from S trajectories for itself; but steps that
@@ -89,12 +89,12 @@ def roughness(parameters: Tensor, schedule: Schedule) -> Tensor:
 
 
 class Fittable(ABC):
-    """Something of the reverse kernel that is fitted to forward trajectories in one pass.
+    """A part of the reverse process that is fitted to forward trajectories in one pass.
 
     Attributes
     ----------
     space, labels
-        Where residuals live, and the class of each particle (K classes, 0..K-1).
+        The space of the residuals, and the class of each particle (K classes, 0..K-1).
     parameters
         (N, P) float64, the fitted parameters of each step; (1, P) where they do not depend on it.
     """
@@ -112,12 +112,12 @@ class Fittable(ABC):
         self.parameters = torch.as_tensor(parameters, dtype=torch.float64)
 
     def estimator(self, denoiser: Denoiser, energy: Energy | None) -> Estimator:
-        """How posteriors of x_0 are estimated for its steps: by the denoiser's mean.
+        """Estimator of the posterior of x_0 for its steps; by default the denoiser's mean.
 
         Raises
         ------
         ValueError
-            If the denoiser or the energy, which may not be known, does not have what it takes.
+            If the denoiser or the energy lacks what the estimator needs.
         """
         return MeanEstimator(denoiser)
 
@@ -142,7 +142,7 @@ class Fittable(ABC):
         return torch.full_like(parameters, -math.inf)
 
     def penalty(self, parameters: Tensor, schedule: Schedule) -> Tensor:
-        """What a fit adds to its objective, in nats: a convex scalar."""
+        """Convex scalar in nats that a fit adds to its objective."""
         return parameters.new_zeros(())
 
 
@@ -151,7 +151,7 @@ class Covariance(Fittable):
 
     kind: ClassVar[str]
     by_state: ClassVar[bool] = False
-    """Whether it depends on x_n, by an estimate of the posterior that the energy may better."""
+    """Whether it depends on x_n through a posterior estimate, which the energy may improve."""
 
     @classmethod
     def is_candidate(cls, denoiser: Denoiser, twice_differentiable: bool) -> bool:
@@ -163,7 +163,7 @@ class Covariance(Fittable):
 
     @classmethod
     def step_price(cls, dim: int) -> float:
-        """What a step costs in network evaluations, in d = ``dim`` dimensions."""
+        """Cost of a step in d = ``dim`` dimensions, in network evaluations."""
         return 1.0
 
     @abstractmethod
@@ -172,7 +172,7 @@ class Covariance(Fittable):
 
     @abstractmethod
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
-        """Parameters of Sigma_n = v_n I, or near it where that is no point to start a fit from."""
+        """Parameters of Sigma_n = v_n I, or of a better start for a fit close to it."""
 
     @abstractmethod
     def eta(self, schedule: Schedule) -> Tensor:
@@ -188,7 +188,7 @@ class Covariance(Fittable):
             )
 
     def carried(self, old: Schedule, new: Schedule) -> Self:
-        """The family fitted for the grid ``old``, on another grid.
+        """Carry a covariance that was fitted on the grid ``old`` over to another grid.
 
         Raises
         ------
@@ -205,7 +205,7 @@ class Covariance(Fittable):
 
 
 class Ranked(Covariance):
-    """A family with one more setting: a rank."""
+    """Base of families that also have a rank."""
 
     def __init__(
         self, space: Space, labels: Sequence[int], parameters: Tensor, rank: int = 4

@@ -152,9 +152,10 @@ class ClassCovariance(Covariance):
 
 
 def transferred(eta: Tensor, old: Schedule, new: Schedule) -> Tensor:
-    """Variances in units of v_n, (N, K), from one grid to another: (N', K).
+    """Carry variances (N, K) in units of v_n from one grid over to another: (N', K).
 
-    On any grid the variance closest to the true kernel's is eta_n = 1 + (1 - r_n) / r_n g(t_n),
+    On any grid the variance closest to the exact reverse kernel's is
+    eta_n = 1 + (1 - r_n) / r_n g(t_n),
     where g is the denoising error over t^2 and knows of no grid. What a fit says about g is linear
     in log t between the levels of the old grid, and constant outside.
     """
@@ -179,7 +180,7 @@ class Isotropic(ClassCovariance):
 
     @classmethod
     def ddpm(cls, space: Space, schedule: Schedule) -> Isotropic:
-        """eta_n = 1: the DDPM kernel."""
+        """The covariance of DDPM, eta_n = 1."""
         family = cls(space, [0] * space.n_particles, torch.zeros(1, 1))
         return family.with_parameters(family.ddpm_parameters(schedule))
 
@@ -197,7 +198,7 @@ class Isotropic(ClassCovariance):
         return 0.5 * (square - self.space.dim * parameters.sum()) + _constant(self.space, schedule)
 
     def initial(self, statistics: Tensor, schedule: Schedule) -> Tensor:
-        """eta_n = mean(s_n) / d: the KL optimum."""
+        """The KL optimum, eta_n = mean(s_n) / d."""
         return -(statistics.mean(dim=0) / self.space.dim).log()
 
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
@@ -207,7 +208,7 @@ class Isotropic(ClassCovariance):
         return roughness(parameters, schedule)
 
     def carried(self, old: Schedule, new: Schedule) -> Self:
-        """The excess of eta over one, interpolated; see :func:`transferred`."""
+        """Interpolate the excess of eta over one; see :func:`transferred`."""
         return self.with_parameters(-transferred((-self.parameters).exp(), old, new).log())
 
     def with_parameters(self, parameters: Tensor) -> Self:
@@ -265,7 +266,7 @@ class Diagonal(ClassCovariance):
         return roughness(parameters, schedule)
 
     def carried(self, old: Schedule, new: Schedule) -> Self:
-        """The excess of eta over one, interpolated; see :func:`transferred`."""
+        """Interpolate the excess of eta over one; see :func:`transferred`."""
         if self.parameters.shape[0] == 1:
             return self
         return self.with_parameters(1.0 / transferred(1.0 / self.parameters, old, new))

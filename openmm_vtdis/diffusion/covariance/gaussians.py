@@ -1,4 +1,4 @@
-"""Gaussians of the residual x_{n-1} - mu_n at one step: draws and log densities."""
+"""Zero-mean Gaussians of the residual x_{n-1} - mu_n at one step: draws and log densities."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ class CholeskyScatter:
 
 
 def finite_or_zero(matrices: Tensor) -> Tensor:
-    """(B, d, d), zero where any entry, or the sum of all, is NaN or infinite."""
+    """Matrices (B, d, d), set to zero where any entry, or their sum, is NaN or infinite."""
     finite = torch.isfinite(matrices.sum(dim=(1, 2), keepdim=True))  # faster than asking each
     return torch.where(finite, matrices, 0.0)
 
 
 def components(space: Space, vectors: Tensor, residual: Tensor) -> Tensor:
-    """Residuals (B, M, D) in bases (B, d, d): (B, d)."""
+    """Components (B, d) of residuals (B, M, D) in bases (B, d, d)."""
     reduced = space.reduce(residual.to(torch.float64)).flatten(1)
     return (vectors.mT @ reduced[:, :, None])[:, :, 0]

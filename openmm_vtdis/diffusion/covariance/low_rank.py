@@ -1,4 +1,4 @@
-"""Low rank plus a multiple of the identity."""
+"""Covariances of low rank plus a multiple of the identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Covariances that depend on the state: the shape of the reverse kernel, one by one.
+r"""Covariances that depend on the state: the shape of the reverse kernel at each x_n.
 
 The exact reverse density is that of x_{n-1} = r x_n + (1 - r) x_0 + sqrt(v_n) xi with x_0 drawn
 from the posterior given x_n. Its mean is the mu_n of Eq. 20. With C(x_n) = Cov[x_0 | x_n] / t_n^2
@@ -53,9 +53,9 @@ from openmm_vtdis.diffusion.schedule import Schedule
 _FIRST_KNOT, _KNOTS_PER_DECADE, N_KNOTS = -3.0, 2.0, 11
 """log10 of the first knot's noise level; knots reach to 100."""
 PAIRWISE_PRICE = 1.3
-"""Of a step in network evaluations, rounded from ``benchmarks/step_time.py``."""
+"""Cost of a "pairwise" step in network evaluations, rounded from ``benchmarks/step_time.py``."""
 _PENALTY = 0.01
-"""Nats for a knot that is off by a factor e, and for two neighbours that differ by one."""
+"""Penalty in nats on a knot that is off by a factor e, and on two that differ by one."""
 
 
 class StateCovariance(Covariance):
@@ -91,11 +91,11 @@ class StateCovariance(Covariance):
         return 0.5 * (terms + self.space.dim * (v.log() + LOG_2PI).sum())
 
     def initial(self, statistics: Tensor, schedule: Schedule) -> Tensor:
-        """a = c = 1: what an exact denoiser wants."""
+        """The optimum for an exact denoiser, a = c = 1."""
         return self.ddpm_parameters(schedule)
 
     def ddpm_parameters(self, schedule: Schedule) -> Tensor:
-        """a = c = 1. (Not DDPM, whose c is zero: a point that log c cannot leave.)"""
+        """Parameters a = c = 1. (DDPM itself has c = 0, a point that log c cannot leave.)"""
         return torch.zeros(1, 2 * N_KNOTS, dtype=torch.float64)
 
     def eta(self, schedule: Schedule) -> Tensor:
@@ -108,7 +108,7 @@ class StateCovariance(Covariance):
         return _PENALTY * (logs.square().sum() + logs.diff(dim=1).square().sum())
 
     def carried(self, old: Schedule, new: Schedule) -> Self:
-        """The excess of a over one (or of 1/a) in proportion to (1 - r) / r; c as it is."""
+        """Scale the excess of a (or 1/a) over one in proportion to (1 - r) / r; keep c."""
         levels = torch.logspace(
             _FIRST_KNOT, _FIRST_KNOT + (N_KNOTS - 1) / _KNOTS_PER_DECADE, N_KNOTS,
             dtype=torch.float64,
@@ -123,7 +123,7 @@ class StateCovariance(Covariance):
         return type(self)(self.space, self.labels, parameters)
 
     def _factors(self, step: ReverseStep) -> tuple[float, float]:
-        """Of I and of C_+ at one step: :meth:`_scales`, without a tensor's overhead."""
+        """Factors of I and C_+ at one step: :meth:`_scales` without the overhead of tensors."""
         logs = self.parameters.detach().numpy().reshape(2, N_KNOTS)
         a, c = np.exp(logs @ _hats(np.array([step.t]))[:, 0]).tolist()
         return a, c * (1.0 - step.ratio) / step.ratio
@@ -136,7 +136,7 @@ class StateCovariance(Covariance):
 
 
 def _hats(t: np.ndarray) -> np.ndarray:
-    """Shares of the knots in a function at noise levels (N,): (K, N), two that sum to one in each.
+    """Shares (K, N) of the knots at noise levels (N,): two for each level, which sum to one.
 
     Linear in log t between the knots, constant beyond them.
     """

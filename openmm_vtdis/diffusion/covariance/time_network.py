@@ -18,8 +18,8 @@ from openmm_vtdis.diffusion.schedule import Schedule, widening
 class TimeNetwork(Diagonal):
     r"""eta_L(t_n, t_{n-1}) from a small network of log t: one tuning for any number of steps.
 
-    With the denoiser's mean square error per degree of freedom c(t_n), the kernel closest to the
-    forward process has variance v_n + (1 - r_n)^2 c(t_n), whatever the denoiser. Hence
+    With the denoiser's mean square error per degree of freedom c(t_n), the reverse kernel closest
+    to the forward process has variance v_n + (1 - r_n)^2 c(t_n), whatever the denoiser. Hence
 
         eta_n = 1 + (1 - r_n) / r_n g(log t_n),    g = c / t^2 >= 0,
 

@@ -1,4 +1,4 @@
-r"""What an estimate of p(x_0 | x_n) is: a mean, and what it knows of the covariance.
+r"""Estimates of p(x_0 | x_n): a mean, and a covariance where there is one.
 
 The covariance is kept in units of the noise, C = Cov[x_0 | x_n] / t_n^2, in reduced coordinates. An
 estimator makes a posterior from x_n and t_n; which one a process asks is up to its covariance
@@ -18,7 +18,7 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 
 @dataclass(frozen=True)
 class Posterior:
-    """The mean of p(x_0 | x_n), of B configurations.
+    """The mean of p(x_0 | x_n) for B configurations.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Posterior:
         )
 
     def split(self, sizes: list[int]) -> list[Self]:
-        """Into posteriors of so many configurations each."""
+        """Split into posteriors of the given numbers of configurations."""
         parts = (tensor.split(sizes) for tensor in self._tensors())
         return [type(self)(*part) for part in zip(*parts, strict=True)]
 
@@ -65,7 +65,7 @@ class EigenPosterior(Posterior):
 
     @classmethod
     def of(cls, mean: Tensor, matrix: Tensor) -> EigenPosterior:
-        """With the positive part of C (B, d, d); where that is not finite, it is zero."""
+        """Make a posterior of the positive part of C (B, d, d); zero where C is not finite."""
         values, vectors = eigh(finite_or_zero(matrix))
         return cls(mean, values.clamp_min(0.0), vectors)
 
@@ -78,7 +78,7 @@ class EigenPosterior(Posterior):
 
 @dataclass(frozen=True)
 class DefinitePosterior(Posterior):
-    """A posterior whose C is positive definite by construction: a Cholesky factor then does.
+    """A posterior whose C is positive definite by construction, so that Cholesky factors exist.
 
     Attributes
     ----------

@@ -3,7 +3,7 @@ r"""The posterior's covariance from the Hessian of the energy: no training, no n
 The posterior of x_0 given x_n is proportional to ``exp(-u(x_0) - |x_0 - x_n|^2 / 2 t_n^2)``. Where
 it is narrow it is a Gaussian around D(x_n) with the precision H + I / t_n^2, H = Hessian of u at
 D(x_n). Where H says that it is wider than the data themselves, which have unit variance per degree
-of freedom in model units, the data's width is taken: with h_i the eigenvalues of H::
+of freedom in model coordinates, the data's width is taken: with h_i the eigenvalues of H::
 
     C = Cov / t_n^2,          eigenvalues 1 / (1 + t_n^2 max(h_i, 1)).
 
@@ -26,12 +26,12 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.posteriors.base import EigenPosterior
 
 _PRICE_OF_A_DIMENSION = 0.025
-"""Of a Hessian and its eigenvectors, in network evaluations, rounded from
+"""Cost of a Hessian and its eigenvectors per dimension, in network evaluations, rounded from
 ``benchmarks/step_time.py``."""
 
 
 def hessian_price(dim: int) -> float:
-    """What a network evaluation and a Hessian in d = ``dim`` dimensions cost, in the former."""
+    """Cost of a network evaluation and a Hessian in ``dim`` dimensions, in network evaluations."""
     return 1.0 + _PRICE_OF_A_DIMENSION * dim
 
 
@@ -66,7 +66,7 @@ class HessianEstimator:
     energy: Energy
 
     def __call__(self, x: Tensor, t: Tensor) -> EigenPosterior:
-        """From the energy at D(x, t)."""
+        """Estimate the posterior from the energy's Hessian at D(x, t)."""
         space = self.denoiser.space
         denoised = space.project(self.denoiser(x, t))
         _, matrix = energy_derivatives(self.energy, space, denoised)

@@ -21,7 +21,7 @@ from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.posteriors.base import EigenPosterior
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""x (B, M, D) and t (B,) -> (B, M, D)."""
+"""A function of x (B, M, D) and t (B,) that gives (B, M, D)."""
 
 
 def tangent_basis(space: Space, like: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class JacobianEstimator:
     denoiser: Denoiser
 
     def __call__(self, x: Tensor, t: Tensor) -> EigenPosterior:
-        """Where the Jacobian is not finite, C is zero."""
+        """Estimate the posterior; C is zero where the Jacobian is not finite."""
         space = self.denoiser.space
         denoised, matrix = denoiser_jacobian(self.denoiser, space, x, t)
         return EigenPosterior.of(space.project(denoised), matrix)

@@ -58,7 +58,7 @@ def laplace_posterior(
 
 @dataclass(frozen=True)
 class LaplaceRange:
-    """Where a kernel goes by the Laplace approximation, in model units.
+    """Noise levels at which a process uses the Laplace approximation, in model coordinates.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class LaplaceRange:
 
 @dataclass(frozen=True)
 class LaplaceEstimator:
-    """Newton's step from the denoiser's mean, and the inverse of the Hessian there."""
+    """Posteriors by the Laplace approximation: a Newton step from the denoiser's mean."""
 
     denoiser: Denoiser
     energy: Energy

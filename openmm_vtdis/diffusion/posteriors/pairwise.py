@@ -1,4 +1,4 @@
-r"""The posterior's covariance as a learned elastic network: nearly for the price of the mean.
+r"""The posterior's covariance as a learned elastic network, for little more than the mean costs.
 
 Where forces act between pairs, the Hessian of the energy is an elastic network: a sum over pairs of
 springs along and across the line that joins them. With e_i the unit vector of particle i and r_ij
@@ -34,7 +34,7 @@ from openmm_vtdis.diffusion.posteriors.base import DefinitePosterior
 from openmm_vtdis.networks.pair_head import pair_indices
 
 _WIDTH = 0.1
-"""Of the second part where the network says one: it starts out small."""
+"""Scale of the second part of C for coefficients of one, so that it starts out small."""
 
 
 def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
@@ -58,13 +58,13 @@ def pair_laplacian(space: Space, alpha: Tensor, beta: Tensor, x: Tensor) -> Tens
 
 
 def _picked(values: Tensor, index: Tensor) -> Tensor:
-    """Some of the last axis: (..., n) and (k,) -> (..., k). (index_select is slower there.)"""
+    """Pick from the last axis: (..., n) and (k,) -> (..., k). (index_select is slower.)"""
     return values.gather(-1, index.expand(*values.shape[:-1], -1))
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the entries of a pair Laplacian go: constants of a space.
+    """Positions of the entries of a pair Laplacian: constants of a space.
 
     With A the Laplacian of springs a, c the corner of the space (zero where it is not centred) and
     w_k = c a_kM + c^2 / 2 A_MM, its reduced entries are w_k + w_l - a_kl, and A_kk + 2 w_k.
@@ -121,7 +121,7 @@ def _numbered(row: Tensor, column: Tensor) -> Tensor:
 def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
     """C from pair coefficients (B, P, 4), D (B, M, D) and noise levels (B,): (B, d, d).
 
-    The identity where any of them is NaN or infinite.
+    It is the identity where any of them is NaN or infinite.
     """
     finite = torch.isfinite(pairs.sum(dim=(1, 2)) + denoised.sum(dim=(1, 2)))[:, None, None]
     pairs, denoised = pairs.where(finite, 0.0), denoised.where(finite, 0.0)
@@ -134,7 +134,7 @@ def posterior_shape(space: Space, pairs: Tensor, denoised: Tensor, t: Tensor) ->
 
 
 def spd_inverse(matrices: Tensor) -> Tensor:
-    """Of positive definite (B, d, d)."""
+    """Inverses of positive definite matrices (B, d, d)."""
     return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrices).L)
 
 
@@ -148,7 +148,7 @@ class PairwiseEstimator:
         check_pairs(self.denoiser)
 
     def __call__(self, x: Tensor, t: Tensor) -> DefinitePosterior:
-        """Where the network is not finite, C is the identity."""
+        """Estimate the posterior; C is the identity where the network's output is not finite."""
         denoised, pairs = check_pairs(self.denoiser).with_pairs(x, t)
         space = self.denoiser.space
         denoised = space.project(denoised)

@@ -1,4 +1,4 @@
-"""A pool of OpenMM Contexts: the energies of many configurations, by OpenMM itself.
+"""A pool of OpenMM Contexts, by which OpenMM evaluates many configurations.
 
 OpenMM evaluates one configuration at a time. The pool keeps one Context for each of its threads
 (OpenMM releases Python's global lock while it computes) and hands every thread a contiguous share
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _ABOUT_NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory", re.IGNORECASE)
-"""Says nothing of the configuration."""
+"""Exceptions that are not the configuration's fault."""
 
 
 class ContextPool:
@@ -50,11 +50,11 @@ class ContextPool:
     Parameters
     ----------
     system
-        Copied.
+        The System, which is copied.
     platform
         Name of an OpenMM platform. "Reference" computes in double precision.
     properties
-        Platform properties, {"Precision": "mixed"}.
+        Platform properties such as {"Precision": "mixed"}.
     n_threads
         Contexts working at the same time. None: the number of usable CPU cores on the Reference
         platform; 1 on the others, which use all of the machine by themselves, and for Systems that
@@ -63,7 +63,7 @@ class ContextPool:
     Attributes
     ----------
     n_threads
-        As above.
+        Number of Contexts in use.
     n_failed
         Configurations so far for which a force raised an exception.
     """
@@ -95,7 +95,7 @@ class ContextPool:
         _POOLS.add(self)
 
     def _begin(self) -> None:
-        """No Contexts and no threads yet, in this process."""
+        """Begin without Contexts and threads in this process."""
         self._made: dict[int, openmm.Context] = {}
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
@@ -211,7 +211,7 @@ class ContextPool:
         return self._made[thread]
 
     def leave_behind(self) -> None:
-        """In a process that was forked: begin again, without destroying the parent's Contexts."""
+        """Begin again in a forked process, without destroying the parent's Contexts."""
         for context in self._made.values():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
         self._begin()

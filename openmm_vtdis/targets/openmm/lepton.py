@@ -78,7 +78,7 @@ def _delta(x: Tensor) -> Tensor:
 
 
 Function = tuple[int, Callable[..., Tensor]]
-"""Number of arguments, and implementation."""
+"""Number of arguments, and implementation, of a function."""
 
 FUNCTIONS: dict[str, Function] = {
     "sqrt": (1, torch.sqrt),
@@ -111,7 +111,7 @@ FUNCTIONS: dict[str, Function] = {
     "ceil": (1, torch.ceil),
     "select": (3, torch.where),  # evaluated by _Scope, which masks the branches
 }
-"""All that an expression can call, unless its caller adds functions of its own."""
+"""Functions that any expression can call."""
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "+": operator.add,
@@ -121,7 +121,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "^": _power,
     "negate": operator.neg,
 }
-"""Their arguments are tensors and numbers, at least one of them a tensor."""
+"""Operators, whose arguments are tensors and numbers, at least one of them a tensor."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,9 +28,9 @@ _DRAWS = 16
 _PER_SCALE = 2
 _PROBES = 8
 _PERTURBATIONS = (0.002, 0.005, 0.01, 0.03)
-"""Of real positions, over the smallest distance in them."""
+"""Sizes of the perturbations of real positions, over the smallest distance in them."""
 N_GROUPS = 32
-"""Of forces that OpenMM can evaluate one by one."""
+"""Number of force groups, which OpenMM can evaluate one by one."""
 SEED = 20_240_607
 
 
@@ -79,7 +79,7 @@ class ForceProbe:
         return torch.from_numpy(table)
 
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the whole System: x (B, M, 3) nm -> (B,) kJ/mol, (B, M, 3) kJ/mol/nm."""
+        """The whole System: x (B, M, 3) nm -> (B,) kJ/mol, (B, M, 3) kJ/mol/nm."""
         energies, forces = np.full(len(x), np.nan), np.full(x.shape, np.nan)
         for b, positions in enumerate(x.numpy()):
             self._context.setPositions(positions)
@@ -100,13 +100,13 @@ class ForceProbe:
 def probe_configurations(space: Space, positions: object = None) -> Tensor:
     """Configurations (S, M, D) nm, centred, on which a System is tried.
 
-    Real positions, (M, D) or (n, M, D) in nm, that are perturbed a little; random clouds without
-    close contacts if there are none.
+    They are the given positions, (M, D) or (n, M, D) in nm, perturbed a little; random clouds
+    without close contacts if there are none.
 
     Raises
     ------
     ValueError
-        For positions of other particles, or such as lie in one place.
+        For positions of other particles, or of particles that lie in one place.
     """
     if positions is None:
         return random_configurations(space)

@@ -58,8 +58,8 @@ class OpenMMTarget(Target):
     Parameters
     ----------
     system
-        Without constraints, virtual sites and periodic boundaries, and with an energy that is
-        invariant under translation and rotation. Copied.
+        A System without constraints, virtual sites and periodic boundaries, and with an energy that
+        is invariant under translation and rotation. It is copied.
     topology
         The topology that the System was built from. None: the particles are identical, which is
         checked.
@@ -70,7 +70,8 @@ class OpenMMTarget(Target):
     n_dims
         3, or 2: configurations are (B, M, 2) and the particles live at z = 0.
     platform, platform_properties, n_threads
-        Of the "contexts" backend, see :class:`~openmm_vtdis.targets.openmm.contexts.ContextPool`.
+        Options of the "contexts" backend; see
+        :class:`~openmm_vtdis.targets.openmm.contexts.ContextPool`.
     positions
         Configurations, (M, D) or (n, M, D) in nm, near which the System is tried when the target is
         built. None: random ones, which some potentials are not defined for.
@@ -167,14 +168,14 @@ class OpenMMTarget(Target):
 
     @property
     def probes(self) -> Tensor | None:
-        """Configurations (S, M, D), nm, that tell whether code of the user's is what it was.
+        """Configurations (S, M, D), nm, whose energies show whether the user's code has changed.
 
         None for a System without such code that was not built with ``positions``.
         """
         return self._probes
 
     def describe(self) -> Description:
-        """The System as XML, and what tells it apart if it runs code of the user's."""
+        """Describe the System as XML, with probe energies if it runs code of the user's."""
         settings = {
             "system": openmm.XmlSerializer.serialize(self._system),
             "topology": None if self._topology is None else topology_to_json(self._topology),
@@ -231,7 +232,7 @@ class OpenMMTarget(Target):
 
     @property
     def twice_differentiable(self) -> bool:
-        """Whether :meth:`reduced_energy` has second derivatives: on the batched backend."""
+        """Whether :meth:`reduced_energy` has second derivatives: only on the batched backend."""
         return self._batched is not None
 
     @property
@@ -370,7 +371,7 @@ class _ContextEnergy(torch.autograd.Function):
 
 
 class _ContextGradient(torch.autograd.Function):
-    """The gradient as a function of x whose own derivatives nobody knows."""
+    """The gradient as a function of x, which has no derivatives of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, force: Tensor, gradient: Tensor) -> Tensor:
@@ -385,5 +386,5 @@ class _ContextGradient(torch.autograd.Function):
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Which samples have finite coordinates only: (B, M, D) -> (B,) bool."""
+    """Whether all coordinates of a sample are finite: (B, M, D) -> (B,) bool."""
     return torch.isfinite(x).all(dim=2).all(dim=1)

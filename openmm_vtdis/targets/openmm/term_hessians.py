@@ -27,14 +27,14 @@ class TermHessians:
     """
 
     def __init__(self, coordinates: Tensor) -> None:
-        """``coordinates`` (3, M, B) say how large."""
+        """Begin with zeros, sized for ``coordinates`` (3, M, B)."""
         _, m, n_samples = coordinates.shape
         self.n_particles = m
         self.gradient = coordinates.new_zeros(m, 3, n_samples)
         self.hessian = coordinates.new_zeros(m * m, 3, 3, n_samples)
 
     def add_points(self, particles: Tensor, first: Tensor, second: Tensor) -> None:
-        """P functions of k points each.
+        """Add P functions of k points each.
 
         ``particles`` (k, P), ``first`` (k, 3, P, B), ``second`` (k, 3, k, 3, P, B).
         """
@@ -45,7 +45,7 @@ class TermHessians:
                 self.hessian.index_add_(0, i * self.n_particles + j, block)
 
     def add_distances(self, pairs: Tensor, apart: Tensor, first: Tensor, second: Tensor) -> None:
-        """P functions of a distance each.
+        """Add P functions of a distance each.
 
         ``pairs`` (2, P), ``apart`` (3, P, B) from the second particle to the first, ``first`` and
         ``second`` derivatives (P, B).
@@ -63,7 +63,7 @@ class TermHessians:
             self.hessian.index_add_(0, rows, block, alpha=sign)
 
     def add_outer(self, a: Tensor, b: Tensor) -> None:
-        """Sum over k of a_k b_k^T and its transpose, for a and b (k, M, 3, B)."""
+        """Add the sum over k of a_k b_k^T and its transpose, for a and b (k, M, 3, B)."""
         m, n_samples = self.n_particles, self.gradient.shape[2]
         left, right = (y.flatten(1, 2).permute(2, 0, 1) for y in (a, b))
         outer = left.mT @ right

@@ -125,7 +125,7 @@ class Sum(Term):
         return self._values(self._points(coordinates)).sum(dim=0)
 
     def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
-        """One pass for each coordinate of a tuple."""
+        """Add derivatives in one pass for each coordinate of a tuple."""
         if self.n_terms == 0:
             return
         with differentiation():
@@ -168,7 +168,7 @@ class PairSum(Sum):
         self._of_distance = function
 
     def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
-        """One pass."""
+        """Add derivatives in a single pass."""
         if self.n_terms == 0:
             return
         a, b = self._points(coordinates.detach())

@@ -69,7 +69,7 @@ class BatchedEnergy(nn.Module):
         return torch.cat(chunks) if chunks else x.new_zeros(0, dtype=torch.float64)
 
     def energies(self, x: Tensor) -> Tensor:
-        """Of every force on its own: x (B, M, 3) nm -> (number of forces, B) kJ/mol, in one go."""
+        """Energies of the single forces: x (B, M, 3) nm -> (number of forces, B) kJ/mol."""
         self.to(x.device)
         coordinates = x.to(torch.float64).permute(2, 1, 0).contiguous()
         rows = [term(coordinates) for term in self.terms]
@@ -114,7 +114,7 @@ class BatchedEnergy(nn.Module):
         return torch.cat(slopes), torch.cat(hessians)
 
     def _in_chunks(self, x: Tensor, work: Callable[[Tensor], T]) -> list[T]:
-        """``work`` of all of x, some at a time; fewer where that is too much for a GPU."""
+        """Apply ``work`` to all of x in chunks, which shrink if a GPU's memory is not enough."""
         self.to(x.device)
         elements = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
         size, start = max(1, elements // self._n_terms), 0

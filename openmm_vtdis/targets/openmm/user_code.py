@@ -1,8 +1,8 @@
-"""Forces that run code of the user's: which ones, and what tells one such System from another.
+"""Forces that run the user's code: how to find them, and the identity of their System.
 
 A PythonForce calls a Python object; TorchForce, PlumedForce and whatever else a plugin adds hold
-code that OpenMM does not know. Of such code nobody can say that it may run in several threads at
-once, that it keeps nothing between two calls, or which particles it binds.
+code that OpenMM does not know. Nobody can say whether such code may run in several threads at once,
+whether it keeps anything between two calls, or which particles it binds.
 
 A System's XML holds the pickle of a PythonForce's function, in which one and the same object has
 other bytes whenever it is written (addresses, shared strings). The identity of such a System is
@@ -51,7 +51,7 @@ def user_forces(system: openmm.System) -> list[str]:
 
 
 def copied(system: openmm.System) -> openmm.System:
-    """A copy, in which functions of the user's are copies too.
+    """Copy a System, with functions of the user's copied too.
 
     Raises
     ------
@@ -83,7 +83,8 @@ def check_importable(xml: str) -> None:
     Raises
     ------
     ValueError
-        With what is missing. Only for XML that is trusted: this unpickles it.
+        If it cannot be imported; the message says what is missing. Call this only for XML that is
+        trusted: it is unpickled.
     """
     for payload in _PAYLOAD.findall(xml):
         try:
@@ -105,7 +106,7 @@ def functions_of(system: openmm.System) -> list[Any]:
 
 
 def of_a_script(system: openmm.System) -> bool:
-    """Whether a PythonForce has a function of the script that runs, which no other program has."""
+    """Whether a PythonForce has a function of the running script, which no other program has."""
     if "PythonForce" not in user_forces(system):
         return False
     payloads = _PAYLOAD.findall(openmm.XmlSerializer.serialize(system))

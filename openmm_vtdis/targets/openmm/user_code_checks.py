@@ -1,4 +1,4 @@
-"""Whether code of the user's gives energies and forces: of positions alone, in any thread."""
+"""Checks that the user's code gives energies and forces of positions alone, in any thread."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from openmm_vtdis.targets.openmm.user_code import functions_of, user_forces
 logger = logging.getLogger(__name__)
 
 _REPEATS = 8
-"""Of the configurations, for threads to get into each other's way."""
+"""Repeats of the configurations, so that threads get into each other's way."""
 _STEP, _SINGLE = 1e-4, 1e-5
-"""nm along a force; and a share of an energy of which its change must be more to be judged."""
+"""Step along a force in nm; and the least change of an energy, as a share of it, to be judged."""
 
 
 def check_functions(system: openmm.System, x: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""What a System must satisfy to be a target, checked when the target is built.
+"""Requirements on a System to be a target, checked when the target is built.
 
-The diffusion lives on the zero-CoM subspace and its kernels are equivariant under rotations, so a
+The diffusion lives on the zero-CoM subspace, and its kernels are equivariant under rotations. So a
 System's energy must not notice translations and rotations; with identical particles it must not
 notice permutations either. This is *measured*: random configurations are moved at random and the
 energy of every force is compared with itself, so that the message names the force to blame.
@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 _AGREEMENT_TOLERANCE = 1e-9
 _SMALLEST_ENERGY = 1e-6
 _FORCE_TOLERANCE = 1e-6
-"""Of energies relative to their size, or in kT; of forces, whose derivatives lose some digits."""
+"""Tolerances of energies, relative to their size or in kT, and of forces, whose derivatives lose
+some digits."""
 _MASS_TOLERANCE = 0.1
-"""In dalton: force fields round."""
+"""Tolerance of masses in dalton: force fields round."""
 
 
 def check_structure(system: openmm.System, topology: app.Topology | None) -> None:
@@ -46,7 +47,7 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
     Raises
     ------
     ValueError
-        Fewer than two particles, constraints, virtual sites, periodic boundaries, or a topology
+        For fewer than two particles, constraints, virtual sites, periodic boundaries, or a topology
         of another size.
     """
     if topology is not None and not isinstance(topology, app.Topology):
@@ -135,7 +136,7 @@ def check_invariance(probe: ForceProbe, x: Tensor, thermal_energy: float) -> Non
     Parameters
     ----------
     probe
-        Of the System.
+        Energies of the System's forces.
     x
         Configurations (S, M, D), nm, D = 2 (rotated in the plane) or 3.
     thermal_energy
@@ -182,7 +183,7 @@ def disagreement(
 ) -> str | None:
     """Compare a batched translation with OpenMM on x (S, M, D) nm: None, or what differs.
 
-    Force by force, so that a small one does not hide behind a large one.
+    They are compared force by force, so that a small one does not hide behind a large one.
     """
     x = pad(x)
     expected = probe.energies(x)
@@ -213,7 +214,7 @@ def disagreement(
 
 
 def _curvature_agrees(batched: BatchedEnergy, x: Tensor) -> bool:
-    """Gradient and Hessian times a vector, term by term, against the whole energy's."""
+    """Whether the term Hessians and gradients agree with derivatives of the whole energy."""
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     with differentiation():
         leaf = leaf_of(x)
@@ -255,7 +256,7 @@ def _largest_difference(
 
 
 def _check_finite(probe: ForceProbe, energies: Tensor) -> None:
-    """Every force must be finite somewhere, or nothing can be said about it."""
+    """Check that every force is finite somewhere, or nothing can be said about it."""
     for name, row in zip(probe.names, energies, strict=True):
         if not bool(torch.isfinite(row).any()):
             said = "" if probe.message is None else f" ({probe.message})"
@@ -267,7 +268,7 @@ def _check_finite(probe: ForceProbe, energies: Tensor) -> None:
 
 
 def _check_repeatable(probe: ForceProbe, x: Tensor, before: Tensor, thermal_energy: float) -> None:
-    """The same positions must have the same energy, whatever came between."""
+    """Check that the same positions have the same energy, whatever came in between."""
     again = probe.energies(pad(x.flip(0))).flip(1)
     offender = _largest_difference(probe, before, again, thermal_energy)
     if offender is not None:

@@ -1,4 +1,4 @@
-"""OpenMM's forces as batched torch, one translator each; importing this registers them all."""
+"""Translators of OpenMM's forces to batched torch; importing this module registers them all."""
 
 from openmm_vtdis.targets.openmm.translators import bonded, custom, implicit, nonbonded
 

@@ -24,7 +24,7 @@ from openmm_vtdis.targets.openmm.terms import NoTerm, PairSum, Sum, Term, entrie
 
 @translates("CMMotionRemover", "AndersenThermostat")
 def no_energy(force: openmm.Force, system: openmm.System) -> Term:
-    """Integrators' helpers, without an energy of their own."""
+    """Helpers of integrators, which have no energy of their own."""
     return NoTerm()
 
 
@@ -87,7 +87,7 @@ def ryckaert_bellemans(force: openmm.RBTorsionForce, system: openmm.System) -> T
 
 @translates("CMAPTorsionForce")
 def cmap(force: openmm.CMAPTorsionForce, system: openmm.System) -> Term:
-    """Bicubic maps of two dihedrals."""
+    """Periodic bicubic splines of two dihedrals."""
     rows = entries(force, "Torsion")
     maps = []
     for k in range(force.getNumMaps()):

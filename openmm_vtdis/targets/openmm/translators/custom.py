@@ -71,9 +71,9 @@ def _sum(
     functions: Mapping[str, Function] | None = None,
     kind: type[Sum] = Sum,
 ) -> Term:
-    """A sum whose expression knows ``names``, which ``coordinates`` makes of the points.
+    """A sum whose expression takes ``names``, which ``coordinates`` computes from the points.
 
-    With ``kind=PairSum``, of the distance.
+    With ``kind=PairSum`` it computes them from the distance.
     """
     n_terms = len(particles)
     shared = {name: [value] * n_terms for name, value in global_parameters(force).items()}
@@ -183,7 +183,7 @@ _OF_PARTICLES: dict[str, Function] = {
     "pointangle": _of_points(angle, 3),
     "pointdihedral": _of_points(dihedral, 4),
 }
-"""Arguments p1, p2 .. are points (3, P, B)."""
+"""Functions whose arguments p1, p2, ... are points (3, P, B)."""
 
 
 @translates("CustomNonbondedForce")

@@ -1,4 +1,4 @@
-r"""Generalized Born solvents: values computed for every particle, then energies of these values.
+r"""Generalized Born solvents: computed values of every particle, and energies of these values.
 
 A ``CustomGBForce`` computes, one after the other, values such as the Born radii::
 
@@ -135,7 +135,7 @@ class GeneralizedBorn(Term):
         return total
 
     def add_derivatives(self, coordinates: Tensor, total: TermHessians) -> None:
-        """See :class:`_Chain`."""
+        """Add derivatives by the chain rule; see :class:`_Chain`."""
         coordinates = coordinates.detach()
         apart = self._apart(coordinates)
         r = apart.square().sum(dim=0).sqrt()
@@ -157,12 +157,12 @@ class GeneralizedBorn(Term):
         chain.finish()
 
     def _apart(self, coordinates: Tensor) -> Tensor:
-        """From the second particle of each pair to the first, (3, P, B)."""
+        """Vectors from the second particle of each pair to the first, (3, P, B)."""
         a, b = (coordinates.index_select(1, index) for index in self._pairs.index)
         return a - b
 
     def _of_particles(self, value: Tensor, kind: int) -> Tensor:
-        """(M, B), from a value of particles or of ordered pairs."""
+        """Values of particles (M, B), from those of particles or of ordered pairs."""
         m = len(self._single.index[0])
         return value if kind == _SINGLE else value.unflatten(0, (m, m - 1)).sum(dim=1)
 
@@ -175,20 +175,20 @@ class GeneralizedBorn(Term):
         pairs: _Elements,
         r: Tensor,
     ) -> tuple[_Elements, dict[str, Tensor]]:
-        """What an expression is evaluated on, particles or the pairs, and its inputs there."""
+        """The elements that an expression is evaluated on, and its inputs there."""
         elements = self._single if kind == _SINGLE else pairs
         return elements, elements.inputs(expression, coordinates, r, found)
 
 
 class _Elements(Columns):
-    """What an expression is evaluated on: every particle, or pairs of them, each on its own.
+    """The elements that an expression is evaluated on: all particles, or pairs of them.
 
     Attributes
     ----------
     index
         (1, M) or (2, E): the particles.
     sides
-        What a name has after it: nothing, or "1" and "2".
+        Suffixes of names: nothing, or "1" and "2".
     geometry
         Inputs that are no computed values: the distance of pairs, the coordinates of particles.
     """
@@ -220,7 +220,7 @@ class _Elements(Columns):
     def inputs(
         self, expression: Expression, coordinates: Tensor, r: Tensor, found: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What an expression needs of a configuration, name to (E, B)."""
+        """Inputs of an expression for each element: name to (E, B)."""
         known = dict(zip(self.geometry, [r] if len(self.sides) == 2 else coordinates, strict=True))
         known = {name: value for name, value in known.items() if name in expression.variables}
         for name, value in found.items():
@@ -282,7 +282,7 @@ class _Step:
 class _Chain:
     """The chain rule to second order, backwards through the computed values.
 
-    With V the values that expressions phi have been given, lambda = dE / dphi, and J = dV / dx::
+    With computed values V, expressions phi of them, lambda = dE / dphi, and J = dV / dx::
 
         Hessian = sum over phi of lambda (dinputs / dx)^T phi'' (dinputs / dx)
                 + sum over pairs of dE / dr times the Hessian of r.
@@ -303,7 +303,7 @@ class _Chain:
         self._between: dict[tuple[str, str], Tensor] = {}
 
     def add_value(self, name: str, step: _Step) -> None:
-        """A computed value, in order: its Jacobian (M, M, 3, B)."""
+        """Add a computed value, in order, with its Jacobian (M, M, 3, B)."""
         m, n_samples = self._total.n_particles, step.value.shape[1]
         owners = step.elements.index[0]
         jacobian = step.value.new_zeros(m, m, 3, n_samples)
@@ -394,7 +394,7 @@ class _Chain:
 
 @translates("GBSAOBCForce")
 def gbsa_obc(force: openmm.GBSAOBCForce, system: openmm.System) -> Term:
-    """Onufriev, Bashford and Case (2004), model II, with the ACE surface energy."""
+    """Model II of Onufriev, Bashford and Case (2004), with the ACE surface energy."""
     if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
         raise Untranslatable("GBSAOBCForce", "a cutoff")
     custom = openmm.CustomGBForce()
