@@ -13,7 +13,7 @@ from openmm_vtdis.ensemble.provenance import Provenance
 
 
 class Samples(Protocol):
-    """What is asked of a :class:`~openmm_vtdis.ensemble.weighted.WeightedEnsemble`."""
+    """The parts of a :class:`~openmm_vtdis.ensemble.weighted.WeightedEnsemble`."""
 
     @property
     def positions(self) -> Array: ...

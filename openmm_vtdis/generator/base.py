@@ -221,5 +221,5 @@ class GeneratorBase:
         return checks.positive_integer("batch_size", batch_size)
 
     def batch_size(self) -> int:
-        """What suits the device, see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
+        """Default batch size; see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
         return self._batch_size

@@ -72,7 +72,7 @@ class Network(nn.Module):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What an archive holds: its arguments and its weights."""
+        """Its constructor's arguments and its weights, as an archive holds them."""
         return type(self).__qualname__, self.config, self.state_dict()
 
     @property
