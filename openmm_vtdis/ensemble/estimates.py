@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.ess import Array
+from openmm_vtdis.core.rng import Seed, make_rng
 from openmm_vtdis.ensemble.diagnostics import Estimate
 
 
@@ -79,3 +81,17 @@ def histogram(
         variance = np.full_like(variance, np.nan)
     widths = np.diff(edges)
     return probability / widths, edges, np.sqrt(variance) / widths
+
+
+def systematic(weights: Array, n: int, seed: Seed) -> Array:
+    """Draw n indices in proportion to normalised weights (m,), in random order.
+
+    Systematic resampling: sample i appears floor(n W_i) or ceil(n W_i) times.
+    """
+    rng = make_rng(seed)
+    offset = torch.rand((), generator=rng, dtype=torch.float64, device="cpu").item()
+    cumulative = np.cumsum(weights)
+    points = np.minimum((np.arange(n) + offset) / n, np.nextafter(1.0, 0.0))
+    index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
+    order: Array = torch.randperm(n, generator=rng, device="cpu").numpy()
+    return index[order]

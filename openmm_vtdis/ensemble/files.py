@@ -13,9 +13,6 @@ positions         frame, atom, n_dims    x in nm, float64: what is read back
 
 ``.npz`` holds the same three arrays under the names of the attributes of a WeightedEnsemble.
 
-:func:`write_colvar` writes what PLUMED reads: a table of collective variables with a column
-``logweight``, dimensionless, for ``LOGWEIGHTS=``.
-
 ``.nc`` and ``.npz`` carry one JSON document (temperature, topology, metadata, provenance) with a
 CRC of it and of the three arrays. Nothing is ever unpickled, and files are written under a
 temporary name first.
@@ -37,12 +34,10 @@ from typing import Any, TypedDict
 
 import netCDF4
 import numpy as np
-from numpy.typing import ArrayLike
 from openmm import app
 from scipy.io import netcdf_file
 
 from openmm_vtdis._version import __version__
-from openmm_vtdis.core import checks
 from openmm_vtdis.ensemble.provenance import Provenance
 from openmm_vtdis.storage.atomic import replacing, write_atomically
 from openmm_vtdis.storage.documents import check_version, parse_json
@@ -192,47 +187,6 @@ def read_ensemble(path: str | os.PathLike[str]) -> Contents:
         metadata=document["metadata"],
         provenance=Provenance.from_json(document["provenance"]),
     )
-
-
-def write_colvar(
-    path: str | os.PathLike[str], log_weights: np.ndarray, columns: Mapping[str, ArrayLike]
-) -> Path:
-    """Write a PLUMED COLVAR file, atomically.
-
-    Parameters
-    ----------
-    log_weights
-        (n,); written less the largest of them, which no average notices. A sample of weight zero is
-        left out.
-    columns
-        Name to values (n,), in PLUMED's units where PLUMED is to use them (radians for angles).
-
-    Raises
-    ------
-    ValueError
-        For a name that PLUMED cannot read or has taken, another length, or values that are not
-        finite.
-    """
-    alive = np.isfinite(log_weights)
-    table = {"time": np.arange(len(log_weights), dtype=float)}
-    for name, values in columns.items():
-        if not name or name in ("time", "logweight") or any(c.isspace() or c in "#@" for c in name):
-            raise ValueError(
-                f"columns: expected a name without spaces, # or @, other than time and logweight, "
-                f"got {name!r}"
-            )
-        v = checks.real_array(name, values)
-        if v.shape != (len(log_weights),) or not np.isfinite(v[alive]).all():
-            raise ValueError(
-                f"{name}: expected {len(log_weights)} finite values, one per sample, got shape "
-                f"{v.shape}" + ("" if v.shape != (len(log_weights),) else " with NaN or infinity")
-            )
-        table[name] = v
-    table["logweight"] = log_weights - log_weights.max(initial=-np.inf, where=alive)
-    lines = [f"#! FIELDS {' '.join(table)}"]
-    rows = np.stack(list(table.values()), axis=1)[alive]
-    lines += [" ".join(f"{value:.15g}" for value in row) for row in rows]
-    return write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def _suffix(path: Path) -> str:

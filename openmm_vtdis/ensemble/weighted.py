@@ -36,10 +36,9 @@ from openmm_vtdis.core.units import nanometers
 from openmm_vtdis.ensemble import consistency, contents, estimates, exports
 from openmm_vtdis.ensemble.bar import FreeEnergy, bar
 from openmm_vtdis.ensemble.diagnostics import Diagnostics, Estimate, is_alone, log_mean_weight
-from openmm_vtdis.ensemble.files import read_ensemble, write_colvar, write_ensemble
+from openmm_vtdis.ensemble.files import read_ensemble, write_ensemble
 from openmm_vtdis.ensemble.pooling import check_poolable, pooled_metadata
 from openmm_vtdis.ensemble.provenance import UNKNOWN, Provenance
-from openmm_vtdis.ensemble.resampling import systematic
 from openmm_vtdis.ensemble.states import in_another_state
 
 Observable = Callable[[Array], ArrayLike] | ArrayLike
@@ -366,7 +365,7 @@ class WeightedEnsemble:
         before resampling.
         """
         n = checks.positive_integer("n", len(self) if n is None else n)
-        index = systematic(self.weights, n, seed)
+        index = estimates.systematic(self.weights, n, seed)
         provenance = self.provenance.replace(
             resampled_from=len(self), n_failed=self.diagnostics().n_failed
         )
@@ -424,13 +423,13 @@ class WeightedEnsemble:
     def save_colvar(self, path: str | os.PathLike[str], **columns: Observable) -> Path:
         """Write collective variables and log weights for PLUMED.
 
-        See :func:`~openmm_vtdis.ensemble.files.write_colvar`.
+        See :func:`~openmm_vtdis.ensemble.exports.write_colvar`.
 
         ``ensemble.save_colvar("COLVAR", phi=phi)``: values (n,), or a function of positions.
         """
         x = self.positions
         values = {name: f(x) if callable(f) else f for name, f in columns.items()}
-        return write_colvar(path, self.log_weights, values)
+        return exports.write_colvar(path, self.log_weights, values)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a file: .nc, a trajectory for other programs too, or .npz.
