@@ -34,8 +34,8 @@ from openmm_vtdis.runtime import cuda_graphs
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
 from recipes.train import compile_layers
 from tests.conftest import make_oracle, z_of_mean_weight
+from tests.targets.openmm.test_translators import FORCE_FIELDS, FORCES, N, geometries
 from tests.targets.reference import configurations, system_of
-from tests.targets.test_molecular import FORCE_FIELDS, FORCES, N, geometries
 
 CUDA = "cuda"
 pytestmark = [

@@ -29,8 +29,8 @@ from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble.provenance import UNKNOWN
 from openmm_vtdis.sampling.base import Drawn
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy
+from tests.targets.openmm.test_translators import FORCES, N
 from tests.targets.reference import system_of
-from tests.targets.test_molecular import FORCES, N
 
 META = torch.device("meta")
 GRID = Schedule.geometric(4, 0.1, 10.0)

@@ -30,7 +30,7 @@ from openmm_vtdis.mcmc import sample_hmc
 from openmm_vtdis.targets import OpenMMTarget, double_well
 from recipes import reference
 from tests.conftest import exact_generator
-from tests.diffusion.test_training import make_trainer
+from tests.training.test_trainer import make_trainer
 
 
 @pytest.fixture(scope="module")

@@ -311,7 +311,7 @@ def test_a_run_is_stored_and_goes_on(archive: Path, tmp_path: Path, kind: type) 
 VICTIM = """
 import sys, time
 from pathlib import Path
-from tests.interop import test_mcmc as module
+from tests.interop import test_openmmtools as module
 
 apply = module.DiffusionMove.apply
 

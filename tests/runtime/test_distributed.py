@@ -17,14 +17,14 @@ from torch import distributed
 from openmm_vtdis import storage
 from openmm_vtdis.core.forks import from_environment
 from openmm_vtdis.runtime import distributed as processes
-from tests.diffusion.test_training import make_trainer
+from tests.training.test_trainer import make_trainer
 
 SCRIPT = """
 import sys
 import torch
 from openmm_vtdis.runtime import distributed as processes
 from openmm_vtdis.storage import write_archive
-from tests.diffusion.test_training import make_trainer
+from tests.training.test_trainer import make_trainer
 
 with processes.group("cpu"):
     trainer = make_trainer(12)
@@ -42,7 +42,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     """Under torchrun, with gloo."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -30,7 +30,7 @@ def exact(x: np.ndarray) -> np.ndarray:
     return np.array([potentials.Springs().of(frame)[0] for frame in x])
 
 
-def rng(potential: object, **options: object) -> DiffusionBoltzmannGenerator:
+def make_generator(potential: object, **options: object) -> DiffusionBoltzmannGenerator:
     """Trained for a moment, and tuned."""
     topology, _ = potentials.water()
     gen = DiffusionBoltzmannGenerator(
@@ -98,7 +98,7 @@ def test_the_energy_of_all_electrons_hides_nothing(
     system = potentials.system_with(potentials.HeavyNoise())
     with pytest.raises(ValueError, match="depends on positions only, got PythonForce"):
         OpenMMTarget(system, topology, positions=x)
-    path = rng(potentials.HeavyEdited(), positions=x).save(tmp_path / "pf.vtdis")
+    path = make_generator(potentials.HeavyEdited(), positions=x).save(tmp_path / "pf.vtdis")
     DiffusionBoltzmannGenerator.load(path, allow_pickle=True)  # control
     monkeypatch.setattr(potentials.HeavyEdited, "factor", 1.5)
     with pytest.raises(ValueError, match="expected the energies that PythonForce had when it was"):
@@ -124,7 +124,7 @@ def test_sets_have_no_order() -> None:
     found = {
         subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed}, cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONHASHSEED": seed}, cwd=Path(__file__).parents[3],
         ).stdout
         for seed in ("1", "2", "3")
     }  # fmt: skip
@@ -148,7 +148,7 @@ def test_one_odd_configuration_is_a_sample_without_weight(
     positions: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, x = potentials.water()
-    gen = rng(potentials.Diverging(), positions=x if positions else None)
+    gen = make_generator(potentials.Diverging(), positions=x if positions else None)
     ensemble = gen.sample(300, seed=0, progress=False)
     about = ensemble.diagnostics()
     assert 0 < about.n_without_energy == about.n_zero_weight < 300
@@ -209,7 +209,7 @@ def test_identities_are_of_content() -> None:
 
 
 def test_a_generator_stays_itself_in_archives_pickles_and_copies(tmp_path: Path) -> None:
-    gen = rng(potentials.Springs())
+    gen = make_generator(potentials.Springs())
     path = gen.save(tmp_path / "pf.vtdis")
     with pytest.raises(ValueError, match=r"allow_pickle=True .* only if you trust"):
         DiffusionBoltzmannGenerator.load(path)
@@ -241,7 +241,7 @@ def test_two_systems_with_one_potential_are_one() -> None:
 def test_code_that_has_changed_since_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = rng(potentials.Edited()).save(tmp_path / "pf.vtdis")
+    path = make_generator(potentials.Edited()).save(tmp_path / "pf.vtdis")
     DiffusionBoltzmannGenerator.load(path, allow_pickle=True)  # control
     monkeypatch.setattr(potentials.Edited, "factor", 1.01)
     with pytest.raises(ValueError, match="expected the energies that PythonForce had when it was"):

@@ -65,7 +65,7 @@ def frames(n: int = 2_000) -> np.ndarray:
     return x - x.mean(axis=1, keepdims=True)
 
 
-def rng(target: Target) -> DiffusionBoltzmannGenerator:
+def make_generator(target: Target) -> DiffusionBoltzmannGenerator:
     gen = DiffusionBoltzmannGenerator.from_target(target, network="egnn-2x16", seed=0)
     gen.train(frames(), 150, batch_size=64, learning_rate=3e-3, progress=False)
     gen.tune(frames(), 15, n_trajectories=400, progress=False)
@@ -75,7 +75,7 @@ def rng(target: Target) -> DiffusionBoltzmannGenerator:
 @pytest.mark.parametrize("target", [Net(), Net(torch.float64), Single()])
 def test_parameters_and_precision_of_a_target(target: Net) -> None:
     assert target.k.requires_grad
-    gen = rng(target)
+    gen = make_generator(target)
     ensemble = gen.sample(1_500, seed=0, progress=False)
     assert abs(ensemble.log_z().z(EXACT)) < 4.0
     log_w = gen.log_weights(frames(300), seed=1, progress=False)
@@ -108,7 +108,7 @@ def test_a_target_that_raises_for_one_configuration(caplog: pytest.LogCaptureFix
     with pytest.raises(RuntimeError, match="did not converge"):
         energies_of(target, x)
     target.limit = 1.0
-    gen = rng(target)
+    gen = make_generator(target)
     target.limit = 0.11
     ensemble = gen.sample(400, seed=0, progress=False)
     about = ensemble.diagnostics()
