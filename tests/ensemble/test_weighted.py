@@ -12,45 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from openmm import unit
 from openmmtools.states import ThermodynamicState
 
-from openmm_vtdis.ensemble import Diagnostics, WeightedEnsemble, forward_ess, pareto_k, reverse_ess
+from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess, pareto_k, reverse_ess
 from openmm_vtdis.targets import double_well
 from openmm_vtdis.topology import placeholder_topology
-
-M, D, SCALE = 2, 3, 1.2
-DIM = M * D
-LOG_Z = 0.5 * DIM * math.log(2.0 * math.pi)
-ESS = (math.sqrt(2.0 * SCALE**2 - 1.0) / SCALE**2) ** DIM
-
-
-def gaussian_log_weights(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Target exp(-|x|^2 / 2), proposal N(0, SCALE^2): log weights and reduced energies."""
-    u = 0.5 * (x**2).sum(axis=(1, 2))
-    log_p = -u / SCALE**2 - DIM * math.log(SCALE) - LOG_Z
-    return -u - log_p, u
-
-
-def gaussian(n: int, seed: int, **fields: Any) -> WeightedEnsemble:
-    x = SCALE * np.random.default_rng(seed).normal(size=(n, M, D))
-    return WeightedEnsemble(x, *gaussian_log_weights(x), **fields)
-
-
-def squared(x: np.ndarray) -> np.ndarray:
-    return (x**2).sum(axis=(1, 2))
-
-
-class Spring:
-    """u = k |x|^2 / 2, infinite beyond |x|^2 = cutoff; no temperature."""
-
-    def __init__(self, k: float, cutoff: float = math.inf) -> None:
-        self.k, self.cutoff = k, cutoff
-
-    def reduced_energy(self, x: torch.Tensor) -> torch.Tensor:
-        square = x.square().sum(dim=(1, 2))
-        return torch.where(square > self.cutoff, math.inf, 0.5 * self.k * square)
+from tests.ensemble.gaussian import DIM, ESS, LOG_Z, D, M, Spring, gaussian, squared
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +78,6 @@ def test_standard_errors_have_the_spread_of_repetitions() -> None:
         assert z.std() == pytest.approx(1.0, abs=4.0 / math.sqrt(2 * len(z)))
 
 
-def test_both_ess_converge_to_the_known_value() -> None:
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=(40, 5_000, M, D))  # 40 blocks of target samples
-    forward = np.array([forward_ess(gaussian_log_weights(block)[0]) for block in x])
-    reverse = np.array([reverse_ess(gaussian_log_weights(SCALE * block)[0]) for block in x])
-    for blocks in (forward, reverse):
-        error = blocks.std(ddof=1) / math.sqrt(len(blocks))
-        assert abs(blocks.mean() - ESS) / error < 4.0
-        assert error < 0.005
-
-
 def test_histogram_is_the_chi_square_density(ensemble: WeightedEnsemble) -> None:
     from scipy.stats import chi2
 
@@ -132,76 +89,6 @@ def test_histogram_is_the_chi_square_density(ensemble: WeightedEnsemble) -> None
     raw = ensemble.with_log_weights(np.zeros(len(ensemble)))
     density, _, stderr = raw.histogram(squared, edges)
     assert np.abs((density - exact) / stderr).max() > 20.0  # the control
-
-
-# -- resampling -------------------------------------------------------------------------------
-def z_of_resampled(resampled: WeightedEnsemble, ess: float) -> float:
-    """z of the mean of |x|^2; the error is that of the ensemble before resampling."""
-    mean = resampled.expectation(squared).value
-    return (mean - DIM) / math.sqrt(2.0 * DIM / (len(resampled) * ess))
-
-
-def test_resampling_gives_equally_weighted_target_samples(ensemble: WeightedEnsemble) -> None:
-    resampled = ensemble.resample(seed=4)
-    assert np.unique(resampled.log_weights).size == 1
-    assert resampled.log_z().value == pytest.approx(ensemble.log_z().value, abs=1e-12)
-    assert resampled.ess == pytest.approx(1.0, abs=1e-12)
-    assert math.isnan(resampled.log_z().stderr)
-    assert not resampled.diagnostics().reliable
-    half = ensemble[:20_000].resample(seed=0)
-    pooled = WeightedEnsemble.concatenate([ensemble[20_000:30_000], half])
-    assert math.isnan(pooled.log_z().stderr)
-    more = WeightedEnsemble.concatenate([pooled, ensemble[30_000:]])
-    assert not more.diagnostics().reliable
-    assert abs(z_of_resampled(resampled, ensemble.ess)) < 4.0
-    assert resampled.metadata == {"seed": 1}
-    assert resampled.provenance.resampled_from == 40_000
-    # the control: weights that travel along with the positions count twice
-    travelling = resampled.with_log_weights(gaussian_log_weights(resampled.positions)[0])
-    assert abs(z_of_resampled(travelling, ensemble.ess)) > 20.0
-
-
-def test_any_slice_of_a_resampled_ensemble_is_fair(ensemble: WeightedEnsemble) -> None:
-    ordered = ensemble[np.argsort(squared(ensemble.positions))]
-    half = ordered.resample(seed=2)[: len(ordered) // 2]
-    assert abs(z_of_resampled(half, ensemble.ess)) < 4.0
-
-
-def test_resampling_takes_energies_along(ensemble: WeightedEnsemble) -> None:
-    resampled = ensemble.resample(20_000, seed=4)
-    assert len(resampled) == 20_000
-    exact = 0.5 * squared(resampled.positions)
-    np.testing.assert_array_equal(resampled.reduced_energies, exact)
-    # the control: positions resampled, the rest not
-    assert (ensemble.reduced_energies[:20_000] != exact).mean() > 0.9
-    stiff = resampled.reweight(Spring(0.9))
-    broken = dataclasses.replace(
-        resampled, reduced_energies=ensemble.reduced_energies[:20_000]
-    ).reweight(Spring(0.9))
-    error = math.sqrt(2.0 * DIM / 0.9**2 / (len(resampled) * ensemble.ess))
-    assert abs(stiff.expectation(squared).value - DIM / 0.9) < 4.0 * error
-    assert abs(broken.expectation(squared).value - DIM / 0.9) > 20.0 * error
-
-
-@given(
-    npst.arrays(np.float64, st.integers(1, 30), elements=st.floats(-20, 20) | st.just(-np.inf)),
-    st.integers(1, 60),
-    st.integers(0, 1_000),
-)
-def test_resampling_counts_are_the_two_integers_next_to_the_share(
-    log_weights: np.ndarray, n: int, seed: int
-) -> None:
-    if np.isneginf(log_weights).all():
-        log_weights[0] = 0.0
-    size = len(log_weights)
-    x = np.arange(size, dtype=np.float64).reshape(size, 1, 1)
-    ensemble = WeightedEnsemble(x, log_weights, np.zeros(size))
-    resampled = ensemble.resample(n, seed)
-    index = resampled.positions[:, 0, 0].astype(int)
-    counts = np.bincount(index, minlength=size)
-    assert (np.abs(counts - n * ensemble.weights) < 1.0 + 1e-9).all()
-    assert (counts[np.isneginf(log_weights)] == 0).all()
-    np.testing.assert_array_equal(resampled.positions, ensemble.resample(n, seed).positions)
 
 
 # -- log space --------------------------------------------------------------------------------
@@ -232,16 +119,6 @@ def test_weights_that_span_twenty_thousand_units() -> None:
     assert ensemble.weights[-1] == 1.0
 
 
-@given(npst.arrays(np.float64, st.integers(1, 40), elements=st.floats(-30, 30)))
-def test_ess_formulas_and_bounds(lw: np.ndarray) -> None:
-    w = np.exp(lw)
-    assert reverse_ess(lw) == pytest.approx(w.sum() ** 2 / (len(w) * (w**2).sum()), rel=1e-9)
-    assert forward_ess(lw) == pytest.approx(1.0 / (w.mean() * (1.0 / w).mean()), rel=1e-9)
-    for ess in (reverse_ess(lw), forward_ess(lw)):
-        assert 0.0 <= ess <= 1.0 + 1e-12
-    assert reverse_ess(lw) >= (1.0 - 1e-12) / len(lw)
-
-
 # -- samples of zero weight -------------------------------------------------------------------
 def test_zero_weight_counts_as_a_draw_and_may_hold_anything(ensemble: WeightedEnsemble) -> None:
     half = ensemble[:1000]
@@ -261,17 +138,6 @@ def test_zero_weight_counts_as_a_draw_and_may_hold_anything(ensemble: WeightedEn
     assert forward_ess(lw) == 0.0
 
 
-def test_a_single_large_weight_is_named() -> None:
-    """Nothing in the tail, but one sample with an eighth of the weight."""
-    log_w = np.zeros(71)
-    log_w[0] = np.log(10.0)
-    about = WeightedEnsemble(np.zeros((71, 1, 1)), log_w, np.zeros(71)).diagnostics()
-    assert "largest weight 12.50% (< 10% wanted), Pareto k" in str(about)
-    assert not about.reliable
-    even = WeightedEnsemble(np.zeros((71, 1, 1)), np.zeros(71), np.zeros(71)).diagnostics()
-    assert "largest weight 1.41%, Pareto k" in str(even)
-
-
 def test_all_weights_zero() -> None:
     dead = WeightedEnsemble(np.zeros((30, 1, 1)), np.full(30, -np.inf), np.full(30, np.nan))
     assert dead.ess == 0.0
@@ -287,52 +153,6 @@ def test_all_weights_zero() -> None:
     for use in (lambda: dead.expectation(squared), lambda: dead.resample(3, seed=0)):
         with pytest.raises(ValueError, match="expected a sample with weight"):
             use()
-
-
-# -- Pareto k ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
-def test_pareto_k_recovers_the_exponent_of_a_power_law(k: float) -> None:
-    rng = np.random.default_rng(8)
-    n = 40_000
-    fits = np.array([pareto_k(np.log1p(rng.pareto(1.0 / k, n)) + 7.0) for _ in range(8)])
-    error = (1.0 + k) / math.sqrt(3.0 * math.sqrt(n))  # of one maximum-likelihood fit to the tail
-    shrunk = (k * 3.0 * math.sqrt(n) + 5.0) / (3.0 * math.sqrt(n) + 10.0)  # by the prior at 0.5
-    assert abs(fits.mean() - shrunk) < 4.0 * error / math.sqrt(len(fits))
-    assert fits.std() < 2.0 * error
-
-
-def test_pareto_k_of_special_weights() -> None:
-    rng = np.random.default_rng(2)
-    assert math.isnan(pareto_k(rng.normal(size=24)))
-    assert math.isfinite(pareto_k(rng.normal(size=25)))
-    assert math.isnan(pareto_k(np.r_[rng.normal(size=24), np.full(100, -np.inf)]))
-    assert pareto_k(np.full(1000, 3.0)) == -math.inf
-    assert pareto_k(np.minimum(rng.normal(size=1000), -1.0)) == -math.inf
-    assert pareto_k(rng.uniform(size=1000)) < 0.0
-    one = np.zeros(1000)
-    one[17] = 500.0
-    assert pareto_k(one) == math.inf  # the library that fits the tail says 0.05
-    assert pareto_k(1e4 * rng.normal(size=1000)) == math.inf
-    lw = rng.normal(size=1000)
-    assert pareto_k(np.r_[lw, -np.inf]) == pytest.approx(pareto_k(lw), abs=0.05)
-
-
-def test_diagnostics_tell_good_weights_from_bad(ensemble: WeightedEnsemble) -> None:
-    good = ensemble.diagnostics()
-    assert good.reliable
-    assert good.n == len(ensemble)
-    assert good.largest_weight_share == pytest.approx(ensemble.weights.max())
-    assert str(good).endswith(": reliable")
-    assert "NOT" not in str(good)
-    rng = np.random.default_rng(0)
-    assert not Diagnostics.of(np.log1p(rng.pareto(1.0 / 1.5, 5_000))).reliable
-    heavy = Diagnostics.of(np.log1p(rng.pareto(1.0 / 0.6, 5_000)))
-    assert heavy.reliable
-    assert str(heavy).endswith(": reliable, errors may be too small (k above 0.5)")
-    assert not Diagnostics.of(np.r_[np.zeros(999), 20.0]).reliable
-    assert not Diagnostics.of(rng.normal(size=10)).reliable  # too few to tell
-    assert Diagnostics.of(np.zeros(5_000)).reliable
-    assert Diagnostics.of(np.zeros(100)).pareto_k_threshold == pytest.approx(0.5)
 
 
 # -- reweighting ------------------------------------------------------------------------------
@@ -548,12 +368,6 @@ def test_what_would_lose_something_on_the_way_is_refused(ensemble: WeightedEnsem
         )
     with pytest.raises(TypeError, match="a WeightedEnsemble, whose weights an array does not have"):
         np.asarray(ensemble)
-
-
-def test_a_resampled_ensemble_does_not_know_whether_it_is_reliable(
-    ensemble: WeightedEnsemble,
-) -> None:
-    assert "reliability unknown" in str(ensemble.resample(seed=0).diagnostics())
 
 
 def test_unweighted_samples_are_those_with_an_energy() -> None:

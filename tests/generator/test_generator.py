@@ -1,8 +1,7 @@
-"""The class users meet: train, tune, sample, save, load, and every message it gives."""
+"""The class users meet: train, tune, sample, and the weights that come of it."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -15,43 +14,24 @@ import torch
 from openmm import unit
 from openmmtools.states import ThermodynamicState
 
-from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, storage
-from openmm_vtdis.coordinates import Cartesian
+from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.covariance import Isotropic
-from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
-from openmm_vtdis.diffusion.process import DiffusionProcess
-from openmm_vtdis.diffusion.schedule import Schedule
 from openmm_vtdis.ensemble import forward_ess, mbar
 from openmm_vtdis.mcmc import sample_hmc
-from openmm_vtdis.targets import OpenMMTarget, double_well, gaussian_mixture
+from openmm_vtdis.targets import OpenMMTarget, double_well
 from openmm_vtdis.topology import placeholder_topology
-from recipes.train import round_weights
-from tests.conftest import exact_generator, needs_python_force
+from tests.conftest import exact_generator
+from tests.generator.small import equilibrium_frames, new_generator, trained_generator
 
 
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
-    data = sample_hmc(
-        double_well().target(), n_chains=300, n_samples=2, burn_in=60, seed=1, progress=False
-    )
-    return data.positions.numpy()
-
-
-def new_generator() -> DiffusionBoltzmannGenerator:
-    torch.manual_seed(0)
-    system = double_well()
-    return DiffusionBoltzmannGenerator(
-        system.system, system.topology, system.temperature, n_dims=2, network="egnn-2x16"
-    )
+    return equilibrium_frames()
 
 
 @pytest.fixture(scope="module")
 def trained(frames: np.ndarray) -> DiffusionBoltzmannGenerator:
-    gen = new_generator()
-    gen.train(frames, 200, batch_size=64, learning_rate=3e-3, progress=False)
-    gen.tune(frames, 20, "isotropic", n_trajectories=500, progress=False)
-    return gen
+    return trained_generator(frames)
 
 
 @torch.no_grad()
@@ -67,17 +47,6 @@ def test_everything_works_where_gradients_are_off(frames: np.ndarray, tmp_path: 
     gen = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "model.vtdis"))
     assert np.isfinite(gen.sample(5, seed=0, progress=False).log_weights).all()
     assert not torch.is_grad_enabled()
-
-
-def test_an_energy_without_second_derivatives_is_refused(frames: np.ndarray) -> None:
-    bench = double_well()
-    gen = DiffusionBoltzmannGenerator(
-        bench.system, None, bench.temperature, n_dims=2, network="egnn-1x8", backend="contexts"
-    )
-    gen.train(frames, 2, batch_size=8, progress=False)
-    with pytest.raises(ValueError, match=r"second derivatives, got that of OpenMM Contexts"):
-        gen.tune(frames, 3, "hessian", n_trajectories=100, progress=False)
-    assert gen.process is None
 
 
 def test_weights_stay_double_under_autocast(frames: np.ndarray) -> None:
@@ -186,131 +155,6 @@ def test_a_covariance_between_classes_belongs_to_its_grid(
         trained.sample(100, n_steps=35)
 
 
-def test_archive_round_trip(trained: DiffusionBoltzmannGenerator, tmp_path: Path) -> None:
-    path = trained.save(tmp_path / "model.vtdis")
-    again = DiffusionBoltzmannGenerator.load(path)
-    a = trained.sample(50, seed=9, progress=False)
-    b = again.sample(50, seed=9, progress=False)
-    np.testing.assert_array_equal(a.log_weights, b.log_weights)
-    np.testing.assert_array_equal(a.positions, b.positions)
-
-
-@pytest.mark.parametrize("covariance", ["tweedie", "hessian", "pairwise"])
-def test_covariances_of_the_state_all_the_way(
-    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
-) -> None:
-    if covariance == "pairwise":
-        trained.network.pair_head = None
-        with pytest.raises(ValueError, match="pairwise.*train_pair_head"):
-            trained.tune(frames, 8, covariance, n_trajectories=100, progress=False)
-        trained.train_pair_head(frames, 20, n_hidden=16, batch_size=32, progress=False)
-    report = trained.tune(frames, 8, covariance, n_trajectories=200, progress=False)
-    assert 0.0 < report.forward_ess_test <= 1.0
-    again = DiffusionBoltzmannGenerator.load(trained.save(tmp_path / "model.vtdis"))
-    a = trained.sample(20, seed=9, n_steps=12, progress=False)  # one tuning serves any grid
-    b = again.sample(20, seed=9, n_steps=12, progress=False)
-    np.testing.assert_array_equal(a.log_weights, b.log_weights)
-    assert np.isfinite(a.log_weights).all()
-
-
-def test_a_network_keeps_its_precision_in_the_archive(frames: np.ndarray, tmp_path: Path) -> None:
-    gen = new_generator()
-    gen.network.double()
-    gen.coordinates = Cartesian(gen.space)
-    again = DiffusionBoltzmannGenerator.load(gen.save(tmp_path / "model.vtdis"))
-    x = torch.tensor(frames[:5])
-    t = torch.tensor(0.5, dtype=torch.float64)
-    assert torch.equal(gen.denoiser(x, t), again.denoiser(x, t))
-
-
-@pytest.mark.parametrize("rounded", [True, False])
-def test_weights_that_half_precision_holds_are_stored_so(rounded: bool, tmp_path: Path) -> None:
-    gen = new_generator()
-    gen.coordinates = Cartesian(gen.space)
-    if rounded:
-        round_weights(gen.network)
-    path = gen.save(tmp_path / "model.vtdis")
-    stored, _ = storage.read_archive(path, "generator")
-    kind = torch.float16 if rounded else torch.float32
-    assert {v.dtype for k, v in stored.items() if k.startswith("network.")} == {kind}
-    again = DiffusionBoltzmannGenerator.load(path)
-    for weight, other in zip(gen.network.parameters(), again.network.parameters(), strict=True):
-        assert weight.dtype == other.dtype == torch.float32
-        assert torch.equal(weight, other)
-
-
-@pytest.mark.parametrize("covariance", ["diagonal", "block", "full", "low-rank", "time-network"])
-def test_every_covariance_survives_the_archive(
-    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path, covariance: str
-) -> None:
-    trained.tune(frames, 8, covariance, n_trajectories=200, rank=2, tune_mean=True, progress=False)
-    again = DiffusionBoltzmannGenerator.load(trained.save(tmp_path / "model.vtdis"))
-    a = trained.sample(20, seed=9, progress=False)
-    np.testing.assert_array_equal(
-        a.log_weights, again.sample(20, seed=9, progress=False).log_weights
-    )
-
-
-def rewrite(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-    """Write a doctored archive over ``path``."""
-    for key in ("format", "version", "kind"):
-        metadata.pop(key)
-    storage.write_archive(path, "generator", tensors, metadata)
-
-
-@pytest.mark.parametrize("spelling", ["PythonForce", "Python&#70;orce"])
-def test_archives_with_a_python_force_are_refused(
-    trained: DiffusionBoltzmannGenerator, tmp_path: Path, spelling: str
-) -> None:
-    path = trained.save(tmp_path / "model.vtdis")
-    tensors, metadata = storage.read_archive(path, "generator")
-    metadata["target"]["system"] = metadata["target"]["system"].replace(
-        "<Forces>", f'<Forces><Force type="{spelling}" version="1"/>'
-    )
-    rewrite(path, tensors, metadata)
-    with pytest.raises(ValueError, match=r"PythonForce.*allow_pickle=True"):
-        DiffusionBoltzmannGenerator.load(path)
-
-
-@needs_python_force
-def test_nothing_in_a_refused_archive_is_executed(
-    trained: DiffusionBoltzmannGenerator, tmp_path: Path
-) -> None:
-    """A PythonForce whose pickle makes a folder: OpenMM would run it, loading must not."""
-    evidence = tmp_path / "executed"
-    payload = f"cos\nmkdir\n(S'{evidence}'\ntR.".encode().hex()
-    path = trained.save(tmp_path / "model.vtdis")
-    tensors, metadata = storage.read_archive(path, "generator")
-    attack = (
-        f'<Force forceGroup="0" function="{payload}" name="PythonForce" type="PythonForce" '
-        'usesPeriodic="0" version="2"><GlobalParameters/><Particles/></Force>'
-    )
-    metadata["target"]["system"] = metadata["target"]["system"].replace(
-        "<Forces>", f"<Forces>{attack}"
-    )
-    rewrite(path, tensors, metadata)
-    with pytest.raises(ValueError, match="PythonForce"):
-        DiffusionBoltzmannGenerator.load(path)
-    assert not evidence.exists()
-    with contextlib.suppress(Exception):  # control: the pickle is armed
-        openmm.XmlSerializer.deserialize(metadata["target"]["system"])
-    assert evidence.exists()
-
-
-@pytest.mark.parametrize("missing", ["network.noise.mlp.0.weight", "covariance"])
-def test_an_incomplete_archive_is_refused(
-    trained: DiffusionBoltzmannGenerator, tmp_path: Path, missing: str
-) -> None:
-    path = trained.save(tmp_path / "model.vtdis")
-    tensors, metadata = storage.read_archive(path, "generator")
-    for key in ("format", "version", "kind"):
-        metadata.pop(key)
-    tensors.pop(missing)
-    storage.write_archive(path, "generator", tensors, metadata)
-    with pytest.raises(ValueError, match="expected a complete generator archive"):
-        DiffusionBoltzmannGenerator.load(path)
-
-
 def test_mdtraj_paths_and_openmmtools_states(frames: np.ndarray, tmp_path: Path) -> None:
     system = double_well()
     topology = placeholder_topology(4)
@@ -339,97 +183,6 @@ def test_mdtraj_paths_and_openmmtools_states(frames: np.ndarray, tmp_path: Path)
     other = md.Trajectory(flat[:, :3], md.Topology.from_openmm(placeholder_topology(3)))
     with pytest.raises(ValueError, match="atom"):
         gen.train(other, 3)
-
-
-def test_bad_input_is_refused(trained: DiffusionBoltzmannGenerator, frames: np.ndarray) -> None:
-    gen = new_generator()
-    with pytest.raises(ValueError, match="tune: expected a trained generator"):
-        gen.tune(frames)
-    with pytest.raises(ValueError, match="save: expected a trained generator"):
-        gen.save("nowhere")
-    with pytest.raises(ValueError, match=r"expected positions of shape \(n, 4, 2\)"):
-        gen.train(frames[:, :3])
-    bad = frames.copy()
-    bad[5, 0, 0] = np.inf
-    with pytest.raises(ValueError, match="the first at index 5"):
-        gen.train(bad)
-    gen.coordinates = Cartesian(gen.space)
-    with pytest.raises(ValueError, match="sample: expected a tuned generator"):
-        gen.sample(10)
-    with pytest.raises(ValueError, match="n_steps: expected an integer >= 2, got 1"):
-        trained.tune(frames, 1)
-    with pytest.raises(ValueError, match="n: expected an integer >= 1, got 0"):
-        trained.sample(0)
-    with pytest.raises(ValueError, match="covariance: expected one of 'auto', 'isotropic', "):
-        trained.tune(frames, covariance="banded")
-    with pytest.raises(ValueError, match="objective: expected one of"):
-        trained.tune(frames, objective="mse")
-    with pytest.raises(ValueError, match="pretrained: expected one of"):
-        DiffusionBoltzmannGenerator.from_pretrained("water")
-    system = openmm.System()
-    for _ in range(3):
-        system.addParticle(1.0)
-    system.addConstraint(0, 1, 0.1)
-    with pytest.raises(ValueError, match="constraints=None"):
-        DiffusionBoltzmannGenerator(system)
-
-
-@pytest.mark.parametrize("method", ["convex", "sgd"])
-def test_frames_of_infinite_energy_are_refused_by_every_method(method: str) -> None:
-    target, gen = exact_generator()
-    x = target.sample(200, seed=1)
-    energy = target.reduced_energy
-    target.reduced_energy = lambda y: torch.where(y[:, 0, 0] < 0, torch.nan, energy(y))  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="tune: expected frames of finite energy"):
-        gen.tune(
-            x, 5, "isotropic", method=method, sgd_iterations=3, n_trajectories=100, progress=False
-        )
-    assert gen.process is None
-
-
-def test_more_bad_input_is_refused(frames: np.ndarray) -> None:
-    target, gen = exact_generator()
-    x = target.sample(200, seed=1)
-    with pytest.raises(ValueError, match="t_min: expected a finite number > 0, got 0.0"):
-        gen.tune(x, 5, "isotropic", t_min=0.0, n_trajectories=100, progress=False)
-    gen.tune(x, 5, "isotropic", n_trajectories=100, progress=False)
-    for bad in (0, -1, 2.5):
-        with pytest.raises(ValueError, match="batch_size: expected an integer >= 1"):
-            gen.sample(10, batch_size=bad, progress=False)  # type: ignore[arg-type]
-    raised = np.concatenate([frames, np.full_like(frames[..., :1], 0.5)], axis=-1)
-    traj = md.Trajectory(raised, md.Topology.from_openmm(placeholder_topology(4)))
-    with pytest.raises(ValueError, match="expected particles at z = 0 in 2 dimensions"):
-        new_generator().train(traj, 3)
-
-
-def test_a_failed_training_leaves_the_generator_as_it_was(
-    trained: DiffusionBoltzmannGenerator, frames: np.ndarray, tmp_path: Path
-) -> None:
-    before = trained.sample(20, seed=3, progress=False).log_weights
-    with pytest.raises(FloatingPointError, match="training diverged"):
-        trained.train(frames, 20, learning_rate=1e38, batch_size=16, progress=False)
-    with pytest.raises(ValueError, match="checkpoint: expected a path in a folder that exists"):
-        trained.train(frames, 20, checkpoint=tmp_path / "no" / "run.ckpt", progress=False)
-    after = trained.sample(20, seed=3, progress=False).log_weights
-    np.testing.assert_array_equal(before, after)
-
-
-def test_arguments_of_the_wrong_kind_are_refused(frames: np.ndarray) -> None:
-    bench = double_well()
-    top: Any = md.Topology.from_openmm(placeholder_topology(4))
-    with pytest.raises(ValueError, match=r"topology: .*mdtraj.*Topology; use its to_openmm\(\)"):
-        DiffusionBoltzmannGenerator(bench.system, top, n_dims=2)
-    with pytest.raises(ValueError, match="network: expected a size .* got 3"):
-        DiffusionBoltzmannGenerator(bench.system, n_dims=2, network=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="device: expected one that torch can use here, got 'moon"):
-        DiffusionBoltzmannGenerator(bench.system, n_dims=2, device="moon")
-    with pytest.raises(ValueError, match="state: expected an openmmtools ThermodynamicState, got"):
-        DiffusionBoltzmannGenerator.from_thermodynamic_state(bench.system)
-    gen = new_generator()
-    with pytest.raises(TypeError, match="train: unknown setting lr; the known ones are batch_size"):
-        gen.train(frames, 3, lr=0.1)
-    with pytest.raises(ValueError, match="particles apart, got 20 of 20 frames in which most"):
-        gen.train(np.zeros((20, 4, 2)), 3)
 
 
 def test_the_seed_decides_the_first_weights() -> None:
@@ -501,35 +254,6 @@ def test_labels_that_the_energy_contradicts_are_reported(
         assert ("have one label, but exchanging them changes" in caplog.text) == warned
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
-    target, gen = exact_generator()
-    x = target.sample(200, seed=1)
-    options = {"n_trajectories": 100, "progress": False}
-    with pytest.raises(ValueError, match='tune_mean: expected False with objective="ddpm"'):
-        gen.tune(x, 5, "isotropic", objective="ddpm", tune_mean=True, **options)
-    with pytest.raises(ValueError, match="tune_mean: expected True or False, got 'no'"):
-        gen.tune(x, 5, tune_mean="no", **options)  # type: ignore[arg-type]
-    wide = gaussian_mixture(200)
-    exact = GaussianMixtureDenoiser(wide.space, wide.weights, wide.means, wide.variances)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(wide, exact)
-    with pytest.raises(ValueError, match=r"200 x 200 numbers, at least 400, got 70"):
-        gen.tune(wide.sample(200, seed=1), 5, "full", **options)
-
-
-def test_a_denoiser_on_another_space_is_refused() -> None:
-    target, _ = exact_generator(0.7, Space(4, 2))
-    free = GaussianMixtureDenoiser(
-        Space(4, 2, centred=False), target.weights, target.means, target.variances
-    )
-    with pytest.raises(ValueError, match="denoiser: expected one on the coordinates' space"):
-        DiffusionBoltzmannGenerator.from_denoiser(target, free)
-    with pytest.raises(ValueError, match="covariance: expected one on the denoiser's space"):
-        DiffusionProcess(
-            free, Schedule.geometric(5, 0.1, 5.0),
-            Isotropic.ddpm(target.space, Schedule.geometric(5, 0.1, 5.0)),
-        )  # fmt: skip
-
-
 def test_forward_ess_of_the_ddpm_baseline_is_lower(
     trained: DiffusionBoltzmannGenerator, frames: np.ndarray
 ) -> None:
@@ -571,15 +295,6 @@ def test_samples_and_frames_of_two_proposals_are_refused() -> None:
         == gen.log_weights_ode(frames[:4], solver="rk4", **options).provenance.proposal
     )
     assert flow.provenance.proposal != same.provenance.proposal
-
-
-def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenerator) -> None:
-    frames = sample_hmc(
-        trained.target, n_chains=30, n_samples=1, burn_in=60, seed=8, progress=False
-    ).positions
-    assert np.isfinite(trained.log_weights(frames, seed=0, progress=False)).all()
-    with pytest.raises(ValueError, match=r"log_weights: expected equilibrium frames.*length unit"):
-        trained.log_weights(10.0 * frames, seed=0, progress=False)
 
 
 def test_a_generator_says_in_a_line_what_it_is() -> None:

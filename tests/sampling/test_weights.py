@@ -11,12 +11,11 @@ import torch
 from openmm import unit
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.coordinates import Cartesian, ModelEnergy
-from openmm_vtdis.core.space import Space, random_rotations
+from openmm_vtdis.coordinates import Cartesian
+from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import GaussianMixtureDenoiser
 from openmm_vtdis.ensemble import forward_ess
-from openmm_vtdis.targets import GaussianMixture, OpenMMTarget
-from openmm_vtdis.tuning.noise_range import noise_range
+from openmm_vtdis.targets import OpenMMTarget
 from tests.conftest import exact_generator
 
 COVARIANCES = ["isotropic", "diagonal", "block", "full", "low-rank", "time-network"]
@@ -59,52 +58,6 @@ def test_log_z_is_known_with_a_tuning_that_was_carried_over(n_steps: int) -> Non
     # The control: a factor of 1.2 in the weight
     assert abs(log_z.value + math.log(1.2)) > 4.0 * log_z.stderr
     assert abs((inverse / 1.2).mean() - 1.0) > 4.0 * stderr
-
-
-def test_a_covariance_that_uses_the_energy_is_given_it_in_model_units() -> None:
-    """Weights are exact with any energy, so that log Z would not show one in the wrong unit."""
-    space, variance, length = Space(4, 3), 0.2, 0.7
-    target = GaussianMixture(torch.zeros(1, 4, 3), [variance], [1.0], space)
-    denoiser = GaussianMixtureDenoiser(space, target.weights, target.means, target.variances)
-    gen = DiffusionBoltzmannGenerator.from_denoiser(
-        target, denoiser.scaled(length), Cartesian(target.space, length)
-    )
-    gen.tune(target.sample(200, seed=1), 10, "hessian", n_trajectories=100, progress=False)
-    assert gen.process is not None
-    scaled = variance / length**2
-    for n in (1, 5, 10):
-        t = gen.process.schedule.times[n]
-        values, vectors = gen.process.step(
-            n, target.sample(3, seed=2) / length
-        ).posterior.spectrum()
-        shape = (vectors * values[:, None]) @ vectors.mT
-        identity = torch.eye(space.dim, dtype=torch.float64).expand(3, -1, -1)
-        torch.testing.assert_close(shape, scaled / (scaled + t**2) * identity)
-
-
-def test_the_model_energy_is_that_of_a_density_in_model_units() -> None:
-    """A constant in it changes no effective sample size, so that nothing else would show it."""
-    target, gen = exact_generator(0.7, Space(4, 2))
-    variances = target.variances / 0.7**2
-    scaled = GaussianMixture(target.means / 0.7, variances, target.weights, target.space)
-    y = target.sample(20, seed=1) / 0.7
-    torch.testing.assert_close(gen.model_energy(y), scaled.reduced_energy(y))
-
-
-@pytest.mark.parametrize("space", [Space(4, 2), Space(5, 3)], ids=str)
-def test_the_prior_end_drowns_the_spread_of_turned_configurations(space: Space) -> None:
-    """sum s_i^2 / 4 T^4 is the budget, 10^-3 nats, s_i being variances over all orientations."""
-    rng = torch.Generator().manual_seed(1)
-    chain = torch.zeros(1, space.n_particles, space.n_dims, dtype=torch.float64)
-    chain[0, :, 0] = torch.arange(space.n_particles)
-    target = GaussianMixture(chain, [0.05], [1.0], space)
-    y = target.sample(4_000, seed=2)
-    _, high = noise_range(ModelEnergy(target, Cartesian(space)), space, y)
-    rotations = random_rotations(len(y), space.n_dims, rng)
-    turned = space.reduce(y @ rotations).flatten(1)
-    spread = float((turned.mT @ turned / len(y)).square().sum())
-    assert spread > 2.0 * space.dim
-    assert spread / (4.0 * high**4) == pytest.approx(1e-3, rel=0.1)
 
 
 def test_log_z_of_a_harmonic_system_has_the_units_of_openmm() -> None:
