@@ -23,7 +23,8 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 	$(BIN)/python -m pytest -q --hypothesis-profile=nightly \
-		tests/test_fuzz.py tests/test_topology.py tests/ensemble/test_weighted.py
+		tests/test_fuzz.py tests/topology/test_symmetry.py tests/ensemble/test_weighted.py \
+		tests/ensemble/test_resampling.py tests/ensemble/test_diagnostics.py
 
 # Everything that runs on a GPU against the CPU; skipped where there is none.
 test-gpu: $(STAMP)
@@ -44,7 +45,7 @@ test-openmm-torch:
 	grep -v '^torch==' constraints.txt > $(TORCH_ENV)/constraints.txt
 	$(TORCH_ENV)/bin/pip install --quiet --constraint $(TORCH_ENV)/constraints.txt \
 		"torch==2.9.1" --editable ".[test,openmm-torch]"
-	OMP_NUM_THREADS=1 $(TORCH_ENV)/bin/python -m pytest -q tests/interop/test_force.py
+	OMP_NUM_THREADS=1 $(TORCH_ENV)/bin/python -m pytest -q tests/interop/test_score_force.py
 
 # The lowest versions that pyproject.toml allows.
 LOWEST := .venv-lowest
