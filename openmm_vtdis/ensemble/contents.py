@@ -67,8 +67,16 @@ def check_arrays(x: Array, lw: Array, u: Array) -> None:
             )
 
 
-def check_topology(topology: object, n_particles: int) -> None:
-    """Raise ValueError for anything but None or a Topology of ``n_particles`` atoms."""
+def check_kinds(topology: object, provenance: object, n_particles: int) -> None:
+    """Check a topology, which may be None, of so many atoms, and a provenance.
+
+    Raises
+    ------
+    ValueError
+        If either is something else.
+    """
+    if not isinstance(provenance, Provenance):
+        raise ValueError(f"provenance: expected a Provenance, got {type(provenance).__name__}")
     if topology is None:
         return
     if not isinstance(topology, app.Topology):

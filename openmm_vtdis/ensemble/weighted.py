@@ -98,11 +98,7 @@ class WeightedEnsemble:
         lw = checks.log_weights(contents.frozen(checks.real_array("log_weights", self.log_weights)))
         u = contents.frozen(checks.real_array("reduced_energies", self.reduced_energies))
         contents.check_arrays(x, lw, u)
-        contents.check_topology(self.topology, x.shape[1])
-        if not isinstance(self.provenance, Provenance):
-            raise ValueError(
-                f"provenance: expected a Provenance, got {type(self.provenance).__name__}"
-            )
+        contents.check_kinds(self.topology, self.provenance, x.shape[1])
         t = None if self.temperature is None else checks.temperature(self.temperature)
         metadata = contents.json_copy(self.metadata)
         fields = {"positions": x, "log_weights": lw, "reduced_energies": u, "temperature": t}

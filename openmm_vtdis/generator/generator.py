@@ -27,12 +27,7 @@ from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
 from openmm_vtdis.generator.archive import GeneratorArchive
 from openmm_vtdis.generator.base import GeneratorBase
-from openmm_vtdis.targets import OpenMMTarget, Rebuilding
-from openmm_vtdis.targets.frame_checks import (
-    check_equilibrium,
-    check_exchangeable,
-    check_exploded,
-)
+from openmm_vtdis.targets import OpenMMTarget, Rebuilding, frame_checks
 from openmm_vtdis.topology.frames import Frames, split_in_time
 from openmm_vtdis.training.config import TrainingConfig, TrainingLog
 from openmm_vtdis.training.pair_head import forget_pair_head, new_pair_head
@@ -174,8 +169,8 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         """
         frames = self._frames("train", traj, minimum=10)
         handedness = self._reference("train", frames)
-        check_equilibrium("train", self.target, frames, self.particles.bonds)
-        check_exchangeable(self.target, frames, self.particles.pairs)
+        frame_checks.check_equilibrium("train", self.target, frames, self.particles.bonds)
+        frame_checks.check_exchangeable(self.target, frames, self.particles.pairs)
         config = TrainingConfig.of("train", n_iterations=n_iterations, **settings)
         if not isinstance(self._denoiser, PreconditionedDenoiser):
             raise ValueError("train: expected a network, got a generator of a fixed denoiser")
@@ -294,7 +289,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         families = candidates(covariance, objective, self._denoiser, labels, differentiable, rank)
         rng, size = make_rng(seed, self.device), self._size(batch_size)
         frames = self._frames("tune", traj, minimum=10)
-        check_equilibrium("tune", self.target, frames, self.particles.bonds)
+        frame_checks.check_equilibrium("tune", self.target, frames, self.particles.bonds)
         coordinates = self._trained("tune").restricted_to(self._reference("tune", frames))
         z, held_out = split_in_time(coordinates.to_model(frames)[0], 0.2)
         energy = ModelEnergy(self.target, coordinates)
@@ -379,7 +374,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         """
         sampler = self.path_sampler(n_steps, "log_weights")
         x = self._frames("log_weights", traj)
-        check_exploded("log_weights", self.target, x)
+        frame_checks.check_exploded("log_weights", self.target, x)
         rng, size = make_rng(seed, self.device), self._size(batch_size)
         return sampler.log_weights(x, rng=rng, batch_size=size, progress=progress)
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from openmm_vtdis import DiffusionBoltzmannGenerator
-from openmm_vtdis.core.space import Space
+from openmm_vtdis.runtime import allocator
 
 PROBE = """
 import resource
@@ -66,5 +66,4 @@ def test_batches_on_a_cpu_fit_the_cache(name: str, n_hidden: int) -> None:
     gen = DiffusionBoltzmannGenerator.from_pretrained(name)
     each = 4 * gen.space.n_particles**2 * n_hidden
     assert each * gen.batch_size() <= 4_000_000 < each * (gen.batch_size() + 1)
-    gen.space = Space(200, 3)
-    assert gen.batch_size() == 8
+    assert allocator.batch_size(gen.device, 200, n_hidden) == 8
