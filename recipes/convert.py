@@ -8,11 +8,9 @@ Nothing is computed anew: weights, tuning and settings are the same numbers unde
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from openmm_vtdis import storage
@@ -33,9 +31,7 @@ def read_version_1(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     ValueError
         If it is something else.
     """
-    with safe_open(path, framework="pt", device="cpu") as archive:
-        document = json.loads((archive.metadata() or {}).get("openmm_vtdis", "{}"))
-        tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    tensors, document = storage.read_any_version(path)
     got = document.get("kind"), document.get("version")
     if got != ("generator", 1):
         raise ValueError(f"{path}: expected a generator archive of version 1, got {got}")

@@ -86,7 +86,7 @@ class Cartesian(Coordinates):
         return self.length * self._turned(z, gradient)
 
     def push_forward(self, z: Tensor, gradient: Tensor) -> Tensor:
-        return gradient / self.length
+        return self._turned(z, gradient) / self.length
 
     def noise_level(self, sigma: float) -> float:
         return sigma / self.length

@@ -10,7 +10,7 @@ from openmm import app
 from scipy.spatial import cKDTree
 
 from openmm_vtdis.ensemble.contents import Samples
-from openmm_vtdis.ensemble.provenance import both
+from openmm_vtdis.ensemble.provenance import Stream, both
 from openmm_vtdis.topology import topology_to_json
 
 _ROUNDING = 1e-3
@@ -29,6 +29,7 @@ def check_poolable(ensembles: Sequence[Samples]) -> None:
     if not ensembles:
         raise ValueError("concatenate: expected at least one ensemble, got none")
     first = ensembles[0]
+    hamiltonian = None
     for k, other in enumerate(ensembles):
         if not isinstance(other, type(first)) or not hasattr(other, "reduced_energies"):
             raise ValueError(
@@ -38,7 +39,7 @@ def check_poolable(ensembles: Sequence[Samples]) -> None:
             ("particles and dimensions", first.positions.shape[1:], other.positions.shape[1:]),
             ("temperature", first.temperature, other.temperature),
             ("topology", _document(first.topology), _document(other.topology)),
-            ("Hamiltonian", *both(first.provenance.hamiltonian, other.provenance.hamiltonian)),
+            ("Hamiltonian", *both(hamiltonian, other.provenance.hamiltonian)),
             ("Hamiltonian", _unknown(first), _unknown(other)),
             ("kind of weights", first.provenance.unweighted, other.provenance.unweighted),
         ):
@@ -48,6 +49,7 @@ def check_poolable(ensembles: Sequence[Samples]) -> None:
                     f"concatenate: expected one {what}, but ensemble {k} differs from the first"
                     + (f" ({b} instead of {a})" if plain else "")
                 )
+        hamiltonian = hamiltonian or other.provenance.hamiltonian
     if any(ensemble.provenance.resampled_from is None for ensemble in ensembles):
         _check_independent(ensembles)
         _check_streams(ensembles)
@@ -64,17 +66,17 @@ def _check_streams(ensembles: Sequence[Samples]) -> None:
     That happens in two runs with one seed, or in one that was repeated on another machine, whose
     samples are nearly alike. Slices of one run share a stream, but no samples.
     """
-    seen: dict[str, tuple[int, object]] = {}
+    seen: dict[str, list[tuple[int, Stream]]] = {}
     for k, ensemble in enumerate(ensembles):
         for stream in ensemble.provenance.streams:
-            first, other = seen.setdefault(stream.numbers, (k, stream.run))
-            if first == k:
-                continue
-            if other != stream.run or _nearly_alike(ensembles[first], ensemble):
-                raise ValueError(
-                    f"concatenate: expected independent samples, got ensembles {first} and {k} "
-                    "that were drawn with one seed; give each run a seed of its own"
-                )
+            for earlier, other in seen.setdefault(stream.numbers, []):
+                alike = other == stream and not _nearly_alike(ensembles[earlier], ensemble)
+                if earlier != k and not alike:
+                    raise ValueError(
+                        f"concatenate: expected independent samples, got ensembles {earlier} and "
+                        f"{k} that were drawn with one seed; give each run a seed of its own"
+                    )
+            seen[stream.numbers].append((k, stream))
 
 
 def _nearly_alike(one: Samples, other: Samples) -> bool:

@@ -24,19 +24,15 @@ class Stream:
         Fingerprint of the rng (:func:`~openmm_vtdis.storage.fingerprint.stream_fingerprint`).
     n, batch_size
         Samples that were drawn with them, and how many at once.
-    proposal
-        Fingerprint of the proposal that they were drawn from.
+    sampler
+        Fingerprint of the sampler and its steps: two streams with the same one, and as many samples
+        at once, give the same samples from the same numbers.
     """
 
     numbers: str
     n: int
     batch_size: int
-    proposal: str | None = None
-
-    @property
-    def run(self) -> tuple[str | None, int, int]:
-        """Key of the samples: equal for streams that give the same ones from the same numbers."""
-        return self.proposal, self.n, self.batch_size
+    sampler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,9 +100,13 @@ class Provenance:
             raise ValueError(f"provenance: expected a dictionary, got {type(document).__name__}")
         try:
             streams = tuple(Stream(**stream) for stream in document.get("streams", ()))
-            return cls(**{**document, "streams": streams})
+            found = cls(**{**document, "streams": streams})
         except TypeError as error:
             raise ValueError(f"provenance: expected what this version writes: {error}") from error
+        _check_types(found)
+        for stream in streams:
+            _check_types(stream)
+        return found
 
     @staticmethod
     def pooled(parts: Sequence[Provenance]) -> Provenance:
@@ -132,6 +132,21 @@ class Provenance:
 
 UNKNOWN = Provenance()
 """Provenance of weights from elsewhere."""
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "bool": (bool,),
+    "str | None": (str, type(None)), "int | None": (int, type(None)),
+    "bool | None": (bool, type(None)), "tuple[Stream, ...]": (tuple,),
+}  # fmt: skip
+
+
+def _check_types(part: Provenance | Stream) -> None:
+    """Raise ValueError if a field has another type than it is declared with."""
+    for field in dataclasses.fields(part):
+        value, expected = vars(part)[field.name], _TYPES[str(field.type)]
+        if type(value) not in expected:
+            raise ValueError(f"provenance: {field.name}: expected {field.type}, got {value!r}")
 
 
 def _known(values: Iterable[Any]) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openmm_vtdis import storage
 from openmm_vtdis.coordinates import COORDINATES, Coordinates, Energy
+from openmm_vtdis.core.registry import Registry
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.diffusion.denoiser import Denoiser
 from openmm_vtdis.diffusion.process import DiffusionProcess
@@ -90,20 +91,21 @@ class GeneratorArchive:
         Raises
         ------
         ValueError
-            If archives do not know its target, or it is not trained.
+            If archives do not know the class of its target or its coordinates, or it is not
+            trained.
         """
         process, coordinates = gen.process, gen.coordinates
         if coordinates is None:
             raise ValueError("save: expected a trained generator; call train() first")
+        known = _kind("target", TARGETS, gen.target), _kind("coordinates", COORDINATES, coordinates)
         hand = coordinates.handedness
-        described = gen.target.describe()
         return cls(
-            target=(str(gen.target.kind), described),
+            target=(known[0], gen.target.describe()),
             labels=gen.labels,
             stereochemistry=gen.stereochemistry,
             handedness=None if hand is None else hand.signs,
             network=gen.network,
-            coordinates=(coordinates.kind, coordinates.describe()),
+            coordinates=(known[1], coordinates.describe()),
             tuning=None if process is None else process.describe(),
             parameters=None if process is None else process.covariance.parameters,
             mean_coefficients=None if process is None else process.mean_coefficients,
@@ -216,6 +218,18 @@ class GeneratorArchive:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a complete generator archive: {error}") from error
+
+
+def _kind(what: str, registry: Registry[Any], thing: object) -> str:
+    """The kind of an object; a subclass is another class, with other numbers."""
+    kind = registry.kind_of(thing)
+    if kind is None:
+        raise ValueError(
+            f"save: expected a {what} that archives know, got one of {type(thing).__name__}; give "
+            "the class a kind, describe() and rebuild(), and register it (CONTRIBUTING, "
+            '"Extending"), or pickle the generator instead'
+        )
+    return kind
 
 
 def warn_if_not_storable(target: Target, network: nn.Module) -> None:

@@ -25,7 +25,7 @@ from openmm_vtdis.networks import Network, network_for
 from openmm_vtdis.runtime import allocator
 from openmm_vtdis.sampling import FlowSampler, PathSampler
 from openmm_vtdis.targets import Target, check_is_target
-from openmm_vtdis.topology import Handedness, Particles
+from openmm_vtdis.topology import Handedness, Particles, Stereocentre
 from openmm_vtdis.topology.frames import Frames, read_frames
 from openmm_vtdis.training.config import TrainingLog
 
@@ -223,3 +223,8 @@ class GeneratorBase:
     def batch_size(self) -> int:
         """Default batch size; see :func:`~openmm_vtdis.runtime.allocator.batch_size`."""
         return self._batch_size
+
+
+def stereocentres_of(target: Target, labels: Sequence[int]) -> tuple[Stereocentre, ...]:
+    """Find the stereocentres of a target's topology, whose atoms have these labels."""
+    return Particles.of(target.topology, target.space, labels, alike=target.alike).stereocentres

@@ -26,7 +26,7 @@ from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.diffusion.schedule import Schedule, make_schedule
 from openmm_vtdis.ensemble import FrameLogWeights, WeightedEnsemble
 from openmm_vtdis.generator.archive import GeneratorArchive
-from openmm_vtdis.generator.base import GeneratorBase
+from openmm_vtdis.generator.base import GeneratorBase, stereocentres_of
 from openmm_vtdis.targets import OpenMMTarget, Rebuilding, frame_checks
 from openmm_vtdis.topology.frames import Frames, split_in_time
 from openmm_vtdis.training.config import TrainingConfig, TrainingLog
@@ -434,13 +434,16 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
             computes other energies than when it was saved.
         """
         archive = GeneratorArchive.read(path)
+        device = checks.device(device)
         try:
             target = archive.rebuilt_target(Rebuilding(allow_pickle, backend, n_threads))
+            centres = stereocentres_of(target, archive.labels)
+            coordinates = archive.rebuilt_coordinates(target.space, centres)
+            self = cls.from_target(
+                target, archive.network, archive.labels, archive.stereochemistry, device,
+                coordinates=coordinates,
+            )  # fmt: skip
+            self.process = archive.rebuilt_process(self._denoiser, self.model_energy)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        self = cls.from_target(
-            target, archive.network, archive.labels, archive.stereochemistry, device
-        )
-        self.coordinates = archive.rebuilt_coordinates(self.space, self.particles.stereocentres)
-        self.process = archive.rebuilt_process(self._denoiser, self.model_energy)
         return self

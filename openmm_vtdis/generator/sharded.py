@@ -26,7 +26,6 @@ from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.runtime.progress import progress_bar
 from openmm_vtdis.storage.atomic import write_atomically
 from openmm_vtdis.storage.documents import differences, parse_json
-from openmm_vtdis.storage.fingerprint import fingerprint
 
 _PLAN = "plan.json"
 
@@ -178,12 +177,7 @@ def _plan(
     if n_steps is not None:
         n_steps = checks.positive_integer("n_steps", n_steps)
     sampler = gen.path_sampler(n_steps)
-    identity = [gen.path_sampler().fingerprint]
-    if gen.target.fingerprint is None:  # which only its energies tell then
-        x = sampler.coordinates.space.standard_normal(8, make_rng(0))
-        energies = gen.target.reduced_energy(sampler.coordinates.to_configurations(x).x)
-        identity.append(fingerprint(energies))
-    return {**sizes, "n_steps": sampler.n_steps, "generator": fingerprint(identity)}
+    return {**sizes, "n_steps": sampler.n_steps, "generator": gen.path_sampler().fingerprint}
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:

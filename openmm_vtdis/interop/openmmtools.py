@@ -210,6 +210,8 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         """The proposals of this process, made when they are first asked for."""
         settings = (self.batch_size, self.n_steps, self.seed, self.allow_pickle)
         key = (os.getpid(), self.archive, self.sha256, self.device, *settings)
+        if self.archive is None:
+            self._check_unchanged()
         if key not in _KEPT:
             sampler = self._sampler()
             # A run that is resumed must not propose again what its states have come from, nor a
@@ -221,13 +223,21 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
             _KEPT[key] = _Kept(proposals, np.random.default_rng(sequence))
         return _KEPT[key]
 
+    def _check_unchanged(self) -> None:
+        """Raise ValueError if the sampler is of another process, or another one by now."""
+        if self.sha256 not in _SAMPLERS:
+            raise ValueError(
+                "DiffusionMove: expected the sampler that this move was made with, which only "
+                "the process that made it has; give the path of an archive (gen.save) instead"
+            )
+        if _SAMPLERS[self.sha256].fingerprint != self.sha256:
+            raise ValueError(
+                "DiffusionMove: expected the sampler that this move was made with, got one whose "
+                "network has changed since; make a new move"
+            )
+
     def _sampler(self) -> PathSampler:
         if self.archive is None:
-            if self.sha256 not in _SAMPLERS:
-                raise ValueError(
-                    "DiffusionMove: expected the sampler that this move was made with, which only "
-                    "the process that made it has; give the path of an archive (gen.save) instead"
-                )
             sampler = _SAMPLERS[self.sha256]
             return sampler if self.n_steps is None else sampler.with_n_steps(self.n_steps)
         if file_fingerprint(self.archive) != self.sha256:

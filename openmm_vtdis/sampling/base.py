@@ -9,7 +9,6 @@ of trajectory, drawn or given, it has the log ratio of the two path densities, a
 from __future__ import annotations
 
 import abc
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_vtdis.coordinates import Coordinates
+from openmm_vtdis.coordinates import COORDINATES, Coordinates
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.provenance import Provenance, Stream
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
 from openmm_vtdis.storage.fingerprint import fingerprint, stream_fingerprint
 from openmm_vtdis.targets import Target, energies_of
+
+_N_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,34 @@ class Sampler(abc.ABC):
     def _identity(self) -> Any:
         """Whatever identifies the proposal density of z, for :attr:`fingerprint`."""
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Fingerprint of the weights: of the proposal in nm, and of the target."""
-        described = (self.coordinates.kind, self.coordinates.describe())
-        hand = self.coordinates.handedness
+        """Fingerprint of the weights: of the proposal in nm, and of the target.
+
+        It is computed anew each time, since a network may have been trained on.
+        """
+        coordinates, hand = self.coordinates, self.coordinates.handedness
+        kind = COORDINATES.kind_of(coordinates)
+        described = coordinates if kind is None else (kind, coordinates.describe())
         signs = None if hand is None else list(hand.signs)
-        target = (self.target.temperature, self.target.fingerprint)
+        target = self.target.temperature, self.target.fingerprint or self._energies()
         return fingerprint(self._identity(), described, signs, target)
+
+    def _energies(self) -> list[str]:
+        """A few energies, which tell targets apart that have no fingerprint."""
+        z = self.coordinates.space.standard_normal(_N_PROBES, make_rng(0))
+        x = self.coordinates.to_configurations(z).x
+        return [f"{energy:.4g}" for energy in energies_of(self.target, x).tolist()]
 
     def sample(
         self, n: int, *, rng: torch.Generator, batch_size: int = 1024, progress: bool = True
     ) -> WeightedEnsemble:
         """Draw n weighted samples."""
-        provenance = self._provenance(Stream(stream_fingerprint(rng), n, batch_size, None))
+        identity = self.fingerprint
+        stream = Stream(
+            stream_fingerprint(rng), n, batch_size, fingerprint(identity, self.describe())
+        )
+        provenance = self._provenance(identity, stream)
         return self.weighed(self.draw(n, rng, batch_size, progress), provenance)
 
     def weighed(self, drawn: Drawn, provenance: Provenance) -> WeightedEnsemble:
@@ -125,16 +141,15 @@ class Sampler(abc.ABC):
         ratios = self.log_ratios(z, rng, batch_size, progress).cpu()
         energies = energies_of(self.target, x.to(rng.device)).cpu()
         log_w = _log_weights(energies, ratios, log_det.cpu())
-        return FrameLogWeights(log_w.numpy(), self._provenance())
+        return FrameLogWeights(log_w.numpy(), self._provenance(self.fingerprint))
 
-    def _provenance(self, *streams: Stream) -> Provenance:
-        proposal = self.fingerprint
+    def _provenance(self, identity: str, *streams: Stream) -> Provenance:
         return Provenance(
-            proposal=proposal,
+            proposal=identity,
             hamiltonian=self.target.fingerprint,
             centred=self.target.space.centred,
             n_steps=self.n_steps,
-            streams=tuple(Stream(s.numbers, s.n, s.batch_size, proposal) for s in streams),
+            streams=streams,
         )
 
 

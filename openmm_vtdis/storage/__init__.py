@@ -2,6 +2,7 @@
 
 from openmm_vtdis.storage.archive import (
     FORMAT_VERSION,
+    read_any_version,
     read_archive,
     select_prefix,
     write_archive,
@@ -17,6 +18,7 @@ __all__ = [
     "fingerprint",
     "mentions",
     "parse_json",
+    "read_any_version",
     "read_archive",
     "replacing",
     "select_prefix",

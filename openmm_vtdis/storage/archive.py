@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,18 @@ def read_archive(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, altered, foreign, of another kind, or of a newer format version.
+        If the file is truncated, altered, foreign, of another kind, or of another format version.
     """
-    path = Path(path)
+    return _read(Path(path), lambda metadata: _check_header(Path(path), metadata, kind))
+
+
+def read_any_version(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an archive of any kind and version, as :func:`read_archive` does."""
+    return _read(Path(path), lambda metadata: None)
+
+
+def _read(path: Path, check: Callable[[Any], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file whose metadata is checked before its tensors."""
     if path.is_dir():
         raise ValueError(f"{path}: expected an {FORMAT} archive, got a folder")
     if not path.is_file():
@@ -83,7 +92,7 @@ def read_archive(
                     f"{path}: expected an {FORMAT} archive, got a foreign safetensors file"
                 )
             metadata = parse_json(document)
-            _check_header(path, metadata, kind)
+            check(metadata)
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             if header.get(_CHECKSUM) != _checksum(document, tensors):
                 raise ValueError(f"{path}: expected a whole archive, got one that was altered")

@@ -109,13 +109,9 @@ class Target(abc.ABC):
         Raises
         ------
         ValueError
-            If archives cannot store its class.
+            If it cannot be described.
         """
-        raise ValueError(
-            f"save: expected a target that archives know, got one of {type(self).__name__}; give "
-            "the class a kind, describe() and rebuild(), and register it (CONTRIBUTING, "
-            '"Extending"), or pickle the generator instead'
-        )
+        raise ValueError(f"save: expected describe() of {type(self).__name__}, got none")
 
     @classmethod
     def rebuild(cls, description: Description, how: Rebuilding) -> Self:

@@ -14,7 +14,6 @@ Configurations with their energies tell whether it is still what it was.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -28,7 +27,7 @@ from openmm_vtdis.core.defaults import keeps_to_the_cpu
 from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import Space, random_rotations
 from openmm_vtdis.core.units import nanometers
-from openmm_vtdis.storage.fingerprint import fingerprint
+from openmm_vtdis.storage.fingerprint import code_fingerprint, fingerprint
 from openmm_vtdis.targets.base import (
     TARGETS,
     Description,
@@ -114,6 +113,7 @@ class CallableTarget(Target):
                 raise ValueError("temperature: expected one where the energy has a unit, got None")
             self._in_kT = self._in_kj / units.thermal_energy(self.temperature)
         self._probes = self._near(positions)
+        self._fingerprint = fingerprint(code_fingerprint(energy), self.space, self._in_kj)
         self._check()
 
     def _near(self, positions: object) -> Tensor:
@@ -156,10 +156,13 @@ class CallableTarget(Target):
         """Configurations (S, M, D), nm, whose energies show whether the function has changed."""
         return self._probes
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Digest of the function's name, or its content if it cannot be imported, and its unit."""
-        return fingerprint(_name_of(self.energy) or self.energy, self.space, self._in_kj)
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of the function's code and its unit; that of the archive which it comes from.
+
+        None for a subclass, of which nothing is known.
+        """
+        return self._fingerprint if type(self) is CallableTarget else None
 
     def reduced_energy(self, x: Tensor) -> Tensor:
         """Energies in kT: x (B, M, D) in nm -> (B,), float64, on x's device."""
@@ -196,6 +199,7 @@ class CallableTarget(Target):
             "n_particles": self.space.n_particles,
             "n_dims": self.space.n_dims,
             "centred": self.space.centred,
+            "fingerprint": self.fingerprint,
         }
         energies = self.reduced_energy(self._probes).detach()
         return Description(settings, {"probes": self._probes, "probe_energies": energies})
@@ -204,6 +208,7 @@ class CallableTarget(Target):
     def rebuild(cls, description: Description, how: Rebuilding) -> Self:
         settings = dict(description.settings)
         name, document = settings.pop("function"), settings.pop("topology")
+        identity = settings.pop("fingerprint")
         if not how.allow_pickle:
             raise ValueError(
                 f"the energy is the function {name}, which would be imported and run; pass "
@@ -220,6 +225,7 @@ class CallableTarget(Target):
         self._probes = description.tensors["probes"]
         now = self.reduced_energy(self._probes).detach()
         check_same_code(name, description.tensors["probe_energies"], now)
+        self._fingerprint = identity
         return self
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from openmm import unit
 from openmmtools import cache, mcmc, multistate, states, utils
 
@@ -171,3 +172,13 @@ def test_a_move_of_a_sampler_says_in_another_process_what_it_lacks(
     monkeypatch.setattr(module, "_SAMPLERS", {})
     with pytest.raises(ValueError, match=r"expected the sampler that this move was made with"):
         utils.deserialize(stored)._kept()
+
+
+def test_a_move_of_a_sampler_that_was_trained_on_says_so(archive: Path) -> None:
+    gen = DiffusionBoltzmannGenerator.load(archive)
+    move = DiffusionMove(gen.path_sampler(), seed=3)
+    move._kept()  # control
+    with torch.no_grad():
+        next(gen.network.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="whose network has changed since"):
+        move._kept()

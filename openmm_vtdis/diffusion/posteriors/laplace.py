@@ -71,6 +71,11 @@ class LaplaceRange:
     level: float
     jump: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in (("level", self.level), ("jump", self.jump)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0.0:
+                raise ValueError(f"laplace: expected a {name} of at least 0, got {value!r}")
+
 
 @dataclass(frozen=True)
 class LaplaceEstimator:

@@ -159,12 +159,13 @@ class OpenMMTarget(Target):
         return self._system
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """A digest of the System (:mod:`~openmm_vtdis.targets.openmm.user_code`).
 
-        It stays the same in copies, pickles and archives of the target.
+        It stays the same in copies, pickles and archives of the target. None for a subclass, of
+        whose energies nothing is known.
         """
-        return self._fingerprint
+        return self._fingerprint if type(self) is OpenMMTarget else None
 
     @property
     def probes(self) -> Tensor | None:
@@ -216,7 +217,7 @@ class OpenMMTarget(Target):
             what = ", ".join(user_forces(system)) or "the System"
             check_same_code(what, energies, self.reduced_energy(probes))
             self._probes = probes
-        if settings.get("fingerprint") is not None:
+        if self.runs_user_code and settings.get("fingerprint") is not None:
             self._fingerprint = settings["fingerprint"]
         return self
 
