@@ -34,7 +34,7 @@ import torch
 from openmm_vtdis.cli_options import ENERGY_UNITS, parse
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.forks import from_environment
-from openmm_vtdis.ensemble import WeightedEnsemble, forward_ess
+from openmm_vtdis.ensemble import Estimate, WeightedEnsemble, forward_ess
 from openmm_vtdis.ensemble.consistency import check_as_drawn
 from openmm_vtdis.generator import DiffusionBoltzmannGenerator
 from openmm_vtdis.generator.sharded import sample_to_file
@@ -112,7 +112,8 @@ def train(options: argparse.Namespace) -> None:
         return
     gen.save(output)
     print(f"held-out denoising loss {log.held_out_losses[-1]:.4f}; wrote {output}")
-    print(f"next: openmm-vtdis tune {output} -t {' '.join(options.trajectory)}")
+    trust = trusted(gen)
+    print(f"next: openmm-vtdis tune {output} -t {' '.join(options.trajectory)}{trust}")
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -141,7 +142,8 @@ def tune(options: argparse.Namespace) -> None:
         ) from None
     gen.save(output)
     print(f"{report}\nwrote {output}")
-    print(f"next: openmm-vtdis sample {output} -n 10000 -o {output.with_suffix('.nc')}")
+    samples = output.with_suffix(".nc")
+    print(f"next: openmm-vtdis sample {output} -n 10000 -o {samples}{trusted(gen)}")
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -186,7 +188,8 @@ def analyze(options: argparse.Namespace) -> None:
     raw = ensemble.unweighted()
     print(f"<u> raw          {raw.expectation(ensemble.reduced_energies)} kT")
     print(f"<u> reweighted   {ensemble.expectation(ensemble.reduced_energies)} kT")
-    print(f"-log Z one-sided {-ensemble.log_z().value:.4f} ± {ensemble.log_z().stderr:.2g} kT")
+    log_z = ensemble.log_z()
+    print(f"-log Z one-sided {Estimate(-log_z.value, log_z.stderr)} kT")
     if options.archive is not None:
         check_as_drawn("analyze", ensemble.provenance)
         gen, n_steps = load(options), ensemble.provenance.n_steps
@@ -204,6 +207,8 @@ def analyze(options: argparse.Namespace) -> None:
         )
         print(f"forward ESS      {forward_ess(log_w):.2%} of {len(log_w)} frames")
         print(f"-log Z by BAR    {ensemble.free_energy(log_w, seed=options.seed)}")
+    else:
+        print("next: with --archive and -t, frames of MD show what these samples may have missed")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -252,6 +257,9 @@ def target_of(options: argparse.Namespace) -> Target:
     """
     if (options.system is None) == (options.energy is None):
         raise ValueError("train: expected one of --system and --energy, got both or neither")
+    if options.system is not None and (options.temperature is None or options.not_centred):
+        what = "--temperature" if options.temperature is None else "no --not-centred"
+        raise ValueError(f"train: expected {what} with --system")
     pdb = options.pdb
     if pdb is None and options.system is not None and has_topology(options.system):
         pdb = options.system
@@ -264,6 +272,7 @@ def target_of(options: argparse.Namespace) -> Target:
             energy_unit=ENERGY_UNITS[options.energy_unit],
             n_particles=options.n_particles,
             n_dims=options.n_dims,
+            centred=not options.not_centred,
         )
     system = read_system(
         options.system,
@@ -285,6 +294,11 @@ def load(options: argparse.Namespace) -> DiffusionBoltzmannGenerator:
     return DiffusionBoltzmannGenerator.load(
         name, device=device, n_threads=options.n_threads, allow_pickle=options.allow_pickle
     )
+
+
+def trusted(gen: DiffusionBoltzmannGenerator) -> str:
+    """The option that commands need which read a generator with code of the user's."""
+    return " --allow-pickle" if gen.target.runs_user_code else ""
 
 
 def is_tuned(path: Path, gen: DiffusionBoltzmannGenerator) -> bool:

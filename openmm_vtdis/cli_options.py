@@ -20,6 +20,8 @@ from openmm_vtdis.interop.system_files import IMPLICIT_SOLVENTS
 ENERGY_UNITS: dict[str, unit.Unit | None] = {
     "kJ/mol": unit.kilojoule_per_mole,
     "kcal/mol": unit.kilocalorie_per_mole,
+    "eV": unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA,
+    "hartree": unit.hartree / unit.item,
     "kT": None,
 }
 """Units of a torch function's energy, by their names as options."""
@@ -63,14 +65,14 @@ def make_parser(
             one.add_argument(
                 "--allow-pickle",
                 action="store_true",
-                help="read a PythonForce, which can run any code: of files that you trust",
+                help="read files with code of their makers' (--energy, a PythonForce), which can "
+                "do anything: those that you trust",
             )
         return one
 
     def frames(one: argparse.ArgumentParser, required: bool) -> None:
-        one.add_argument(
-            "-t", "--trajectory", nargs="+", required=required, help="files that mdtraj reads"
-        )
+        what = "files that mdtraj reads, or .npy"
+        one.add_argument("-t", "--trajectory", nargs="+", required=required, help=what)
 
     one = command("train", "fit a network to MD")
     one.add_argument(
@@ -82,6 +84,9 @@ def make_parser(
     )
     one.add_argument("--energy-unit", choices=sorted(ENERGY_UNITS), default="kJ/mol")
     one.add_argument("--n-particles", type=int, help="with --energy, without a topology")
+    one.add_argument(
+        "--not-centred", action="store_true", help="with --energy: positions in space matter"
+    )
     one.add_argument(
         "-p",
         "--pdb",
@@ -95,7 +100,10 @@ def make_parser(
     one.add_argument("--include-dir", help="of GROMACS, with a top")
     frames(one, required=True)
     one.add_argument(
-        "-T", "--temperature", type=temperature, required=True, help="of the MD: 300 or 300K"
+        "-T",
+        "--temperature",
+        type=temperature,
+        help="of the MD: 300 or 300K; not with energies in kT",
     )
     one.add_argument("-o", "--output", default="model.vtdis")
     one.add_argument("--n-dims", type=int, default=3)

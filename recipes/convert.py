@@ -61,7 +61,10 @@ def main() -> None:
     parser.add_argument("old")
     parser.add_argument("new")
     options = parser.parse_args()
-    convert(options.old, options.new)
+    try:
+        convert(options.old, options.new)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"recipes.convert: {error}\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from openmm_vtdis.core.derivatives import differentiate_twice
 from openmm_vtdis.core.registry import Registry
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.targets.base import Target
 from openmm_vtdis.topology import Handedness
@@ -126,6 +127,26 @@ class Coordinates(abc.ABC):
             return target.reduced_energy(found.x) - found.log_det
 
         return differentiate_twice(energy, z)
+
+
+def check_coordinates_of(coordinates: object, space: Space) -> None:
+    """Check that an object is coordinates of the configurations of a space.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or coordinates of other configurations.
+    """
+    if not isinstance(coordinates, Coordinates):
+        raise ValueError(
+            f"coordinates: expected an object such as Cartesian(space), got {coordinates!r}"
+        )
+    x = coordinates.to_configurations(coordinates.space.standard_normal(1, make_rng(0))).x
+    if tuple(x.shape[1:]) != (space.n_particles, space.n_dims):
+        raise ValueError(
+            f"coordinates: expected those of {space.n_particles} particles in {space.n_dims} "
+            f"dimensions, got some of {tuple(x.shape[1:])}"
+        )
 
 
 COORDINATES: Registry[Coordinates] = Registry("coordinates")

@@ -75,5 +75,12 @@ class Registry(Generic[T]):
         return iter(dict.fromkeys([*self._classes, *sorted(entries.names)]))
 
     def kind_of(self, thing: object) -> str | None:
-        """Kind under which archives store an object; None if its class is not registered."""
+        """Kind under which archives store an object; None if its class is not registered.
+
+        Classes that entry points of the object's own package name are known as well.
+        """
+        package = type(thing).__module__.partition(".")[0]
+        for entry in metadata.entry_points(group=f"openmm_vtdis.{self.what}"):
+            if entry.name not in self._classes and entry.module.partition(".")[0] == package:
+                self.register(entry.load())
         return next((kind for kind, cls in self._classes.items() if type(thing) is cls), None)

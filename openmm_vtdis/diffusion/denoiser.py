@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks import Network
 from openmm_vtdis.runtime import cuda_graphs
@@ -202,6 +203,27 @@ class GaussianMixtureDenoiser:
 
 
 @torch.no_grad()
+def check_network(denoiser: Denoiser, device: torch.device) -> None:
+    """Check that a user's network maps (B, M, D) and log t (B,) to (B, M, D).
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    space = denoiser.space
+    x = space.standard_normal(2, make_rng(0)).to(device)
+    shape = f"(B, {space.n_particles}, {space.n_dims})"
+    what = f"network: expected a map of x {shape} and log t (B,) to {shape}"
+    try:
+        with torch.no_grad():
+            found = denoiser(x, torch.ones(2, dtype=x.dtype, device=device))
+    except Exception as error:  # whatever the network raises
+        raise ValueError(f"{what}, got {type(error).__name__}: {error}") from error
+    if found.shape != x.shape:
+        raise ValueError(f"{what}, got {tuple(found.shape)} for {tuple(x.shape)}")
+
+
 def check_mirror_symmetry(denoiser: Denoiser) -> None:
     """Check that D(-x, t) = -D(x, t), without which mirror images cannot be folded.
 

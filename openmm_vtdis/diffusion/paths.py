@@ -28,6 +28,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import check_rng
 from openmm_vtdis.diffusion.covariance.base import Fittable
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.runtime.progress import Bar, NoBar, progress_bar
@@ -65,7 +67,7 @@ def denoise(
     from_: int | None = None,
     bar: Bar | None = None,
 ) -> Path:
-    """Draw x_0 from x = x_m, (B, M, D), by the reverse process.
+    """Draw x_0 from x = x_m, (B, M, D) in model coordinates, by the reverse process.
 
     Parameters
     ----------
@@ -73,9 +75,14 @@ def denoise(
         The level m, 0..N; None: N.
     bar
         Progress bar, advanced for each configuration and step.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If x or the level is not of the process, or ``rng`` no torch.Generator.
     """
     bar = bar or NoBar()
-    m = process.level(from_)
+    m = _level("from_", process, from_, x, rng)
     log_q = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_p = torch.zeros_like(log_q)
     for n in range(m, 0, -1):
@@ -100,7 +107,11 @@ def noise(
     at_once: int = 1,
     bar: Bar | None = None,
 ) -> Path:
-    """Draw x_m from x = x_0, (B, M, D), by the forward process.
+    """Draw x_m from x = x_0, (B, M, D) in model coordinates, by the forward process.
+
+    A path down again, ``denoise(process, up.end, rng, from_=to)``, proposes another x_0: the
+    logarithm of the Metropolis ratio is u(x_0) - u(x_0') + up.log_p - up.log_q + down.log_q -
+    down.log_p, with u the energy in model coordinates (``gen.model_energy``).
 
     Parameters
     ----------
@@ -112,9 +123,14 @@ def noise(
         Levels that are evaluated together.
     bar
         Progress bar, advanced for each configuration and step.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If x or the level is not of the process, or ``rng`` no torch.Generator.
     """
     bar = bar or NoBar()
-    m = process.level(to)
+    m = _level("to", process, to, x, rng)
     log_q = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_p = torch.zeros_like(log_q)
     rows = []
@@ -132,6 +148,19 @@ def noise(
         x = path[-1]
         bar.update(len(x) * len(levels))
     return Path(x, log_q, log_p, torch.stack(rows, dim=1) if rows else None)
+
+
+def _level(name: str, process: object, m: int | None, x: object, rng: object) -> int:
+    """Check the arguments of a path; its level, 0..N."""
+    if not isinstance(process, DiffusionProcess):
+        raise TypeError(f"process: expected a DiffusionProcess, got {type(process).__name__}")
+    check_rng(rng)
+    checks.shape(x, process.space.n_particles, process.space.n_dims)
+    last = process.n_steps
+    found = last if m is None else checks.positive_integer(name, m, minimum=0)
+    if found > last:
+        raise ValueError(f"{name}: expected a level from 0 to {last}, got {m}")
+    return found
 
 
 @dataclass(frozen=True)

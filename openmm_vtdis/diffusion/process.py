@@ -262,14 +262,6 @@ class DiffusionProcess:
         """Whether the Laplace approximation stands in for the denoiser at level n."""
         return self.laplace is not None and self.schedule.times[n] <= self.laplace.level
 
-    def level(self, m: int | None) -> int:
-        """Check a noise level 0..N; None: N."""
-        last = self.schedule.n_steps
-        found = last if m is None else checks.positive_integer("level", m, minimum=0)
-        if found > last:
-            raise ValueError(f"level: expected one of 0 to {last}, got {m}")
-        return found
-
     def mean(self, step: ReverseStep) -> Tensor:
         """mu_n, (B, M, D)."""
         gain = float(self.coefficients[step.n - 1])

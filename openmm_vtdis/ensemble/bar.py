@@ -90,9 +90,23 @@ class FreeEnergy(Estimate):
         return (
             f"{super().__str__()} kT (overlap {self.overlap:.3f}; {self.n_generated} generated "
             f"samples, {self.n_target} target samples of statistical inefficiency "
-            f"{self.statistical_inefficiency:.1f}; the two sides alone differ by "
-            f"{abs(self.disagreement):.1f} standard errors)"
+            f"{self.statistical_inefficiency:.1f}; {self._sides()})"
         )
+
+    def _sides(self) -> str:
+        """What the one-sided averages say."""
+        alone = [
+            side
+            for side, average in (
+                ("generated", self.from_generated),
+                ("target", self.from_target),
+            )
+            if math.isnan(average.stderr)
+        ]
+        if alone:
+            sides = " and the ".join(alone)
+            return f"a single sample has nearly all the weight on the {sides} side"
+        return f"the two sides alone differ by {abs(self.disagreement):.1f} standard errors"
 
 
 @quiet

@@ -14,14 +14,19 @@ import torch
 from openmm import app
 from torch import Tensor
 
-from openmm_vtdis.coordinates import Cartesian, Coordinates, ModelEnergy
+from openmm_vtdis.coordinates import Cartesian, Coordinates, ModelEnergy, check_coordinates_of
 from openmm_vtdis.core import checks
 from openmm_vtdis.core.defaults import keeps_to_the_cpu
 from openmm_vtdis.core.space import Space
-from openmm_vtdis.diffusion.denoiser import Denoiser, PreconditionedDenoiser, check_mirror_symmetry
+from openmm_vtdis.diffusion.denoiser import (
+    Denoiser,
+    PreconditionedDenoiser,
+    check_mirror_symmetry,
+    check_network,
+)
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.generator.archive import warn_if_not_storable
-from openmm_vtdis.networks import Network, network_for
+from openmm_vtdis.networks import NETWORKS, Network, network_for
 from openmm_vtdis.runtime import allocator
 from openmm_vtdis.sampling import FlowSampler, PathSampler
 from openmm_vtdis.targets import Target, check_is_target
@@ -68,6 +73,8 @@ class GeneratorBase:
         self.space = target.space
         self.device = checks.device(device)
         self.particles = Particles.of(self.topology, self.space, labels, alike=target.alike)
+        if coordinates is not None:
+            check_coordinates_of(coordinates, self.space)
         self.coordinates = coordinates
         space = self.space if coordinates is None else coordinates.space
         features = self.particles.features if space == self.space else {}
@@ -79,6 +86,8 @@ class GeneratorBase:
         width = self.network.width if isinstance(self.network, Network) else 64
         self._batch_size = allocator.batch_size(self.device, self.space.n_particles, width)
         self._denoiser: Denoiser = PreconditionedDenoiser(self.network, space)
+        if NETWORKS.kind_of(network) is None and any(True for _ in network.parameters()):
+            check_network(self._denoiser, self.device)
 
     # -- other ways in ------------------------------------------------------------------------
     @classmethod
@@ -161,27 +170,34 @@ class GeneratorBase:
     @property
     def model_energy(self) -> ModelEnergy:
         """Minus the log density of model coordinates, up to log Z, with derivatives."""
-        return ModelEnergy(self.target, self._trained("this"))
+        return ModelEnergy(self.target, self._trained("model_energy"))
 
-    def path_sampler(self, n_steps: int | None = None, action: str = "this") -> PathSampler:
+    def path_sampler(self, n_steps: int | None = None) -> PathSampler:
         """The sampler behind ``sample`` and ``log_weights``, with the given number of steps."""
-        process, coordinates = self._tuned(action), self._trained(action)
-        if n_steps is not None:
-            process = process.with_n_steps(n_steps)
-        return PathSampler(process, self.target, coordinates)
+        return self._path_sampler(n_steps, "path_sampler")
 
     def flow_sampler(
         self,
         divergence: str = "exact",
         solver: str = "heun",
         n_steps: int | None = None,
-        action: str = "this",
     ) -> FlowSampler:
         """The sampler behind ``sample_ode`` and ``log_weights_ode``, with that many steps."""
+        return self._flow_sampler(divergence, solver, n_steps, "flow_sampler")
+
+    # -- internals ----------------------------------------------------------------------------
+    def _path_sampler(self, n_steps: int | None, action: str) -> PathSampler:
+        process, coordinates = self._tuned(action), self._trained(action)
+        if n_steps is not None:
+            process = process.with_n_steps(n_steps)
+        return PathSampler(process, self.target, coordinates)
+
+    def _flow_sampler(
+        self, divergence: str, solver: str, n_steps: int | None, action: str
+    ) -> FlowSampler:
         grid, coordinates = self._tuned(action).flow_schedule(n_steps), self._trained(action)
         return FlowSampler(self._denoiser, grid, self.target, coordinates, divergence, solver)
 
-    # -- internals ----------------------------------------------------------------------------
     def model_labels(self, space: Space) -> list[int]:
         """Classes of the particles of a model's space: those of the atoms if it has as many."""
         same = space.n_particles == self.space.n_particles

@@ -325,7 +325,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         ``diagnostics()``; it never gets weight and never ends a batch. The same seed gives the same
         samples for the same ``batch_size``.
         """
-        sampler = self.path_sampler(n_steps, "sample")
+        sampler = self._path_sampler(n_steps, "sample")
         n = checks.positive_integer("n", n)
         rng, size = make_rng(seed, self.device), self._size(batch_size)
         return sampler.sample(n, rng=rng, batch_size=size, progress=progress)
@@ -352,7 +352,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         solver
             "heun" or "rk4", on the tuned grid or one of ``n_steps`` with the same ends.
         """
-        sampler = self.flow_sampler(divergence, solver, n_steps, "sample_ode")
+        sampler = self._flow_sampler(divergence, solver, n_steps, "sample_ode")
         n = checks.positive_integer("n", n)
         rng, size = make_rng(seed, self.device), self._size(batch_size, 4)
         return sampler.sample(n, rng=rng, batch_size=size, progress=progress)
@@ -372,7 +372,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         ``openmm_vtdis.ensemble.forward_ess`` of the result is the forward ESS; together with
         ``sample()``, of the same ``n_steps``, they give log Z by BAR (``ensemble.free_energy``).
         """
-        sampler = self.path_sampler(n_steps, "log_weights")
+        sampler = self._path_sampler(n_steps, "log_weights")
         x = self._frames("log_weights", traj)
         frame_checks.check_exploded("log_weights", self.target, x)
         rng, size = make_rng(seed, self.device), self._size(batch_size)
@@ -391,7 +391,7 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         progress: bool = True,
     ) -> FrameLogWeights:
         """Log weights of target configurations under the probability-flow ODE: (n,) float64."""
-        sampler = self.flow_sampler(divergence, solver, n_steps, "log_weights_ode")
+        sampler = self._flow_sampler(divergence, solver, n_steps, "log_weights_ode")
         x = self._frames("log_weights_ode", traj)
         rng, size = make_rng(seed, self.device), self._size(batch_size, 4)
         return sampler.log_weights(x, rng=rng, batch_size=size, progress=progress)

@@ -77,7 +77,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
     n_steps
         Network evaluations of a proposal, if other than the tuned number.
     device
-        Device that the network runs on.
+        Device that an archive's network runs on; None: "cpu". A sampler's is where it is.
     seed
         Seed of the random numbers, which all copies of the move in a process share; processes that
         share replicas by MPI draw their own, and so do a resumed run and a forked process.
@@ -107,7 +107,7 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
         batch_size: int = 256,
         *,
         n_steps: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         seed: int | None = None,
         allow_pickle: bool = False,
     ) -> None:
@@ -119,7 +119,11 @@ class DiffusionMove(MCMCMove):  # type: ignore[misc]
             checks.positive_integer("n_steps", n_steps, minimum=2)
         if seed is not None:
             checks.positive_integer("seed", seed, minimum=0)
-        self.n_steps, self.device, self.seed = n_steps, device, seed
+        if isinstance(archive, PathSampler):
+            if device is not None:
+                raise ValueError(f"device: expected none with a sampler, got {device!r}")
+            device = str(archive.device)
+        self.n_steps, self.device, self.seed = n_steps, device or "cpu", seed
         self.allow_pickle = checks.boolean("allow_pickle", allow_pickle)
         self.n_proposed = self.n_accepted = self.n_outside = 0
         self._kept()
@@ -262,8 +266,8 @@ def _identified(archive: object) -> tuple[str | None, str]:
         return None, archive.fingerprint
     if not isinstance(archive, str | os.PathLike):
         raise ValueError(
-            "archive: expected the path of a generator's file, as save() writes it, or a "
-            f"sampler, got {type(archive).__name__}"
+            "archive: expected the path of a generator's file, as save() writes it, or a path "
+            f"sampler (gen.path_sampler()), got {type(archive).__name__}"
         )
     if not Path(archive).is_file():
         if str(archive) not in pretrained.names():

@@ -48,7 +48,7 @@ from openmm_vtdis.core.rng import Seed, make_rng
 from openmm_vtdis.mcmc.metropolis import accepted
 from openmm_vtdis.mcmc.reference import ReferenceData, convergence_report
 from openmm_vtdis.runtime.progress import progress_bar
-from openmm_vtdis.targets.base import Target
+from openmm_vtdis.targets.base import Target, check_is_target
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +213,7 @@ def sample_hmc(
         On bad arguments, if a chain starts at a non-finite energy, or if the checkpoint belongs to
         another run (arguments, target or starting configurations differ).
     """
+    check_is_target(target)
     n_chains = checks.positive_integer("n_chains", n_chains, minimum=2)
     n_samples = checks.positive_integer("n_samples", n_samples)
     burn_in = checks.positive_integer("burn_in", burn_in, minimum=0)

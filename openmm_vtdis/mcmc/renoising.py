@@ -64,6 +64,8 @@ class IndependentProposals:
     """
 
     def __init__(self, sampler: Sampler, rng: torch.Generator, batch_size: int) -> None:
+        if not isinstance(sampler, Sampler):
+            raise ValueError(f"sampler: expected a Sampler, got {type(sampler).__name__}")
         self.sampler, self.rng, self.batch_size = sampler, rng, batch_size
         self._stock: list[Proposal] = []
 

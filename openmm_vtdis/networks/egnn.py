@@ -29,6 +29,7 @@ tau      noise embedding                          (B, H)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -39,6 +40,8 @@ from openmm_vtdis.core import checks
 from openmm_vtdis.core.space import Space
 from openmm_vtdis.networks.base import NETWORKS, Network
 from openmm_vtdis.networks.embedding import NoiseEmbedding, RadialBasis
+
+logger = logging.getLogger(__name__)
 
 
 class EGNNLayer(nn.Module):
@@ -191,6 +194,11 @@ class EGNN(Network):
         space: Space,
         features: Mapping[str, Any],
     ) -> Self:
+        if not space.centred:
+            logger.warning(
+                "network: an EGNN sees differences of positions only, and the target depends on "
+                'positions in space; "mlp-7x512" sees them'
+            )
         return cls(list(labels), space.n_dims, n_layers, n_hidden, **features)
 
     def forward(self, x: Tensor, log_t: Tensor) -> Tensor:

@@ -77,7 +77,10 @@ def parse_size(name: str) -> tuple[str, int, int]:
     """
     match = re.fullmatch(r"([\w.-]+?)-(\d+)x(\d+)", name)
     if match is None or match[1] not in NETWORKS:
-        raise ValueError(f'network: expected a size such as "egnn-4x128", got {name!r}')
+        raise ValueError(
+            f'network: expected a size such as "egnn-4x128", of one of {", ".join(NETWORKS)}, got '
+            f"{name!r}"
+        )
     return match[1], int(match[2]), int(match[3])
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.coordinates import COORDINATES, Coordinates
-from openmm_vtdis.core.rng import make_rng
+from openmm_vtdis.core import checks
+from openmm_vtdis.core.rng import check_rng, make_rng
 from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.provenance import Provenance, Stream
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
@@ -102,7 +103,15 @@ class Sampler(abc.ABC):
     def sample(
         self, n: int, *, rng: torch.Generator, batch_size: int = 1024, progress: bool = True
     ) -> WeightedEnsemble:
-        """Draw n weighted samples."""
+        """Draw n weighted samples.
+
+        Raises
+        ------
+        ValueError
+            If n is no positive integer, or ``rng`` no torch.Generator.
+        """
+        n, batch_size = _sizes(n, batch_size)
+        check_rng(rng)
         identity = self.fingerprint
         stream = Stream(
             stream_fingerprint(rng), n, batch_size, fingerprint(identity, self.describe())
@@ -136,7 +145,23 @@ class Sampler(abc.ABC):
         batch_size: int = 1024,
         progress: bool = True,
     ) -> FrameLogWeights:
-        """Weigh target configurations x (n, M, D) in nm, by fresh trajectories from each."""
+        """Weigh target configurations x (n, M, D) in nm, by fresh trajectories from each.
+
+        They are moved to the origin first where the target's space is centred.
+
+        Raises
+        ------
+        ValueError
+            If x has another shape, is not finite or of another stereoisomer than the samples, or
+            ``rng`` is no torch.Generator.
+        """
+        space, hand = self.target.space, self.coordinates.handedness
+        x = checks.configurations("log_weights", x, space.n_particles, space.n_dims)
+        x = space.project(x)
+        if hand is not None:
+            hand.check("log_weights", x)
+        check_rng(rng)
+        _, batch_size = _sizes(len(x), batch_size)
         z, log_det = self.coordinates.to_model(x)
         ratios = self.log_ratios(z, rng, batch_size, progress).cpu()
         energies = energies_of(self.target, x.to(rng.device)).cpu()
@@ -151,6 +176,12 @@ class Sampler(abc.ABC):
             n_steps=self.n_steps,
             streams=streams,
         )
+
+
+def _sizes(n: object, batch_size: object) -> tuple[int, int]:
+    """Check a number of samples, and how many are made at once."""
+    sizes = checks.positive_integer("n", n), checks.positive_integer("batch_size", batch_size)
+    return sizes
 
 
 def _log_weights(energies: Tensor, log_ratio: Tensor, log_det: Tensor) -> Tensor:

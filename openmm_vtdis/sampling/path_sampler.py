@@ -36,6 +36,14 @@ class PathSampler(Sampler):
     def n_steps(self) -> int:
         return self.process.n_steps
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the network; the CPU for a denoiser without weights."""
+        denoiser = self.process.denoiser
+        weights = denoiser.parameters() if isinstance(denoiser, torch.nn.Module) else iter(())
+        first = next(weights, None)
+        return torch.device("cpu") if first is None else first.device
+
     def with_n_steps(self, n_steps: int) -> PathSampler:
         """The same sampler with another number of steps.
 

@@ -27,7 +27,10 @@ from openmm_vtdis.storage.documents import check_version, parse_json
 
 FORMAT = "openmm-vtdis"
 FORMAT_VERSION = 2
-_CONVERT = "in a checkout of the sources, python -m recipes.convert {path} converts it"
+_CONVERT = (
+    "from the root of a checkout of the sources, python -m recipes.convert {path} NEW.vtdis "
+    "converts it"
+)
 _KEY, _CHECKSUM = "openmm_vtdis", "crc32"
 
 

@@ -36,7 +36,7 @@ from openmm_vtdis.targets.base import (
     check_same_code,
     same_energy,
 )
-from openmm_vtdis.topology import topology_from_json, topology_to_json
+from openmm_vtdis.topology import check_is_topology, topology_from_json, topology_to_json
 
 BatchedEnergy = Callable[[Tensor], Tensor]
 """An energy function: x (B, M, D) in nm, float64 -> (B,)."""
@@ -97,13 +97,14 @@ class CallableTarget(Target):
             )
         if topology is None and n_particles is None:
             raise ValueError("n_particles: expected a number where there is no topology, got None")
+        check_is_topology(topology)
         n_atoms = n_particles if topology is None else topology.getNumAtoms()
         if n_particles not in (None, n_atoms):
             raise ValueError(
                 f"n_particles: expected {n_atoms}, as of the topology, got {n_particles}"
             )
         self.energy = energy
-        self.space = Space(checks.positive_integer("n_particles", n_atoms), n_dims, centred)
+        self.space = _space(n_atoms, n_dims, centred)
         self.temperature = None if temperature is None else checks.temperature(temperature)
         self._topology = topology
         self._in_kj = None if energy_unit is None else _in_kj(energy_unit)
@@ -132,8 +133,19 @@ class CallableTarget(Target):
     def _check(self) -> None:
         """Check that the energy is finite, and the same for configurations that were moved."""
         x, space = self._probes, self.space
-        before = self.reduced_energy(x)
-        if not bool(torch.isfinite(before).any()) or not space.centred:
+        try:
+            before = self.reduced_energy(x)
+        except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"energy: expected a function of x {tuple(x.shape)}, float64 (networks need "
+                f".double()), got {type(error).__name__}: {error}"
+            ) from error
+        if not bool(torch.isfinite(before).any()):
+            raise ValueError(
+                "energy: expected one that is finite near the positions, got "
+                f"{before[0].item()}; give positions= of the system"
+            )
+        if not space.centred:
             return
         rng = make_rng(1)
         turned = x @ random_rotations(len(x), space.n_dims, rng)
@@ -234,6 +246,18 @@ class CallableTarget(Target):
         return f"CallableTarget({name}, {self.space.n_particles} particles{kelvin})"
 
 
+def _space(n_particles: object, n_dims: int, centred: object) -> Space:
+    """The space of the configurations; a single particle has none without its centre."""
+    centred = checks.boolean("centred", centred)
+    n = checks.positive_integer("n_particles", n_particles)
+    if centred and n == 1:
+        raise ValueError(
+            "n_particles: expected at least 2, got 1; give centred=False if its position in space "
+            "matters"
+        )
+    return Space(n, n_dims, centred)
+
+
 def _in_kj(energy_unit: unit.Unit | unit.Quantity) -> float:
     """Convert a unit of energy to kJ/mol.
 
@@ -275,9 +299,11 @@ def imported(name: str) -> Any:
         If there is none here.
     """
     module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"expected a function as my_module:my_function, got {name!r}")
     try:
         return vars(importlib.import_module(module))[function]
-    except (ImportError, KeyError) as error:
+    except Exception as error:  # whatever the module's own code raises
         raise ValueError(
             f"expected the function {name}, which the target's energy is, got {error!r}; put its "
             "module where Python finds it"

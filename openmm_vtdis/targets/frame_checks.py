@@ -137,8 +137,9 @@ def check_equilibrium(
         if target.temperature is not None:
             wanted = f" ({target.temperature:.4g} K is the target's)"
             looks = f", as if they were at {ratio * target.temperature:.4g} K" if ratio > 0 else ""
-        causes = f"temperature{wanted}, length unit (nm), force field, and that they were made "
-        causes += "without constraints"
+        of_energy = "unit of the energy, " if target.runs_user_code else ""
+        causes = f"temperature{wanted}, {of_energy}length unit (nm), force field, and that they "
+        causes += "were made without constraints"
         if not 0.0 < ratio < _FAR:
             looks, causes = "", "length unit (nm), the order of their atoms, and their force field"
         logger.warning(

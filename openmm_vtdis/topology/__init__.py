@@ -19,7 +19,12 @@ from openmm_vtdis.topology.graph import (
     mdtraj_topology,
     placeholder_topology,
 )
-from openmm_vtdis.topology.json import check_storable, topology_from_json, topology_to_json
+from openmm_vtdis.topology.json import (
+    check_is_topology,
+    check_storable,
+    topology_from_json,
+    topology_to_json,
+)
 from openmm_vtdis.topology.particles import Particles
 from openmm_vtdis.topology.stereochemistry import Handedness, Stereocentre, stereocentres
 from openmm_vtdis.topology.symmetry import (
@@ -34,6 +39,7 @@ __all__ = [
     "Particles",
     "Stereocentre",
     "bond_features",
+    "check_is_topology",
     "check_labels",
     "check_storable",
     "check_trajectory_topology",

@@ -64,7 +64,11 @@ def read_frames(
     if isinstance(traj, str | Path) or (
         isinstance(traj, list | tuple) and traj and isinstance(traj[0], str | Path)
     ):
-        traj = _load(name, traj, topology, space.n_particles, temperature)
+        paths = [Path(traj)] if isinstance(traj, str | Path) else [Path(path) for path in traj]
+        if all(path.suffix == ".npy" for path in paths):
+            traj = np.concatenate([_load_array(name, path) for path in paths])
+        else:
+            traj = _load(name, traj, topology, space.n_particles, temperature)
     if isinstance(traj, list | tuple) and any(isinstance(part, md.Trajectory) for part in traj):
         raise ValueError(
             f"{name}: expected one trajectory, got {len(traj)}; join them with mdtraj.join"
@@ -92,6 +96,14 @@ def split_in_time(frames: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
     """Split frames into the first ones and the last fraction ``held_out``, at least one."""
     n = max(1, int(checks.fraction("held_out", held_out) * len(frames)))
     return frames[:-n], frames[-n:]
+
+
+def _load_array(name: str, path: Path) -> np.ndarray:
+    """Load an array in nm."""
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of positions, got {path}: {error}") from error
 
 
 def _load(

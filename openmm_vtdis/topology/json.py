@@ -25,6 +25,17 @@ _BOND_TYPES = {
 _STANDARD = {e.symbol: e for e in vars(app.element).values() if isinstance(e, app.Element)}
 
 
+def check_is_topology(topology: object) -> None:
+    """Raise ValueError for anything but OpenMM's Topology, or None."""
+    if topology is None or isinstance(topology, app.Topology):
+        return
+    hint = "; use its to_openmm()" if hasattr(topology, "to_openmm") else ""
+    got = type(topology)
+    raise ValueError(
+        f"topology: expected an openmm.app.Topology, got {got.__module__}.{got.__name__}{hint}"
+    )
+
+
 def check_storable(topology: app.Topology) -> None:
     """Raise ValueError for a topology that no file can hold; call it before the work."""
     topology_from_json(json.loads(json.dumps(topology_to_json(topology), allow_nan=False)))

@@ -213,3 +213,13 @@ def test_pymbar_leaves_no_trace() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
+
+
+def test_a_side_that_rests_on_one_sample_is_named() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.normal(loc=0.5, size=500)
+    assert "the two sides alone differ by" in str(bar(rng.normal(size=500), target))  # control
+    alone = np.append(target, -40.0)
+    found = bar(rng.normal(size=500), alone)
+    assert math.isnan(found.disagreement)
+    assert "a single sample has nearly all the weight on the target side" in str(found)

@@ -173,3 +173,44 @@ def test_frames_in_another_unit_are_not_noised(trained: DiffusionBoltzmannGenera
     assert np.isfinite(trained.log_weights(frames, seed=0, progress=False)).all()
     with pytest.raises(ValueError, match=r"log_weights: expected equilibrium frames.*length unit"):
         trained.log_weights(10.0 * frames, seed=0, progress=False)
+
+
+class Wrong(torch.nn.Module):
+    """A network whose output has another shape, or which cannot be called."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.scale = how, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+        if self.how == "raises":
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return self.scale * (x[:, :3] if self.how == "shape" else x)
+
+
+def test_networks_and_coordinates_that_do_not_fit_are_refused_at_once() -> None:
+    target = double_well().target()
+    make = DiffusionBoltzmannGenerator.from_target
+    make(target, Wrong("not"))  # control
+    with pytest.raises(ValueError, match=r"network: expected a map of x \(B, 4, 2\)"):
+        make(target, Wrong("shape"))
+    with pytest.raises(ValueError, match="got RuntimeError: mat1 and mat2"):
+        make(target, Wrong("raises"))
+    with pytest.raises(ValueError, match='such as "egnn-4x128", of one of .*egnn.*mlp.* got'):
+        make(target, "atn-1x8")
+    make(target, coordinates=Cartesian(target.space))  # control
+    for other in (Cartesian, "cartesian", Space(4, 2)):
+        with pytest.raises(ValueError, match="coordinates: expected an object such as Cartesian"):
+            make(target, coordinates=other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected those of 4 particles in 2 dimensions"):
+        make(target, coordinates=Cartesian(Space(5, 2)))
+
+
+def test_a_network_that_cannot_see_where_particles_are_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    target = gaussian_mixture(4)
+    DiffusionBoltzmannGenerator.from_target(target, "mlp-1x8")
+    assert "differences of positions" not in caplog.text
+    DiffusionBoltzmannGenerator.from_target(target, "egnn-1x8")
+    assert "an EGNN sees differences of positions only" in caplog.text

@@ -54,3 +54,15 @@ def test_altered_and_foreign_files_are_refused(old: Path, tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=match):
             convert.convert(path, tmp_path / "new.vtdis")
     assert not (tmp_path / "new.vtdis").exists()
+
+
+def test_the_command_says_in_one_line_what_is_wrong(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["convert", str(tmp_path / "none"), str(tmp_path / "new")])
+    with pytest.raises(SystemExit, match="2"):
+        convert.main()
+    assert "none: no such archive" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["convert", str(old), str(tmp_path / "new.vtdis")])
+    convert.main()
+    DiffusionBoltzmannGenerator.load(tmp_path / "new.vtdis")

@@ -6,8 +6,10 @@ import copy
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import mdtraj
+import numpy as np
 import pytest
 import torch
 from openmm import app, unit
@@ -16,6 +18,7 @@ from openmm_vtdis import DiffusionBoltzmannGenerator, WeightedEnsemble, cli
 from openmm_vtdis.generator.sharded import sample_to_file
 from openmm_vtdis.interop import DiffusionMove
 from openmm_vtdis.targets import CallableTarget
+from openmm_vtdis.targets.callable import imported
 from openmm_vtdis.testing import check_target
 from openmm_vtdis.topology import placeholder_topology
 from tests import potentials
@@ -173,3 +176,89 @@ def test_the_command_line_trains_tunes_and_samples_it(
     message = capsys.readouterr().err
     assert "expected one of --system and --energy, got both or neither" in message
     assert "expected the function my_springs:nothing" in message
+
+
+def test_the_command_line_from_an_energy_in_kt_by_the_lines_that_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One particle that is not centred, frames of .npy, and no temperature."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_well.py").write_text(
+        "def energy(x):\n    return 2.0 * (x - 1.0).square().sum(dim=(1, 2))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rng = np.random.default_rng(0)
+    np.save("frames.npy", 1.0 + 0.5 * rng.normal(size=(2_000, 1, 2)))
+    quiet = ["--no-progress", "--seed", "0"]
+    train = [
+        "train", "--energy", "my_well:energy", "--energy-unit", "kT", "--n-particles", "1",
+        "--n-dims", "2", "-t", "frames.npy", "--network", "mlp-2x16", "--iterations", "60",
+    ]  # fmt: skip
+    assert cli.main([*train, *quiet]) == 2
+    assert "give centred=False" in capsys.readouterr().err
+    assert cli.main([*train, "--not-centred", *quiet]) == 0
+    for sizes in (["--steps", "10", "--trajectories", "200"], ["-n", "2000"], []):
+        following = capsys.readouterr().out.splitlines()[-1].removeprefix("next: openmm-vtdis ")
+        assert cli.main([*following.split(), *sizes, *quiet]) == 0
+    check = ["--archive", "model.vtdis", "-t", "frames.npy", "--allow-pickle"]
+    assert "frames of MD show what these samples may have missed" in capsys.readouterr().out
+    assert cli.main(["analyze", "model.nc", *check, *quiet]) == 0
+    log_z = WeightedEnsemble.load("model.nc").log_z()
+    assert abs(log_z.z(math.log(0.5 * math.pi))) < 4.0
+    capsys.readouterr()
+    np.save("frames.npy", np.array(["a"]))
+    assert cli.main([*train, "--not-centred", *quiet]) == 2
+    assert "train: " in capsys.readouterr().err
+    system = ["train", "-s", "x.xml", "-t", "frames.npy"]
+    for wrong, what in (([], "--temperature"), (["-T", "300", "--not-centred"], "--not-centred")):
+        assert cli.main([*system, *wrong, *quiet]) == 2
+        assert f"{what} with --system" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"centred": "no"}, "centred: expected True or False, got 'no'"),
+        ({"centred": None}, "centred: expected True or False, got None"),
+        ({"n_particles": 1}, "n_particles: expected at least 2, got 1; give centred=False"),
+        (
+            {"topology": "top.pdb", "n_particles": None},
+            "expected an openmm.app.Topology, got .*str",
+        ),
+        ({"energy": lambda x: x.sum((1, 2)) * float("nan")}, "expected one that is finite near"),
+        ({"energy": lambda x: x.sum((1, 2)) + float("inf")}, "expected one that is finite near"),
+        (
+            {"energy": lambda x: torch.nn.Linear(9, 1)(x.flatten(1))[:, 0]},
+            r"networks need \.double\(\)\), got RuntimeError: .*same dtype",
+        ),
+        ({"energy": lambda x: x.nothing()}, "got AttributeError: .*nothing"),
+    ],
+)
+def test_what_is_wrong_with_an_energy_is_said_at_once(change: dict[str, Any], match: str) -> None:
+    arguments: dict[str, Any] = {"energy": potentials.spring_energy, "n_particles": 3, **change}
+    with pytest.raises(ValueError, match=match):
+        CallableTarget(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("spring_energy", "expected a function as my_module:my_function, got 'spring_energy'"),
+        ("tests.potentials:", "expected a function as my_module:my_function"),
+        ("tests.potentials:none", r"got KeyError\('none'\)"),
+        ("tests.broken:energy", "got SyntaxError"),
+        ("tests.raising:energy", r"got RuntimeError\('no weights here'\)"),
+    ],
+)
+def test_names_of_functions(name: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imports(module: str) -> Any:
+        if module == "tests.broken":
+            raise SyntaxError("invalid syntax")
+        if module == "tests.raising":
+            raise RuntimeError("no weights here")
+        return potentials
+
+    monkeypatch.setattr("importlib.import_module", imports)
+    assert imported("tests.potentials:spring_energy") is potentials.spring_energy
+    with pytest.raises(ValueError, match=match):
+        imported(name)

@@ -27,7 +27,7 @@ from openmm_vtdis.targets.base import same_energy
 from openmm_vtdis.targets.binding import check_bonds
 from openmm_vtdis.targets.openmm.probing import N_GROUPS, SEED, ForceProbe
 from openmm_vtdis.targets.openmm.torch_energy import BatchedEnergy, pad
-from openmm_vtdis.topology import check_storable
+from openmm_vtdis.topology import check_is_topology, check_storable
 from openmm_vtdis.topology.graph import mass_of
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,7 @@ def check_structure(system: openmm.System, topology: app.Topology | None) -> Non
         For fewer than two particles, constraints, virtual sites, periodic boundaries, or a topology
         of another size.
     """
-    if topology is not None and not isinstance(topology, app.Topology):
-        hint = "; use its to_openmm()" if hasattr(topology, "to_openmm") else ""
-        raise ValueError(
-            f"topology: expected an openmm.app.Topology, got {type(topology).__module__}."
-            f"{type(topology).__name__}{hint}"
-        )
+    check_is_topology(topology)
     n = system.getNumParticles()
     if n < 2:
         raise ValueError(f"system: expected at least 2 particles, got {n}")
