@@ -232,7 +232,7 @@ OPTIONS = {
     for name, parser in cli_options.make_parser(cli.RUNS)[1].items()
 }
 TYPES = {
-    **dict.fromkeys(("progress", "allow_pickle"), bool),
+    **dict.fromkeys(("progress", "allow_pickle", "not_centred"), bool),
     **dict.fromkeys(("temperature", "learning_rate"), float),
     **dict.fromkeys(
         ("seed", "n_dims", "iterations", "batch_size", "pairs", "steps", "n_threads"), int

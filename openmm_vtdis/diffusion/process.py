@@ -130,7 +130,7 @@ class DiffusionProcess:
             denoiser.space, description["labels"], parameters, **description["options"]
         )
         found = description.get("laplace")
-        laplace = None if found is None else LaplaceRange(**found)
+        laplace = None if found is None else LaplaceRange.rebuild(found)
         schedule = Schedule(tuple(description["times"]))
         return cls(denoiser, schedule, family, mean_coefficients, energy, laplace)
 

@@ -312,7 +312,7 @@ def test_a_partial_path_is_the_beginning_of_a_whole_one(m: int) -> None:
     assert torch.equal(nowhere.end, x)
     assert not bool(nowhere.log_q.any())
     for wrong in (-1, 31, 2.5):
-        with pytest.raises(ValueError, match="level: expected"):
+        with pytest.raises(ValueError, match="from_: expected"):
             denoise(process, x, rng, from_=wrong)  # type: ignore[arg-type]
 
 

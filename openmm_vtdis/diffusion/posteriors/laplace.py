@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,10 +72,19 @@ class LaplaceRange:
     level: float
     jump: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name, value in (("level", self.level), ("jump", self.jump)):
+    @classmethod
+    def rebuild(cls, description: dict[str, Any]) -> LaplaceRange:
+        """Make one of its attributes, as an archive has them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If they are not its attributes, or no numbers of at least 0.
+        """
+        for name, value in description.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0.0:
                 raise ValueError(f"laplace: expected a {name} of at least 0, got {value!r}")
+        return cls(**description)
 
 
 @dataclass(frozen=True)
