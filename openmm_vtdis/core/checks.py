@@ -164,6 +164,14 @@ def device(value: torch.device | str) -> torch.device:
     return found
 
 
+def torch_generator(name: str, rng: object) -> None:
+    """Check that an rng is a ``torch.Generator``."""
+    if not isinstance(rng, torch.Generator):
+        raise ValueError(
+            f"{name}: expected a torch.Generator, got {rng!r}; core.rng.make_rng(seed) makes one"
+        )
+
+
 def shape(x: object, n_particles: int, n_dims: int) -> None:
     """Check that x is a tensor of positions, (B, n_particles, n_dims)."""
     if not isinstance(x, Tensor):

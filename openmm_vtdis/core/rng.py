@@ -51,12 +51,6 @@ def make_rng(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
     return rng
 
 
-def check_rng(rng: object) -> None:
-    """Raise ValueError for anything but a ``torch.Generator``."""
-    if not isinstance(rng, torch.Generator):
-        raise ValueError(f"rng: expected a torch.Generator, got {rng!r}; make_rng(seed) gives one")
-
-
 def fork_entropy() -> list[int]:
     """A number that no other process has, if this one was forked; else none."""
     fork = this_fork()

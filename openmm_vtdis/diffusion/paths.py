@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import check_rng
 from openmm_vtdis.diffusion.covariance.base import Fittable
 from openmm_vtdis.diffusion.process import DiffusionProcess
 from openmm_vtdis.runtime.progress import Bar, NoBar, progress_bar
@@ -81,8 +80,12 @@ def denoise(
     ValueError, TypeError
         If x or the level is not of the process, or ``rng`` no torch.Generator.
     """
-    bar = bar or NoBar()
     m = _level("from_", process, from_, x, rng)
+    return _denoised(process, x, rng, m, bar or NoBar())
+
+
+def _denoised(process: DiffusionProcess, x: Tensor, rng: torch.Generator, m: int, bar: Bar) -> Path:
+    """Draw x_0 from x = x_m."""
     log_q = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_p = torch.zeros_like(log_q)
     for n in range(m, 0, -1):
@@ -129,8 +132,20 @@ def noise(
     ValueError, TypeError
         If x or the level is not of the process, or ``rng`` no torch.Generator.
     """
-    bar = bar or NoBar()
     m = _level("to", process, to, x, rng)
+    return _noised(process, x, rng, m, family, at_once, bar or NoBar())
+
+
+def _noised(
+    process: DiffusionProcess,
+    x: Tensor,
+    rng: torch.Generator,
+    m: int,
+    family: Fittable | None,
+    at_once: int,
+    bar: Bar,
+) -> Path:
+    """Draw x_m from x = x_0."""
     log_q = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     log_p = torch.zeros_like(log_q)
     rows = []
@@ -154,7 +169,7 @@ def _level(name: str, process: object, m: int | None, x: object, rng: object) ->
     """Check the arguments of a path; its level, 0..N."""
     if not isinstance(process, DiffusionProcess):
         raise TypeError(f"process: expected a DiffusionProcess, got {type(process).__name__}")
-    check_rng(rng)
+    checks.torch_generator("rng", rng)
     checks.shape(x, process.space.n_particles, process.space.n_dims)
     last = process.n_steps
     found = last if m is None else checks.positive_integer(name, m, minimum=0)
@@ -232,7 +247,7 @@ def reverse_paths(
         with progress_bar(n * process.n_steps, "sampling", progress, "eval") as bar:
             for start in range(0, n, batch_size):
                 x = once.sample_prior(min(batch_size, n - start), rng)
-                path = denoise(once, x, rng, bar=bar)
+                path = _denoised(once, x, rng, once.n_steps, bar)
                 positions.append(path.end)
                 ratios.append(path.log_q - process.prior_log_prob(x) - path.log_p)
         return ReversePaths(torch.cat(positions), torch.cat(ratios))
@@ -266,7 +281,7 @@ def forward_paths(
             for x in x_0.split(batch_size):
                 at_once = batch_size // len(x)
                 x = x.to(rng.device, torch.float64)
-                path = noise(once, x, rng, family=family, at_once=at_once, bar=bar)
+                path = _noised(once, x, rng, once.n_steps, family, at_once, bar)
                 forward.append((path.log_q - process.prior_log_prob(path.end)).cpu())
                 reverse.append(path.log_p.cpu())
                 if path.statistics is not None:

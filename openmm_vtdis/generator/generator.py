@@ -326,7 +326,6 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
         samples for the same ``batch_size``.
         """
         sampler = self._path_sampler(n_steps, "sample")
-        n = checks.positive_integer("n", n)
         rng, size = make_rng(seed, self.device), self._size(batch_size)
         return sampler.sample(n, rng=rng, batch_size=size, progress=progress)
 
@@ -353,7 +352,6 @@ class DiffusionBoltzmannGenerator(GeneratorBase):
             "heun" or "rk4", on the tuned grid or one of ``n_steps`` with the same ends.
         """
         sampler = self._flow_sampler(divergence, solver, n_steps, "sample_ode")
-        n = checks.positive_integer("n", n)
         rng, size = make_rng(seed, self.device), self._size(batch_size, 4)
         return sampler.sample(n, rng=rng, batch_size=size, progress=progress)
 

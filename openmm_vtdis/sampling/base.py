@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmm_vtdis.coordinates import COORDINATES, Coordinates
+from openmm_vtdis.coordinates import Coordinates
 from openmm_vtdis.core import checks
-from openmm_vtdis.core.rng import check_rng, make_rng
+from openmm_vtdis.core.rng import make_rng
 from openmm_vtdis.ensemble.frame_weights import FrameLogWeights
 from openmm_vtdis.ensemble.provenance import Provenance, Stream
 from openmm_vtdis.ensemble.weighted import WeightedEnsemble
@@ -87,9 +87,8 @@ class Sampler(abc.ABC):
 
         It is computed anew each time, since a network may have been trained on.
         """
-        coordinates, hand = self.coordinates, self.coordinates.handedness
-        kind = COORDINATES.kind_of(coordinates)
-        described = coordinates if kind is None else (kind, coordinates.describe())
+        hand = self.coordinates.handedness
+        described = type(self.coordinates), self.coordinates.describe()
         signs = None if hand is None else list(hand.signs)
         target = self.target.temperature, self.target.fingerprint or self._energies()
         return fingerprint(self._identity(), described, signs, target)
@@ -111,7 +110,7 @@ class Sampler(abc.ABC):
             If n is no positive integer, or ``rng`` no torch.Generator.
         """
         n, batch_size = _sizes(n, batch_size)
-        check_rng(rng)
+        checks.torch_generator("rng", rng)
         identity = self.fingerprint
         stream = Stream(
             stream_fingerprint(rng), n, batch_size, fingerprint(identity, self.describe())
@@ -160,7 +159,7 @@ class Sampler(abc.ABC):
         x = space.project(x)
         if hand is not None:
             hand.check("log_weights", x)
-        check_rng(rng)
+        checks.torch_generator("rng", rng)
         _, batch_size = _sizes(len(x), batch_size)
         z, log_det = self.coordinates.to_model(x)
         ratios = self.log_ratios(z, rng, batch_size, progress).cpu()
